@@ -1,0 +1,5 @@
+"""Speed of hpcdask beside the installed dask.distributed: ``python -m benchmarks --help``.
+
+`systems` says who runs, `rows` what is measured and what must be reached, `tasks` what the workers
+compute, `one` takes a single measurement in a process of its own, `report` makes the table.
+"""

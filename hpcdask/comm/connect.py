@@ -1,0 +1,52 @@
+"""Dial and listen by address; the protocol in the address says who does it."""
+
+from __future__ import annotations
+
+from hpcdask.comm import inproc, tcp
+from hpcdask.comm.addresses import parse_address, parse_ports
+from hpcdask.comm.base import Comm, Listener, OnComm
+from hpcdask.comm.options import CommOptions
+
+
+async def connect(address: str, options: CommOptions, timeout: float | None = None) -> Comm:
+    """Open a connection and prove that both ends hold the token.
+
+    Parameters
+    ----------
+    address : str
+        As `parse_address` reads it.
+    timeout : float, optional
+        Seconds for all of it; by default ``options.connect_timeout``.
+
+    Raises
+    ------
+    CommClosedError
+        If nobody answers there in time; the text says what was tried.
+    AuthenticationError
+        If one end holds another token.
+    """
+    target = parse_address(address)
+    if target.protocol == "inproc":
+        return await inproc.connect(target.host)
+    return await tcp.connect(target, options, timeout or options.connect_timeout)
+
+
+async def listen(
+    address: str, on_comm: OnComm, options: CommOptions, ports: int | str | None = None
+) -> Listener:
+    """Accept connections at `address` and give each to `on_comm` once it is authenticated.
+
+    Parameters
+    ----------
+    ports : int or str, optional
+        Ports to try in turn, in place of the address's own.
+
+    Raises
+    ------
+    OSError
+        If no port is free, or the host is not one of this machine's addresses.
+    """
+    target = parse_address(address, default_port=0)
+    if target.protocol == "inproc":
+        return inproc.InprocListener(target.host, on_comm)
+    return await tcp.listen(target, parse_ports(ports, target.port), on_comm, options)

@@ -1,0 +1,32 @@
+"""Options of connections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hpcdask.wire.framing import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class CommOptions:
+    """How connections of one process behave.
+
+    Parameters
+    ----------
+    token : bytes or None
+        The cluster token; None only for ``--no-auth``.
+    limits : Limits
+        What one frame may hold.
+    compression : str or None
+        "auto" (the best installed library), "lz4", "zstd" or None. Never used within one host.
+    connect_timeout : float
+        Seconds to try to reach a listener.
+    handshake_timeout : float
+        Seconds that a peer has to prove who it is.
+    """
+
+    token: bytes | None = field(default=None, repr=False)
+    limits: Limits = field(default_factory=Limits)
+    compression: str | None = "auto"
+    connect_timeout: float = 30.0
+    handshake_timeout: float = 5.0

@@ -1,0 +1,1 @@
+"""Scheduler and worker as pure state machines: events in, messages and instructions out, no I/O."""

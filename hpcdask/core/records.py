@@ -1,0 +1,211 @@
+"""What the scheduler keeps of each task, worker, client and function."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from hpcdask.messages import Blob, Heartbeat, RegisterWorker, TaskError
+
+#: Seconds assumed for a task of a kind that has not run yet.
+UNKNOWN_DURATION = 0.5
+#: Seconds that any task costs besides its own running.
+OVERHEAD = 50e-6
+
+T = TypeVar("T")
+
+_NOTHING: Any = frozenset()  # stands for an empty set until something is added
+
+
+class Prefix:
+    """How long the tasks of one function take."""
+
+    __slots__ = ("duration", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.duration: float | None = None  # seconds, moving average
+
+    def observe(self, duration: float) -> None:
+        """Take one measured duration into the average."""
+        old = self.duration
+        self.duration = duration if old is None else 0.5 * old + 0.5 * duration
+
+    @property
+    def cost(self) -> float:
+        """Seconds that one more such task is expected to occupy a thread."""
+        return UNKNOWN_DURATION if self.duration is None else self.duration + OVERHEAD
+
+
+class FunctionRecord:
+    """Code that tasks share."""
+
+    __slots__ = ("code", "function_id", "known_by", "prefix", "uses")
+
+    def __init__(self, function_id: bytes, code: Blob, prefix: Prefix) -> None:
+        self.function_id = function_id
+        self.code = code
+        self.prefix = prefix
+        self.uses = 0  # tasks that refer to it
+        self.known_by: set[WorkerRecord] = set()
+
+
+class Task:
+    """One task. A million of them may wait, so slots, and shared empty sets until needed."""
+
+    __slots__ = (
+        "arguments",
+        "attempt",
+        "dependencies",
+        "dependents",
+        "error",
+        "failures",
+        "function",
+        "key",
+        "missing",
+        "nbytes",
+        "priority",
+        "retries",
+        "state",
+        "waiters",
+        "wanted_by",
+        "who_has",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        function: FunctionRecord | None,
+        arguments: Blob,
+        dependencies: tuple[Task, ...],
+        priority: tuple[float, int, int],
+        retries: int,
+    ) -> None:
+        self.key = key
+        self.state = "released"
+        self.function = function  # None: scattered data, which cannot be computed again
+        self.arguments = arguments
+        self.dependencies = dependencies
+        self.dependents: set[Task] = _NOTHING
+        self.missing = 0  # dependencies not in memory, while waiting
+        self.waiters = 0  # dependents that are still to run
+        self.wanted_by: set[ClientRecord] = _NOTHING
+        self.who_has: set[WorkerRecord] = _NOTHING
+        self.worker: WorkerRecord | None = None  # where it is processing
+        self.attempt = 0  # of the present run, or the value
+        self.priority = priority
+        self.retries = retries
+        self.failures = 0  # workers that died while they may have run it
+        self.nbytes = 0
+        self.error: TaskError | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a client or a task that is still to run wants its value."""
+        return bool(self.waiters or self.wanted_by)
+
+    def add_dependent(self, task: Task) -> None:
+        """Note a task that takes this one's value."""
+        self.dependents = _with(self.dependents, task)
+
+    def drop_dependent(self, task: Task) -> None:
+        """Undo `add_dependent`."""
+        self.dependents = _without(self.dependents, task)
+
+    def add_holder(self, worker: WorkerRecord) -> None:
+        """Note a worker that has the value; also on the worker's side."""
+        if worker not in self.who_has:
+            self.who_has = _with(self.who_has, worker)
+            worker.has_what.add(self)
+            worker.nbytes += self.nbytes
+
+    def drop_holder(self, worker: WorkerRecord) -> None:
+        """Undo `add_holder`."""
+        if worker in self.who_has:
+            self.who_has = _without(self.who_has, worker)
+            worker.has_what.discard(self)
+            worker.nbytes -= self.nbytes
+
+    def add_client(self, client: ClientRecord) -> None:
+        """Note a client that wants it; also on the client's side."""
+        self.wanted_by = _with(self.wanted_by, client)
+        client.wants.add(self)
+
+    def drop_client(self, client: ClientRecord) -> None:
+        """Undo `add_client`."""
+        self.wanted_by = _without(self.wanted_by, client)
+        client.wants.discard(self)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.key} {self.state}>"
+
+
+def _with(items: set[T], item: T) -> set[T]:
+    if items is _NOTHING:
+        return {item}
+    items.add(item)
+    return items
+
+
+def _without(items: set[T], item: T) -> set[T]:
+    if items is not _NOTHING:
+        items.discard(item)
+    return items or _NOTHING
+
+
+class WorkerRecord:
+    """One worker."""
+
+    __slots__ = (
+        "address",
+        "has_what",
+        "in_room",
+        "info",
+        "is_free",
+        "last_seen",
+        "metrics",
+        "nbytes",
+        "nthreads",
+        "occupancy",
+        "processing",
+    )
+
+    def __init__(self, now: float, info: RegisterWorker) -> None:
+        self.info = info
+        self.address = info.address
+        self.nthreads = info.nthreads
+        self.processing: dict[Task, float] = {}  # seconds that each was expected to take
+        self.occupancy = 0.0  # their sum
+        self.has_what: set[Task] = set()
+        self.nbytes = 0  # their sum
+        self.metrics: Heartbeat | None = None
+        self.last_seen = now
+        self.is_free = self.in_room = False  # whether it stands in placement's two lists
+
+    def __repr__(self) -> str:
+        return f"<WorkerRecord {self.address}, {len(self.processing)} processing>"
+
+
+class ClientRecord:
+    """Someone who wants values: a client, or the scheduler on behalf of one.
+
+    Parameters
+    ----------
+    name : str
+        Where its messages go in the outbox.
+    is_told : bool
+        False for a want that nobody listens to: a graph that is still being sent, or
+        fire_and_forget.
+    """
+
+    __slots__ = ("generations", "is_told", "name", "wants")
+
+    def __init__(self, name: str, is_told: bool = True) -> None:
+        self.name = name
+        self.is_told = is_told
+        self.wants: set[Task] = set()
+        # Unfinished submissions: number -> (generation, hold on the tasks sent so far)
+        self.generations: dict[int, tuple[int, ClientRecord]] = {}
+
+    def __repr__(self) -> str:
+        return f"<ClientRecord {self.name}, {len(self.wants)} wanted>"

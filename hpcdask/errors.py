@@ -1,0 +1,77 @@
+"""Every exception that a user of hpcdask can catch."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+
+class HpcdaskError(Exception):
+    """Base of all errors that hpcdask itself raises."""
+
+
+class ProtocolError(HpcdaskError, ValueError):
+    """A peer sent bytes or a message that the protocol does not allow; its connection is closed."""
+
+
+class CommClosedError(HpcdaskError, ConnectionError):
+    """The connection is closed, by the peer, by the network or by us."""
+
+
+class HandshakeError(HpcdaskError, ConnectionError):
+    """The two ends of a new connection could not agree that they may talk to each other."""
+
+
+class AuthenticationError(HandshakeError, PermissionError):
+    """The two ends do not hold the same cluster token."""
+
+
+class TokenError(HpcdaskError, PermissionError):
+    """A token or token file is unusable: unreadable, malformed, or readable by others."""
+
+
+class RendezvousError(HpcdaskError, ValueError):
+    """A scheduler file cannot be written, or holds something that is not one."""
+
+
+class RendezvousTimeoutError(RendezvousError, TimeoutError):
+    """No usable scheduler file, or no scheduler that answers to it, within the deadline."""
+
+
+class InterfaceNotFoundError(HpcdaskError, ValueError):
+    """This host has no network interface as the one asked for, or it has no address."""
+
+
+class ConfigError(HpcdaskError, ValueError):
+    """An option has a value that it cannot have."""
+
+
+class LaunchError(HpcdaskError, RuntimeError):
+    """A scheduler, nanny or worker could not be started."""
+
+
+class WorkerStartError(LaunchError):
+    """A worker process ended, or said nothing, before it had registered."""
+
+
+class WaitTimeoutError(HpcdaskError, TimeoutError):
+    """What was waited for did not happen within ``timeout``."""
+
+
+class FutureCancelledError(HpcdaskError, concurrent.futures.CancelledError):
+    """The future's task was cancelled, or nobody can compute it any more."""
+
+
+class LostDataError(HpcdaskError, RuntimeError):
+    """A value without a recipe (scattered data) was on workers that are gone."""
+
+
+class KilledWorker(HpcdaskError, RuntimeError):
+    """A task ran on too many workers that died while they ran it."""
+
+
+class RemoteError(HpcdaskError, RuntimeError):
+    """A remote exception that could not be sent or rebuilt here; its text is the message."""
+
+
+class SerializationError(HpcdaskError, TypeError):
+    """An object cannot be pickled, or its pickle cannot be read on this side."""

@@ -1,0 +1,560 @@
+"""Every message between two processes of a cluster: its direction, its fields and their units.
+
+A message travels as the msgpack array of its fields, behind the number that `OPCODES` gives its
+type. Field types are checked on arrival, so a handler may trust them. Times are seconds, sizes
+bytes. A `Blob` is a pickle that only its final reader opens: the scheduler passes blobs on as they
+came. Numbers in `OPCODES` are part of the protocol: append, never reorder.
+
+Every run of a task and every stored value carries an *attempt*: a number that the scheduler hands
+out once and never again. Key and attempt together say which bytes are meant, so an answer that
+comes late, twice, or for a key that was used again is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+PROTOCOL_VERSION = 1
+
+
+class Frames:
+    """A pickle with out-of-band buffers (PEP 574), none of which is copied on its way out.
+
+    Parameters
+    ----------
+    parts : list of buffers
+        The pickle first, then its buffers in order; each 1-d, contiguous, of itemsize 1.
+    """
+
+    __slots__ = ("nbytes", "parts")
+
+    def __init__(self, parts: list[bytes | bytearray | memoryview]) -> None:
+        self.parts = parts
+        self.nbytes = sum(len(part) for part in parts)
+
+    def __repr__(self) -> str:
+        return f"<Frames of {len(self.parts)} parts, {self.nbytes} bytes>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frames) and list(map(bytes, self.parts)) == list(
+            map(bytes, other.parts)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+#: Small values are plain bytes inside the message; larger ones follow it as frames.
+Blob: TypeAlias = bytes | Frames
+
+#: What msgpack packs by itself: None, bool, int, float, str, bytes, and tuples and dicts of these.
+Plain: TypeAlias = Any
+
+
+# -- Records inside messages ----------------------------------------------------------------------
+
+
+class Function(NamedTuple):
+    """A pickled callable, sent once per chunk of tasks and once per worker."""
+
+    function_id: bytes  # 128-bit hash of the pickle
+    name: str  # what durations are averaged by
+    code: Blob
+
+
+class TaskSpec(NamedTuple):
+    """One task as a client describes it."""
+
+    key: str
+    function: int  # index into the message's functions
+    arguments: Blob  # pickle of (args, kwargs), dependencies as placeholders
+    dependencies: tuple[str, ...]  # keys known to the scheduler or earlier in this submission
+
+
+class Dependency(NamedTuple):
+    """An input of a task and where its value can be fetched."""
+
+    key: str
+    attempt: int
+    nbytes: int
+    addresses: tuple[str, ...]
+
+
+class Version(NamedTuple):
+    """One exact value of a key."""
+
+    key: str
+    attempt: int
+
+
+class StoredValue(NamedTuple):
+    """One exact value of a key, with its bytes."""
+
+    key: str
+    attempt: int
+    value: Blob
+
+
+class PlacedValue(NamedTuple):
+    """Where a client may put one scattered value."""
+
+    key: str
+    attempt: int
+    nbytes: int
+    addresses: tuple[str, ...]
+
+
+class TaskError(NamedTuple):
+    """Why a task, or a call, failed."""
+
+    exception: Blob  # pickled exception, or its text as a `RemoteError`
+    frames: tuple[tuple[str, int, str], ...]  # remote traceback: file, line, function
+    key: str  # the task that raised; dependants carry the error of what they depend on
+    worker: str  # its address; empty if no worker was involved
+
+
+# -- First message of a connection -----------------------------------------------------------------
+
+
+class RegisterClient(NamedTuple):
+    """client -> scheduler."""
+
+    client: str  # unique id
+    protocol: int
+    version: str
+
+
+class RegisterWorker(NamedTuple):
+    """worker -> scheduler: I am here, and reachable at `address`."""
+
+    address: str
+    name: str
+    nthreads: int
+    memory_limit: int  # bytes; 0 if unlimited
+    host: str
+    pid: int
+    local_directory: str
+    nanny: str  # name of its nanny, or empty
+    protocol: int
+    version: str
+
+
+class RegisterNanny(NamedTuple):
+    """nanny -> scheduler: I start and watch the worker `name`."""
+
+    name: str
+    host: str
+    pid: int
+    protocol: int
+    version: str
+
+
+class RegisterPeer(NamedTuple):
+    """worker, client or scheduler -> worker: requests for data will follow."""
+
+    protocol: int
+
+
+class Registered(NamedTuple):
+    """scheduler -> worker, nanny, client."""
+
+    scheduler_id: str
+    heartbeat: float  # seconds between heartbeats
+
+
+class Refused(NamedTuple):
+    """scheduler -> worker, nanny, client: you cannot take part, and trying again will not help."""
+
+    reason: str
+
+
+# -- Client and scheduler -----------------------------------------------------------------------
+
+
+class SubmitTasks(NamedTuple):
+    """client -> scheduler: a chunk of a graph, dependencies before their dependants."""
+
+    submission: int  # number of the submission; chunks of one graph share it
+    functions: tuple[Function, ...]
+    tasks: tuple[TaskSpec, ...]
+    wanted: tuple[str, ...] | None  # keys that the client holds futures of; None: all of them
+    first: int  # position of tasks[0] within the submission, for the order of running
+    priority: float  # the user's; higher runs earlier
+    retries: int
+    final: bool  # no further chunk of this submission follows
+
+
+class WantKeys(NamedTuple):
+    """client -> scheduler: I hold futures of these keys."""
+
+    keys: tuple[str, ...]
+
+
+class ReleaseKeys(NamedTuple):
+    """client -> scheduler: I hold no future of these keys any more."""
+
+    keys: tuple[str, ...]
+
+
+class CancelKeys(NamedTuple):
+    """client -> scheduler: stop computing these, and all that depends on them."""
+
+    keys: tuple[str, ...]
+    force: bool  # although other clients want them
+    reason: str
+
+
+class KeepUntilDone(NamedTuple):
+    """client -> scheduler: compute these even if all clients leave (fire_and_forget)."""
+
+    keys: tuple[str, ...]
+
+
+class TaskDone(NamedTuple):
+    """scheduler -> client: a wanted key has its value, which comes along if it is small."""
+
+    key: str
+    nbytes: int
+    value: Blob | None
+
+
+class TaskFailed(NamedTuple):
+    """scheduler -> client: a wanted key will not have a value."""
+
+    key: str
+    error: TaskError
+
+
+class KeyLost(NamedTuple):
+    """scheduler -> client: the value is gone with its worker and is computed again."""
+
+    key: str
+
+
+class KeyCancelled(NamedTuple):
+    """scheduler -> client: nobody will compute this key."""
+
+    key: str
+    reason: str
+
+
+class LocateKeys(NamedTuple):
+    """client -> scheduler: who has these? Answered by `Locations`."""
+
+    request: int
+    keys: tuple[str, ...]
+
+
+class Locations(NamedTuple):
+    """scheduler -> client: holders of keys in memory; a key that is not has no addresses."""
+
+    request: int
+    found: tuple[Dependency, ...]
+
+
+class GatherKeys(NamedTuple):
+    """client -> scheduler: fetch these for me. Answered by `KeyValues`."""
+
+    request: int
+    keys: tuple[str, ...]
+
+
+class PlanScatter(NamedTuple):
+    """client -> scheduler: where may I put these values? Answered by `ScatterPlan`."""
+
+    request: int
+    items: tuple[tuple[str, int], ...]  # key, nbytes
+    workers: tuple[str, ...]  # addresses or names to choose from; empty: all
+    broadcast: bool  # every value to every one of them
+
+
+class ScatterPlan(NamedTuple):
+    """scheduler -> client."""
+
+    request: int
+    placements: tuple[PlacedValue, ...]
+
+
+class DataScattered(NamedTuple):
+    """client -> scheduler: the values are where the plan put them."""
+
+    placements: tuple[PlacedValue, ...]
+
+
+class StoreForClient(NamedTuple):
+    """client -> scheduler: I cannot reach the workers, pass these on. Answered by `Reply`."""
+
+    request: int
+    address: str
+    values: tuple[StoredValue, ...]
+
+
+class Inspect(NamedTuple):
+    """client -> scheduler: a question about the cluster. Answered by `Reply`."""
+
+    request: int
+    what: str  # who_has, has_what, nthreads, identity
+    names: tuple[str, ...]  # keys or workers asked about; empty: all
+
+
+class RunOnWorkers(NamedTuple):
+    """client -> scheduler: call a function on workers. Answered by `CallOutcomes`."""
+
+    request: int
+    function: Blob  # pickle of (function, args, kwargs)
+    workers: tuple[str, ...]  # addresses or names; empty: all
+    wait: bool  # for the outcome
+    nanny: bool  # on the workers' nannies instead
+
+
+class RunOnScheduler(NamedTuple):
+    """client -> scheduler: call a function there. Answered by `CallOutcomes`."""
+
+    request: int
+    function: Blob
+    wait: bool
+
+
+class CallOutcomes(NamedTuple):
+    """scheduler -> client: what each called process returned or raised."""
+
+    request: int
+    returned: tuple[tuple[str, Blob], ...]  # address, pickled result
+    raised: tuple[tuple[str, TaskError], ...]
+
+
+class RestartWorkers(NamedTuple):
+    """client -> scheduler: forget all tasks, start fresh workers. Answered by `Reply`."""
+
+    request: int
+    timeout: float  # seconds
+
+
+class Shutdown(NamedTuple):
+    """client -> scheduler: end workers, nannies and yourself."""
+
+    reason: str
+
+
+class Reply(NamedTuple):
+    """scheduler or worker -> whoever asked."""
+
+    request: int
+    value: Plain
+
+
+class Failure(NamedTuple):
+    """scheduler or worker -> whoever asked: the request could not be served."""
+
+    request: int
+    error: TaskError
+
+
+# -- Worker and scheduler -----------------------------------------------------------------------
+
+
+class DefineFunction(NamedTuple):
+    """scheduler -> worker: code that tasks will name by its id."""
+
+    function_id: bytes
+    name: str
+    code: Blob
+
+
+class ForgetFunctions(NamedTuple):
+    """scheduler -> worker."""
+
+    function_ids: tuple[bytes, ...]
+
+
+class ComputeTask(NamedTuple):
+    """scheduler -> worker: run this once its dependencies are here."""
+
+    key: str
+    attempt: int
+    function_id: bytes
+    arguments: Blob
+    dependencies: tuple[Dependency, ...]
+    priority: tuple[float, int, int]  # smaller runs earlier
+    wanted: bool  # a client holds its future: send a small value along
+
+
+class FreeKeys(NamedTuple):
+    """scheduler -> worker: drop these values, and do not start or report these runs."""
+
+    versions: tuple[Version, ...]
+
+
+class TaskFinished(NamedTuple):
+    """worker -> scheduler: the task ran, and this worker now holds its value."""
+
+    key: str
+    attempt: int
+    nbytes: int  # measured size of the value
+    duration: float  # seconds in the thread, inputs already here
+    value: Blob | None  # its pickle, if a client wants it and it is small
+
+
+class TaskErred(NamedTuple):
+    """worker -> scheduler: the task raised."""
+
+    key: str
+    attempt: int
+    error: TaskError
+
+
+class KeysAdded(NamedTuple):
+    """worker -> scheduler: copies that I fetched and keep."""
+
+    versions: tuple[Version, ...]
+
+
+class DataMissing(NamedTuple):
+    """worker -> scheduler: `address` was said to have this value and does not give it.
+
+    The worker has put `attempt` of `key`, the task that needed it, aside: assign it anew.
+    """
+
+    key: str
+    attempt: int
+    missing: Version
+    address: str
+
+
+class Heartbeat(NamedTuple):
+    """worker -> scheduler."""
+
+    cpu: float  # percent of one core since the last one
+    rss: int  # bytes resident
+    nbytes: int  # measured size of the values held
+    executing: int
+    ready: int
+
+
+class CloseWorker(NamedTuple):
+    """scheduler -> worker: end yourself."""
+
+    reason: str
+
+
+class WorkerClosing(NamedTuple):
+    """worker -> scheduler: I leave on purpose."""
+
+    reason: str
+
+
+class CallFunction(NamedTuple):
+    """scheduler -> worker, nanny. Answered by `CallReturned` or `Failure`."""
+
+    request: int
+    function: Blob
+
+
+class CallReturned(NamedTuple):
+    """worker, nanny -> scheduler."""
+
+    request: int
+    value: Blob
+
+
+# -- Nanny and scheduler -----------------------------------------------------------------------
+
+
+class RestartWorker(NamedTuple):
+    """scheduler -> nanny: end your worker, by force if need be, and start a new one."""
+
+
+class CloseNanny(NamedTuple):
+    """scheduler -> nanny: end your worker and yourself."""
+
+    reason: str
+
+
+class WorkerDied(NamedTuple):
+    """nanny -> scheduler: the worker process ended by itself."""
+
+    name: str
+    pid: int
+    exit_code: int  # negative: the signal that killed it
+    stderr: str  # its last lines
+
+
+# -- Peers: anyone who dials a worker for data -----------------------------------------------------
+
+
+class FetchKeys(NamedTuple):
+    """anyone -> worker: send me these. Answered by `KeyValues`."""
+
+    request: int
+    versions: tuple[Version, ...]
+
+
+class KeyValues(NamedTuple):
+    """worker -> whoever asked."""
+
+    request: int
+    values: tuple[StoredValue, ...]
+    missing: tuple[str, ...]  # keys not held (in that version)
+    failed: tuple[tuple[str, TaskError], ...]  # keys whose value cannot be pickled
+
+
+class StoreKeys(NamedTuple):
+    """client or scheduler -> worker: hold these. Answered by `Reply`."""
+
+    request: int
+    values: tuple[StoredValue, ...]
+
+
+#: Message types in the order of their numbers on the wire.
+OPCODES: tuple[type[Any], ...] = (
+    RegisterClient,
+    RegisterWorker,
+    RegisterNanny,
+    RegisterPeer,
+    Registered,
+    Refused,
+    SubmitTasks,
+    WantKeys,
+    ReleaseKeys,
+    CancelKeys,
+    KeepUntilDone,
+    TaskDone,
+    TaskFailed,
+    KeyLost,
+    KeyCancelled,
+    LocateKeys,
+    Locations,
+    GatherKeys,
+    PlanScatter,
+    ScatterPlan,
+    DataScattered,
+    StoreForClient,
+    Inspect,
+    RunOnWorkers,
+    RunOnScheduler,
+    CallOutcomes,
+    RestartWorkers,
+    Shutdown,
+    Reply,
+    Failure,
+    DefineFunction,
+    ForgetFunctions,
+    ComputeTask,
+    FreeKeys,
+    TaskFinished,
+    TaskErred,
+    KeysAdded,
+    DataMissing,
+    Heartbeat,
+    CloseWorker,
+    WorkerClosing,
+    CallFunction,
+    CallReturned,
+    RestartWorker,
+    CloseNanny,
+    WorkerDied,
+    FetchKeys,
+    KeyValues,
+    StoreKeys,
+)
+
+Message: TypeAlias = Any  # one of OPCODES; a union of 49 types would help no reader

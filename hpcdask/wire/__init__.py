@@ -1,0 +1,1 @@
+"""Bytes, frames, messages and objects, and who may speak: no sockets here."""

@@ -1,0 +1,182 @@
+"""Frames: how a batch of messages and its buffers lie on a byte stream.
+
+A frame is::
+
+    u32 length of the section      u32 number of buffers          (little endian)
+    section: per buffer (u64 bytes on the wire, u64 bytes in truth, u8 codec), then msgpack
+    the buffers
+
+Every length is checked against a limit before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from hpcdask.errors import ProtocolError
+from hpcdask.wire.compression import Buffer, Codec, decompress, maybe_compress
+
+_HEAD = struct.Struct("<II")
+_BUFFER = struct.Struct("<QQB")
+
+
+class Limits(NamedTuple):
+    """Most that one frame may hold; a peer that announces more is disconnected."""
+
+    section: int = 512 * 2**20  # bytes of messages
+    buffers: int = 64 * 2**30  # bytes of all buffers of a frame
+
+
+class Frame(NamedTuple):
+    """One batch of messages, still packed, and the buffers that it refers to."""
+
+    control: Buffer
+    buffers: list[Buffer]
+
+
+def frame_parts(
+    control: bytes, buffers: list[Buffer], limits: Limits, codec: Codec | None = None
+) -> list[Buffer]:
+    """Lay out one frame as buffers to send in order; large ones are not copied.
+
+    Raises
+    ------
+    ProtocolError
+        If the frame is larger than `limits` allow: the peer would hang up.
+    """
+    total = 0
+    descriptors, payload = [], []
+    for buffer in buffers:
+        total += len(buffer)
+        number, wire = maybe_compress(buffer, codec)
+        descriptors.append(_BUFFER.pack(len(wire), len(buffer), number))
+        payload.append(wire)
+    section = len(control) + len(descriptors) * _BUFFER.size
+    if section > limits.section or total > limits.buffers:
+        raise ProtocolError(
+            f"a frame of {section} + {total} bytes is over the limit of {limits.section} + "
+            f"{limits.buffers}; send less at once, or raise the limit on all sides"
+        )
+    return [b"".join((_HEAD.pack(section, len(buffers)), *descriptors, control)), *payload]
+
+
+class FrameReader:
+    """Cut a byte stream into frames.
+
+    Small frames are cut out of whatever was read. What does not fit into one read is received
+    straight into its final memory: ask `target` where the next bytes should go, and say
+    `filled` when some are there.
+
+    Parameters
+    ----------
+    limits : Limits
+        What a frame may hold.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._head = b""  # an incomplete head
+        self._n_buffers = 0
+        self._section: bytearray | None = None  # being filled
+        self._control: Buffer = b""
+        self._descriptors: list[tuple[int, int, int]] = []
+        self._buffers: list[Buffer] = []
+        self._target: memoryview | None = None  # unfilled rest of the section or buffer
+
+    @property
+    def target(self) -> memoryview | None:
+        """Where the next bytes belong, if they have a place already; of at least one byte."""
+        return self._target
+
+    def filled(self, nbytes: int) -> Iterator[Frame]:
+        """Take note of `nbytes` bytes written to the start of `target`."""
+        assert self._target is not None
+        self._target = self._target[nbytes:]
+        if not len(self._target):
+            yield from self._advance()
+
+    def feed(self, data: memoryview) -> Iterator[Frame]:
+        """Cut frames out of `data`, which the caller may overwrite afterwards."""
+        while len(data):
+            if self._target is not None:
+                taken = min(len(data), len(self._target))
+                self._target[:taken] = data[:taken]
+                yield from self.filled(taken)
+                data = data[taken:]
+                continue
+            if self._head or len(data) < _HEAD.size:
+                missing = _HEAD.size - len(self._head)
+                self._head += bytes(data[:missing])
+                data = data[missing:]
+                if len(self._head) < _HEAD.size:
+                    return
+                length, self._n_buffers = _HEAD.unpack(self._head)
+                self._head = b""
+            else:
+                length, self._n_buffers = _HEAD.unpack_from(data)
+                data = data[_HEAD.size :]
+            self._check(length)
+            if len(data) >= length:
+                yield from self._section_is(data[:length])
+                data = data[length:]
+            else:
+                self._section = bytearray(length)
+                self._target = memoryview(self._section)
+
+    def _check(self, length: int) -> None:
+        if length > self.limits.section or self._n_buffers * _BUFFER.size >= length:
+            raise ProtocolError(
+                f"a frame announces {length} bytes with {self._n_buffers} buffers; "
+                f"at most {self.limits.section} are allowed"
+            )
+
+    def _advance(self) -> Iterator[Frame]:
+        """Go on after the target was filled."""
+        self._target = None
+        if self._section is not None:
+            section, self._section = self._section, None
+            yield from self._section_is(memoryview(section))
+        else:
+            yield from self._next_buffer()
+
+    def _section_is(self, section: memoryview) -> Iterator[Frame]:
+        if not self._n_buffers:
+            yield Frame(section, [])
+            return
+        end = self._n_buffers * _BUFFER.size
+        self._descriptors = list(_BUFFER.iter_unpack(section[:end]))
+        self._control = bytes(section[end:])
+        self._buffers = []
+        total = 0
+        for wire, size, codec in self._descriptors:
+            total += max(wire, size)
+            if codec == 0 and wire != size:
+                raise ProtocolError(f"a plain buffer of {size} bytes announces {wire} bytes")
+        if total > self.limits.buffers:
+            raise ProtocolError(
+                f"a frame announces {total} bytes of buffers; "
+                f"at most {self.limits.buffers} are allowed"
+            )
+        yield from self._next_buffer()
+
+    def _next_buffer(self) -> Iterator[Frame]:
+        """Undo the compression of the last buffer, make room for the next one."""
+        if self._buffers:
+            _, size, codec = self._descriptors[len(self._buffers) - 1]
+            if codec:
+                self._buffers[-1] = decompress(codec, self._buffers[-1], size)
+        while len(self._buffers) < self._n_buffers:
+            wire = self._descriptors[len(self._buffers)][0]
+            try:
+                buffer = bytearray(wire)
+            except MemoryError as exc:
+                raise ProtocolError(f"no memory for a buffer of {wire} bytes") from exc
+            self._buffers.append(buffer)
+            if wire:
+                self._target = memoryview(buffer)
+                return
+        frame = Frame(self._control, self._buffers)
+        self._control, self._buffers, self._descriptors = b"", [], []
+        yield frame

@@ -1,0 +1,230 @@
+"""Objects to blobs and back: pickle protocol 5 with out-of-band buffers, cloudpickle where needed.
+
+Pickles are only ever opened by the process that uses the object, never on the way.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from types import CodeType, FunctionType
+from typing import Any, cast
+
+from hpcdask.errors import SerializationError
+from hpcdask.messages import Blob, Frames
+
+#: Buffers below this stay inside their pickle, and pickles below it inside their message.
+OUT_OF_BAND = 32 * 1024
+#: Containers longer than this are not searched for large bytes.
+_SEARCHED = 256
+
+#: Starts a pickle in which large bytes are persistent ids; plain pickles start with 0x80.
+_WITH_LARGE_BYTES = b"L"
+
+
+def dumps(obj: object) -> Blob:
+    """Pickle any object; large buffers within it are referred to, not copied.
+
+    Parameters
+    ----------
+    obj : object
+        Functions and classes of ``__main__`` and closures go by value.
+
+    Returns
+    -------
+    bytes or Frames
+        Frames if it has a part of at least `OUT_OF_BAND` bytes.
+
+    Raises
+    ------
+    SerializationError
+        If neither pickle nor cloudpickle can.
+    """
+    if _has_large_bytes(obj):
+        return _dumps_large_bytes(obj)
+    buffers: list[memoryview] = []
+    try:
+        data = pickle.dumps(obj, protocol=5, buffer_callback=_collector(buffers))
+    except Exception:  # lambdas, closures, local classes, and whatever __reduce__ raises
+        return _dumps_by_value(obj)
+    if b"__main__" in data:  # the reader's __main__ is another module
+        return _dumps_by_value(obj)
+    return _blob(data, buffers)
+
+
+def _dumps_by_value(obj: object) -> Blob:
+    import cloudpickle  # 40 ms, and many processes never need it
+
+    buffers: list[memoryview] = []
+    try:
+        data = cloudpickle.dumps(obj, protocol=5, buffer_callback=_collector(buffers))
+    except Exception as exc:
+        raise _unpicklable(obj, exc) from exc
+    return _blob(data, buffers)
+
+
+def _unpicklable(obj: object, exc: Exception) -> SerializationError:
+    return SerializationError(
+        f"cannot pickle an object of type {type(obj).__qualname__}: {type(exc).__name__}: {exc}"
+    )
+
+
+def loads(blob: Blob) -> Any:
+    """Rebuild an object; arrays share the memory of the blob's buffers.
+
+    Raises
+    ------
+    Exception
+        Whatever rebuilding raises, for example ModuleNotFoundError.
+    """
+    if type(blob) is bytes:
+        return pickle.loads(blob)
+    pickled, *buffers = cast(Frames, blob).parts
+    if pickled[:1] == _WITH_LARGE_BYTES:
+        return _LargeBytesUnpickler(io.BytesIO(memoryview(pickled)[1:]), buffers=buffers).load()
+    return pickle.loads(pickled, buffers=buffers)
+
+
+def _collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # neither C- nor Fortran-contiguous
+            return True
+        if raw.nbytes < OUT_OF_BAND:
+            return True
+        buffers.append(raw)
+        return False
+
+    return keep_in_band
+
+
+def _blob(data: bytes, buffers: list[memoryview]) -> Blob:
+    if buffers or len(data) >= OUT_OF_BAND:
+        return Frames([data, *buffers])
+    return data
+
+
+# -- Large bytes ----------------------------------------------------------------------------------
+# Protocol 5 sends arrays out of band, but bytes and bytearray in band, with a copy, and knows no
+# memoryview. A pickler with `persistent_id` can catch them, but is called for every object; so it
+# is used only where a look at the outermost containers finds some.
+
+
+def _has_large_bytes(obj: object, depth: int = 3) -> bool:
+    kind = type(obj)
+    if kind is bytes or kind is bytearray:
+        return len(cast(bytes, obj)) >= OUT_OF_BAND
+    if kind is memoryview:
+        return True
+    if not depth or kind not in (tuple, list, dict):
+        return False
+    items = cast("dict[Any, Any]", obj).values() if kind is dict else cast("list[Any]", obj)
+    return len(items) <= _SEARCHED and any(_has_large_bytes(item, depth - 1) for item in items)
+
+
+class _LargeBytes:
+    """Mix-in for a pickler: bytes-like objects go out of band."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        kind = type(obj)
+        if (kind is bytes or kind is bytearray) and len(obj) >= OUT_OF_BAND:
+            return kind.__name__, pickle.PickleBuffer(obj)
+        if kind is memoryview:
+            flat = obj if obj.contiguous else memoryview(obj.tobytes())
+            return "memoryview", pickle.PickleBuffer(flat), obj.format, obj.shape
+        return None
+
+
+class _LargeBytesPickler(_LargeBytes, pickle.Pickler):
+    pass
+
+
+class _LargeBytesUnpickler(pickle.Unpickler):
+    def persistent_load(self, pid: Any) -> Any:
+        kind, buffer, *layout = pid
+        if isinstance(buffer, pickle.PickleBuffer):  # was small, so in band
+            buffer = buffer.raw()
+        if kind == "memoryview":
+            format_, shape = layout
+            flat = memoryview(buffer).cast("B")
+            return flat.cast(format_, shape) if flat.nbytes else flat
+        wanted = bytes if kind == "bytes" else bytearray
+        if isinstance(buffer, memoryview) and len(buffer) == len(memoryview(buffer.obj)):
+            buffer = buffer.obj
+        # What came over the network is a bytearray of its own, and need not be copied again.
+        return buffer if type(buffer) is wanted else wanted(buffer)
+
+
+def _dumps_large_bytes(obj: object) -> Blob:
+    data, buffers = _pickled_with(_LargeBytesPickler, obj)
+    if data is None or b"__main__" in data:
+        import cloudpickle
+
+        by_value = type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), {})
+        data, buffers = _pickled_with(by_value, obj)
+    assert data is not None
+    return Frames([_WITH_LARGE_BYTES + data, *buffers])
+
+
+def _pickled_with(pickler_type: Any, obj: object) -> tuple[bytes | None, list[memoryview]]:
+    """Pickle with `pickler_type`; None if the standard pickler cannot."""
+    buffers: list[memoryview] = []
+    stream = io.BytesIO()
+    try:
+        pickler_type(stream, protocol=5, buffer_callback=_collector(buffers)).dump(obj)
+    except Exception as exc:
+        if pickler_type is _LargeBytesPickler:
+            return None, []
+        raise _unpicklable(obj, exc) from exc
+    return stream.getvalue(), buffers
+
+
+# -- Functions -------------------------------------------------------------------------------------
+
+_functions: dict[FunctionType, Blob] = {}
+
+
+def dumps_function(function: Callable[..., Any]) -> Blob:
+    """Pickle a callable, remembering those whose pickle cannot change.
+
+    A function may be changed between two calls through its globals, closure, defaults or
+    attributes. Only one that has none of these is remembered.
+    """
+    if type(function) is not FunctionType or not _is_self_contained(function):
+        return dumps(function)
+    blob = _functions.get(function)
+    if blob is None:
+        blob = dumps(function)
+        if len(_functions) >= 500:
+            _functions.clear()
+        _functions[function] = blob
+    return blob
+
+
+def _is_self_contained(function: FunctionType) -> bool:
+    return not (
+        function.__closure__
+        or function.__defaults__
+        or function.__kwdefaults__
+        or function.__dict__
+        or _names(function.__code__) & function.__globals__.keys()
+    )
+
+
+def _names(code: CodeType) -> set[str]:
+    """Names that a function and those nested in it may look up among their globals."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            names |= _names(constant)
+    return names
+
+
+def function_name(function: object) -> str:
+    """Return a short name for keys and averages; a partial has that of what it wraps."""
+    while hasattr(function, "func"):
+        function = function.func
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return str(name).strip("<>")[:60] or "task"

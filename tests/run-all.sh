@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Every check and test. `make test` calls this with .venv/bin first in PATH and MPIRUN set.
+#
+# All stages run, so that one run shows all that is wrong; the exit code is that of the first stage
+# that failed. The whole of pytest comes last, so its closing line is the last one of a good run.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+failed=()
+first_code=0
+
+stage() { # stage NAME COMMAND...
+    local name=$1 code
+    shift
+    printf '== %s\n' "$name"
+    "$@"
+    code=$?
+    if ((code != 0)); then
+        failed+=("$name")
+        ((first_code != 0)) || first_code=$code
+    fi
+}
+
+# Each rank runs the same tests and would print the same report, one through the other: rank 0
+# prints its own, and the others theirs only if they fail. pytest-mpi prints Open MPI's version
+# string with its final NUL, which would make a log of this a binary file: hence tr.
+mpi_tests() {
+    # shellcheck disable=SC2016,SC2086  # the ranks expand the script; MPIRUN has options in it
+    timeout -k 10 300 ${MPIRUN:-mpirun} -np 3 bash -c '
+        set -o pipefail
+        if [[ ${OMPI_COMM_WORLD_RANK:-0} == 0 ]]; then exec "$@"; fi
+        report=$("$@" 2>&1 | tr -d "\0") && exit
+        code=$?
+        printf "rank %s:\n%s\n" "$OMPI_COMM_WORLD_RANK" "$report"
+        exit "$code"
+    ' rank python -m pytest --with-mpi --only-mpi --color=no -p no:cacheprovider tests/mpi \
+        </dev/null | tr -d '\0'
+}
+
+stage "system packages" tests/system-packages.sh
+stage "ruff check" ruff check .
+stage "ruff format" ruff format --check .
+stage "mypy" mypy
+stage "docs" sphinx-build -W --keep-going -q docs build/docs
+stage "pytest under mpirun, 3 ranks" mpi_tests
+stage "pytest" python -m pytest
+
+if ((${#failed[@]})); then
+    printf 'FAILED:' >&2
+    printf ' [%s]' "${failed[@]}" >&2
+    printf '\n' >&2
+fi
+exit "$first_code"
