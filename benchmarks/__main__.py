@@ -34,12 +34,14 @@ def measure(system: System, row: str) -> dict[str, list[float]]:
         if process.poll() is None:
             end_tree(process)
     if process.returncode:
+        sys.stderr.write(err)
         reason = err.strip().splitlines() or ["no error message"]
         raise MeasurementError(f"exit code {process.returncode}: {reason[-1]}")
     try:
-        return json.loads(out.strip().splitlines()[-1])
+        series: dict[str, list[float]] = json.loads(out.strip().splitlines()[-1])
     except (IndexError, ValueError):
         raise MeasurementError(f"printed no JSON but {out[-200:]!r}") from None
+    return series
 
 
 def end_tree(process: subprocess.Popen[str]) -> None:
@@ -60,7 +62,7 @@ def measure_all(
     samples: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     for row in row_names:
-        systems = [name for name in system_names if ROWS[row].runs_on(name)]
+        systems = [name for name in system_names if ROWS[row].measure_for(name)]
         for turn in range(rounds):
             for system in list(systems):
                 where = {"row": row, "system": system, "round": turn}

@@ -13,10 +13,12 @@ def main(system_name: str, row_name: str) -> None:
     import json
 
     from .rows import ROWS
-    from .systems import POOL, SYSTEMS
+    from .systems import SYSTEMS
 
-    row, module = ROWS[row_name], importlib.import_module(SYSTEMS[system_name].module)
-    measure = row.pool if system_name == POOL else row.measure
+    measure = ROWS[row_name].measure_for(system_name)
+    if measure is None:
+        sys.exit(f"row {row_name} does not run on {system_name}")
+    module = importlib.import_module(SYSTEMS[system_name].module)
     print(json.dumps(measure(module)))
 
 

@@ -93,9 +93,7 @@ def table(samples: list[dict[str, Any]], row_names: Iterable[str]) -> str:
         lines += [line(f, row, medians(f, name, samples)) for f in row.figures]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines
-    )
+    return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines)
 
 
 def how_measured(result: dict[str, Any]) -> str:
@@ -104,12 +102,13 @@ def how_measured(result: dict[str, Any]) -> str:
         f"Measured {machine['date'][:10]} on {machine['cores']} cores of {machine['cpu']} with "
         f"{machine['memory_gb']} GB, {machine['kernel']}, Python {packages['python']}, distributed "
         f"{packages['distributed']}, hpcdask {packages['hpcdask']}; medians of {result['rounds']} "
-        "rounds in which the systems take turns, each measurement in a fresh process. Two workers "
+        "round(s); the systems take turns, each measurement in a fresh process. Two workers "
         "of one thread each unless the row says otherwise, dashboards off, `pure=False`. *tuned* "
         f"is distributed with uvloop {packages['uvloop']}, `worker-saturation: inf`, and work "
         "stealing, worker profiler and GIL monitor off; the pool has `max_workers=2` and "
         "`chunksize=1`. The columns *x* say how many times better hpcdask is. Throughput counts "
-        "from the first call to the last result in the client, after a warm-up; *start* from "
+        "from the first call to the last result in the client, after a warm-up, median of three "
+        "runs with a second between them in which old results are released; *start* runs from "
         "constructing LocalCluster and Client until all workers have registered, imports excluded; "
         "*idle* is client, scheduler and all other processes over 10 s; *import* is a whole "
         '`python -c "import ..."` with warm caches, and its calls are those that name a file, '

@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -46,11 +47,10 @@ class Target:
         return [self.factor * medians[name] if name in medians else None for name in self.of]
 
     def __str__(self) -> str:
-        if self.factor >= 1 or not self.of:
-            factor = f"{self.factor:g}"
-        else:
-            factor = f"1/{1 / self.factor:g}"
-        return f"{factor} x {' and '.join(self.of)}" if self.of else factor
+        if not self.of:
+            return f"{self.factor:g}"
+        factor = f"{self.factor:g}" if self.factor >= 1 else f"1/{1 / self.factor:g}"
+        return f"{factor} x {' and '.join(self.of)}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Figure:
         if value is None or not limits or None in limits:
             return None
         sign = 1 if self.is_more_better else -1
-        return all(sign * value >= sign * limit for limit in limits)
+        return all(sign * value >= sign * limit for limit in limits if limit is not None)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ class Row:
     pool: Measure | None = None
     is_later: bool = False  # the target is not due yet
 
-    def runs_on(self, system: str) -> bool:
-        return system != POOL or self.pool is not None
+    def measure_for(self, system: str) -> Measure | None:
+        """What to run for `system`; None where the comparison means nothing."""
+        return self.pool if system == POOL else self.measure
 
 
 @contextmanager
@@ -113,8 +114,14 @@ def expect(found: object, expected: object) -> None:
 
 
 def rates(ntasks: int, work: Callable[[], object], repeats: int = 3) -> Series:
-    """Tasks per second of `work`, which runs `ntasks`, a few times in a row."""
-    return {"tasks_per_s": [ntasks / seconds(work) for _ in range(repeats)]}
+    """Tasks per second of `work`, which runs `ntasks`, several times."""
+    found = []
+    for _ in range(repeats):
+        # The last run's results are still being released: without this pause distributed, tuned,
+        # falls from 2,050 to 1,250 tasks/s after the first run, and would be too easy to beat.
+        time.sleep(1.0)
+        found.append(ntasks / seconds(work))
+    return {"tasks_per_s": found}
 
 
 def measure_noop(module: ModuleType, ntasks: int = 10_000) -> Series:
@@ -142,7 +149,7 @@ def round_trips(run_one: Callable[[int], object], count: int = 500) -> Series:
     """Microseconds of each of `count` calls, after a warm-up."""
     for i in range(20):
         run_one(i)
-    return {"us": [1e6 * seconds(lambda i=i: run_one(i)) for i in range(count)]}
+    return {"us": [1e6 * seconds(partial(run_one, i)) for i in range(count)]}
 
 
 def measure_roundtrip(module: ModuleType) -> Series:
@@ -195,7 +202,7 @@ def measure_import(module: ModuleType, repeats: int = 10) -> Series:
     series: Series = {label: [] for label in programs}
     for repeat in range(repeats + 1):  # the first one warms up
         for label, program in programs.items():
-            elapsed = seconds(lambda p=program: subprocess.run([sys.executable, "-c", p], check=True))
+            elapsed = seconds(partial(run_python, program))
             if repeat:
                 series[label].append(elapsed)
     if shutil.which("strace"):
@@ -204,12 +211,18 @@ def measure_import(module: ModuleType, repeats: int = 10) -> Series:
     return series
 
 
+def run_python(program: str, *, under: Sequence[str] = ()) -> None:
+    """Run a program to its end in a fresh interpreter, `under` a command such as strace."""
+    code = subprocess.run([*under, sys.executable, "-c", program]).returncode
+    if code:
+        raise RuntimeError(f"python -c {program!r} ended with exit code {code}")
+
+
 def count_file_calls(program: str) -> int:
     """System calls that take a file name (strace's class %file), of a Python program."""
     with TemporaryDirectory() as directory:
         summary = Path(directory, "summary")
-        strace = ["strace", "-f", "-c", "-e", "trace=file", "-o", str(summary)]
-        subprocess.run([*strace, sys.executable, "-c", program], check=True)
+        run_python(program, under=["strace", "-fc", "-e", "trace=file", "-o", str(summary)])
         # "% time, seconds, usecs/call, calls, [errors,] total"
         total = re.search(r"^ *100\.00 +\S+ +\S+ +(\d+).*total$", summary.read_text(), re.M)
     if total is None:
@@ -302,9 +315,7 @@ ROWS = {
         ),
         measure_import,
     ),
-    "chain": Row(
-        throughput("chain of 1,000", Target(20, PEERS)), measure_chain, is_later=True
-    ),
+    "chain": Row(throughput("chain of 1,000", Target(20, PEERS)), measure_chain, is_later=True),
     "tree": Row(
         throughput("binary tree, 4,096 leaves", Target(8, PEERS)), measure_tree, is_later=True
     ),

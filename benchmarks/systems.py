@@ -1,7 +1,7 @@
 """The systems that are compared: which module each one imports and under which environment."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,7 @@ SYSTEMS = {
 }
 
 
-def chosen(names: str | None, known: dict[str, object]) -> Iterator[str]:
+def chosen(names: str | None, known: Mapping[str, object]) -> Iterator[str]:
     """The comma-separated `names`, or all that are `known`.
 
     Raises

@@ -509,6 +509,23 @@ def address_towards(host: str, port: int) -> str:
     )
 
 
+def default_address() -> str:
+    """An address at which other hosts most likely reach this one, found without any traffic.
+
+    That of the host's own name if it is not a loopback one, else that of the first interface that
+    is up and no loopback, else 127.0.0.1.
+    """
+    available = interfaces()
+    usable = [a for i in available if i.is_up for a in i.addresses if not _ip(a).is_loopback]
+    usable.sort(key=_preference)
+    try:
+        named = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+    except OSError:
+        named = set()
+    of_name = [address for address in usable if address in named]
+    return (of_name or usable or ["127.0.0.1"])[0]
+
+
 def _source_address(family: int, kind: int, target: tuple[str | int | bytes, ...]) -> str:
     with socket.socket(family, kind) as sock:
         sock.connect(target)

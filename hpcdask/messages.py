@@ -329,6 +329,14 @@ class RestartWorkers(NamedTuple):
     timeout: float  # seconds
 
 
+class AwaitWorkers(NamedTuple):
+    """client -> scheduler: tell me when there are so many. Answered by `Reply`: how many are."""
+
+    request: int
+    n_workers: int
+    timeout: float  # seconds
+
+
 class Shutdown(NamedTuple):
     """client -> scheduler: end workers, nannies and yourself."""
 
@@ -555,6 +563,7 @@ OPCODES: tuple[type[Any], ...] = (
     FetchKeys,
     KeyValues,
     StoreKeys,
+    AwaitWorkers,
 )
 
-Message: TypeAlias = Any  # one of OPCODES; a union of 49 types would help no reader
+Message: TypeAlias = Any  # one of OPCODES; a union of 50 types would help no reader

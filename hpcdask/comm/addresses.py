@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ PROTOCOLS = ("tcp", "inproc")
 
 _FORM = re.compile(
     r"(?:(?P<protocol>[a-z0-9]+)://)?"
-    r"(?:\[(?P<six>[^\[\]]*)\]|(?P<host>[^:\[\]/]*))"
+    r"(?:\[(?P<six>[^\[\]]*)\]|(?P<host>[\w.-]*))"
     r"(?::(?P<port>\d{1,5}))?/?"
 )
 
@@ -57,7 +58,7 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
     if text.startswith("inproc://"):
         return Address("inproc", text.removeprefix("inproc://"), 0)
     match = _FORM.fullmatch(text)
-    if match is None:
+    if match is None or not text or (match["six"] is not None and not _is_ipv6(match["six"])):
         raise ConfigError(
             f"{text!r} is no address: expected host, host:port or tcp://host:port, "
             "with an IPv6 host in brackets"
@@ -69,6 +70,13 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
     if port > 65535:
         raise ConfigError(f"{text!r} names port {port}; the highest is 65535")
     return Address(protocol, match["six"] or match["host"] or "", port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return bool(ipaddress.IPv6Address(host))
+    except ValueError:
+        return False
 
 
 def parse_ports(spec: int | str | None, default: int = 0) -> list[int]:

@@ -77,14 +77,19 @@ class Comm(abc.ABC):
             self.send(messages[0])
             self._outbox.extend(messages[1:])
 
+    def flush(self) -> None:
+        """Send what is queued now, not when the loop turns idle."""
+        self._flush()
+
     def start(self, on_batch: OnBatch, on_closed: OnClosed) -> None:
         """Deliver messages to `on_batch` from now on, those that wait already included."""
         self._on_batch, self._on_closed = on_batch, on_closed
+        ended = self._reason  # before `on_batch` gets a chance to end it
         if self._inbox:
             batch, self._inbox = self._inbox, []
             self._deliver(batch)
-        if self._reason is not None:
-            self._loop.call_soon(on_closed, self._reason)
+        if ended is not None:
+            self._loop.call_soon(on_closed, ended)
 
     async def receive(self) -> Message:
         """Wait for the next message; only before `start`.
@@ -111,7 +116,10 @@ class Comm(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Send what is queued, then end; `on_closed` is not called."""
+        """Send what is queued, then end; `on_closed` is not called, nor `on_batch` any more.
+
+        `wait_closed` tells when the peer has it all.
+        """
 
     @abc.abstractmethod
     def abort(self, reason: str) -> None:

@@ -21,14 +21,18 @@ async def connect(address: str, options: CommOptions, timeout: float | None = No
     Raises
     ------
     CommClosedError
-        If nobody answers there in time; the text says what was tried.
+        If nobody answers there in time, or somebody accepts the connection and says nothing for
+        ``options.handshake_timeout``; the text says what was tried.
+    HandshakeError
+        If what answers is not hpcdask.
     AuthenticationError
         If one end holds another token.
     """
     target = parse_address(address)
+    timeout = options.connect_timeout if timeout is None else timeout
     if target.protocol == "inproc":
-        return await inproc.connect(target.host)
-    return await tcp.connect(target, options, timeout or options.connect_timeout)
+        return await inproc.connect(target.host, timeout)
+    return await tcp.connect(target, options, timeout)
 
 
 async def listen(

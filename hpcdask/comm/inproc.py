@@ -6,15 +6,36 @@ There is no handshake, since nobody outside the process can dial one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
+from collections.abc import Callable
 
-from hpcdask.comm.base import Comm, Listener, OnComm
+from hpcdask.comm.base import Comm, Listener, OnComm, log
 from hpcdask.errors import CommClosedError
 from hpcdask.messages import Message
 
 _listeners: dict[str, InprocListener] = {}
 _numbers = itertools.count(1)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    """Call `function` on `loop`, soon: a direct call could come back into our own caller.
+
+    Raises
+    ------
+    RuntimeError
+        If that loop is closed.
+    """
+    if loop is asyncio.get_running_loop():
+        loop.call_soon(function, *args)
+    else:
+        loop.call_soon_threadsafe(function, *args)
+
+
+def _resolve(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class InprocComm(Comm):
@@ -29,15 +50,11 @@ class InprocComm(Comm):
 
     def _transmit(self, messages: list[Message]) -> None:
         if self.other is not None:
-            self._call(self.other, "_arrived", messages)
+            self._call(self.other, self.other._arrived, messages)
 
-    def _call(self, other: InprocComm, method: str, *args: object) -> None:
-        # Always through the loop: a direct call could come back into our own caller.
-        call = other._loop.call_soon
-        if other._loop is not self._loop:
-            call = other._loop.call_soon_threadsafe
+    def _call(self, other: InprocComm, method: Callable[..., object], *args: object) -> None:
         try:
-            call(getattr(other, method), *args)
+            _call(other._loop, method, *args)
         except RuntimeError:  # its loop is closed, so it is gone
             self._end(f"{self.peer} is gone")
 
@@ -46,31 +63,42 @@ class InprocComm(Comm):
             self._deliver(messages)
 
     async def drained(self) -> None:
-        """Let the other end work off what it has."""
-        await asyncio.sleep(0)
+        """Wait until the other end has been handed all that was sent."""
+        self._flush()
+        if self.other is None:
+            return
+        handed_over = self._loop.create_future()
+        self._call(self.other, _call_back, self._loop, handed_over)
+        await asyncio.wait({handed_over, self._ended}, return_when=asyncio.FIRST_COMPLETED)
 
     def close(self) -> None:
         if not self.closed:
-            self._flush()
             self._on_closed = None
-            self._tell_other(f"{self.local} has closed the connection")
+            self._flush()
+            self._tell_other()
             self._end("closed")
 
     def abort(self, reason: str) -> None:
         if not self.closed:
-            self._tell_other(f"{self.local} has closed the connection")
+            self._tell_other()
             self._end(reason)
 
-    def _tell_other(self, reason: str) -> None:
+    def _tell_other(self) -> None:
         other, self.other = self.other, None
         if other is not None:
-            self._call(other, "_end", reason)
+            self._call(other, other._end, f"{self.local} has closed the connection")
 
     def _end(self, reason: str) -> None:
         self._has_ended(CommClosedError(f"connection with {self.peer}: {reason}"))
         self.other = None
-        if not self._ended.done():
-            self._ended.set_result(None)
+        _resolve(self._ended)
+
+
+def _call_back(loop: asyncio.AbstractEventLoop, waiting: asyncio.Future[None]) -> None:
+    try:
+        _call(loop, _resolve, waiting)
+    except RuntimeError:  # closed meanwhile, so nobody waits
+        pass
 
 
 class InprocListener(Listener):
@@ -81,40 +109,43 @@ class InprocListener(Listener):
         self.address = f"inproc://{self.name}"
         self._on_comm = on_comm
         self._loop = asyncio.get_running_loop()
-        _listeners[self.name] = self
+        if _listeners.setdefault(self.name, self) is not self:
+            raise OSError(errno.EADDRINUSE, f"cannot listen on {self.address}: it is in use")
 
-    def accept(self, end: InprocComm) -> None:
-        """Make the other end of a dialler's connection, on this listener's loop."""
+    def accept(self, end: InprocComm, accepted: asyncio.Future[None]) -> None:
+        """Make the other end of a dialler's connection; called on this listener's loop."""
         mine = InprocComm(self.address, end.local)
         mine.other, end.other = end, mine
-        self._on_comm(mine)
-        end._call(end, "_flush")
+        _call_back(end._loop, accepted)
+        try:
+            self._on_comm(mine)
+        except Exception:
+            log.exception("cannot serve the connection of %s", mine.peer)
+            mine.abort("cannot be served")
 
     def close(self) -> None:
-        _listeners.pop(self.name, None)
+        if _listeners.get(self.name) is self:
+            del _listeners[self.name]
 
 
-async def connect(name: str) -> InprocComm:
+async def connect(name: str, timeout: float) -> InprocComm:
     """Dial a listener of this process.
 
     Raises
     ------
     CommClosedError
-        If there is none of this name.
+        If there is none of this name, or its event loop does not run within `timeout` seconds.
     """
     listener = _listeners.get(name)
     if listener is None:
         raise CommClosedError(f"nothing listens at inproc://{name} in this process")
     end = InprocComm(f"inproc://{os.getpid()}/{next(_numbers)}", listener.address)
     accepted = end._loop.create_future()
-
-    def accept() -> None:
-        listener.accept(end)
-        if end._loop is listener._loop:
-            accepted.set_result(None)
-        else:
-            end._loop.call_soon_threadsafe(accepted.set_result, None)
-
-    listener._loop.call_soon_threadsafe(accept)
-    await accepted
+    try:
+        _call(listener._loop, listener.accept, end, accepted)
+        await asyncio.wait_for(accepted, timeout)
+    except (RuntimeError, asyncio.TimeoutError) as exc:
+        end.abort("not accepted in time")
+        reason = str(exc) or f"its event loop has not answered within {timeout:g} s"
+        raise CommClosedError(f"cannot reach inproc://{name}: {reason}") from exc
     return end

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hpcdask.errors import ConfigError
+from hpcdask.wire.compression import available
 from hpcdask.wire.framing import Limits
 
 
@@ -23,6 +25,11 @@ class CommOptions:
         Seconds to try to reach a listener.
     handshake_timeout : float
         Seconds that a peer has to prove who it is.
+
+    Raises
+    ------
+    ConfigError
+        If `compression` names what is not installed here.
     """
 
     token: bytes | None = field(default=None, repr=False)
@@ -30,3 +37,10 @@ class CommOptions:
     compression: str | None = "auto"
     connect_timeout: float = 30.0
     handshake_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.compression not in (None, "auto") and self.compression not in available():
+            raise ConfigError(
+                f"cannot compress with {self.compression!r}: expected 'auto', None or one of those "
+                f"installed: {', '.join(available()) or 'none; see pip install hpcdask[compression]'}"
+            )

@@ -8,6 +8,7 @@ or unmeasured ones it is one more than it has threads, so that the rest stays fr
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from hpcdask.core.records import Task, WorkerRecord
 
@@ -63,21 +64,33 @@ class Placement:
         A task with inputs always gets a worker while there is one: waiting would not bring the
         inputs nearer.
         """
-        local: dict[WorkerRecord, int] = {}
+        roomy = self._roomy()
+        if not task.dependencies:
+            return roomy
         total = 0
+        local: dict[WorkerRecord, int] = {}  # bytes of inputs by worker, popular ones apart
+        popular: list[Task] = []  # inputs with too many holders to look at
         for dependency in task.dependencies:
             total += dependency.nbytes
+            if len(dependency.who_has) > MAX_CANDIDATES:
+                popular.append(dependency)
+                continue
             for holder in dependency.who_has:
                 local[holder] = local.get(holder, 0) + dependency.nbytes
-        roomy = self._roomy()
-        if not local:
-            return roomy
         candidates = sorted(local, key=local.__getitem__, reverse=True)[:MAX_CANDIDATES]
         if roomy is not None and roomy not in local:
             candidates.append(roomy)
+        if popular:
+            holders = max(popular, key=lambda d: d.nbytes).who_has
+            candidates.extend(w for w in islice(holders, MAX_CANDIDATES) if w not in candidates)
         if len(candidates) == 1:
             return candidates[0]
-        return min(candidates, key=lambda w: _start(w, total - local.get(w, 0)))
+
+        def start(worker: WorkerRecord) -> float:
+            here = local.get(worker, 0) + sum(d.nbytes for d in popular if worker in d.who_has)
+            return _start(worker, total - here)
+
+        return min(candidates, key=start)
 
     def _roomy(self) -> WorkerRecord | None:
         free = self._free

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hpcdask.messages import Blob, Heartbeat, RegisterWorker, TaskError
@@ -13,7 +14,9 @@ OVERHEAD = 50e-6
 
 T = TypeVar("T")
 
-_NOTHING: Any = frozenset()  # stands for an empty set until something is added
+#: Sets here are dicts without values: they keep their order, so that equal events have equal
+#: outcomes in every run. This one stands for an empty set until something is added.
+_NOTHING: Any = MappingProxyType({})
 
 
 class Prefix:
@@ -46,11 +49,11 @@ class FunctionRecord:
         self.code = code
         self.prefix = prefix
         self.uses = 0  # tasks that refer to it
-        self.known_by: set[WorkerRecord] = set()
+        self.known_by: dict[WorkerRecord, None] = {}
 
 
 class Task:
-    """One task. A million of them may wait, so slots, and shared empty sets until needed."""
+    """One task. A million of them may wait, so slots, and a shared empty set until needed."""
 
     __slots__ = (
         "arguments",
@@ -86,11 +89,11 @@ class Task:
         self.function = function  # None: scattered data, which cannot be computed again
         self.arguments = arguments
         self.dependencies = dependencies
-        self.dependents: set[Task] = _NOTHING
+        self.dependents: dict[Task, None] = _NOTHING
         self.missing = 0  # dependencies not in memory, while waiting
         self.waiters = 0  # dependents that are still to run
-        self.wanted_by: set[ClientRecord] = _NOTHING
-        self.who_has: set[WorkerRecord] = _NOTHING
+        self.wanted_by: dict[ClientRecord, None] = _NOTHING
+        self.who_has: dict[WorkerRecord, None] = _NOTHING
         self.worker: WorkerRecord | None = None  # where it is processing
         self.attempt = 0  # of the present run, or the value
         self.priority = priority
@@ -104,6 +107,11 @@ class Task:
         """Whether a client or a task that is still to run wants its value."""
         return bool(self.waiters or self.wanted_by)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether someone is told of its end, and could use a small value right away."""
+        return any([client.is_told for client in self.wanted_by])
+
     def add_dependent(self, task: Task) -> None:
         """Note a task that takes this one's value."""
         self.dependents = _with(self.dependents, task)
@@ -116,40 +124,40 @@ class Task:
         """Note a worker that has the value; also on the worker's side."""
         if worker not in self.who_has:
             self.who_has = _with(self.who_has, worker)
-            worker.has_what.add(self)
+            worker.has_what[self] = None
             worker.nbytes += self.nbytes
 
     def drop_holder(self, worker: WorkerRecord) -> None:
         """Undo `add_holder`."""
         if worker in self.who_has:
             self.who_has = _without(self.who_has, worker)
-            worker.has_what.discard(self)
+            del worker.has_what[self]
             worker.nbytes -= self.nbytes
 
     def add_client(self, client: ClientRecord) -> None:
         """Note a client that wants it; also on the client's side."""
         self.wanted_by = _with(self.wanted_by, client)
-        client.wants.add(self)
+        client.wants[self] = None
 
     def drop_client(self, client: ClientRecord) -> None:
         """Undo `add_client`."""
         self.wanted_by = _without(self.wanted_by, client)
-        client.wants.discard(self)
+        client.wants.pop(self, None)
 
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.state}>"
 
 
-def _with(items: set[T], item: T) -> set[T]:
+def _with(items: dict[T, None], item: T) -> dict[T, None]:
     if items is _NOTHING:
-        return {item}
-    items.add(item)
+        return {item: None}
+    items[item] = None
     return items
 
 
-def _without(items: set[T], item: T) -> set[T]:
+def _without(items: dict[T, None], item: T) -> dict[T, None]:
     if items is not _NOTHING:
-        items.discard(item)
+        items.pop(item, None)
     return items or _NOTHING
 
 
@@ -176,7 +184,7 @@ class WorkerRecord:
         self.nthreads = info.nthreads
         self.processing: dict[Task, float] = {}  # seconds that each was expected to take
         self.occupancy = 0.0  # their sum
-        self.has_what: set[Task] = set()
+        self.has_what: dict[Task, None] = {}
         self.nbytes = 0  # their sum
         self.metrics: Heartbeat | None = None
         self.last_seen = now
@@ -192,7 +200,7 @@ class ClientRecord:
     Parameters
     ----------
     name : str
-        Where its messages go in the outbox.
+        Where its messages go in the outbox; empty for fire_and_forget.
     is_told : bool
         False for a want that nobody listens to: a graph that is still being sent, or
         fire_and_forget.
@@ -203,7 +211,7 @@ class ClientRecord:
     def __init__(self, name: str, is_told: bool = True) -> None:
         self.name = name
         self.is_told = is_told
-        self.wants: set[Task] = set()
+        self.wants: dict[Task, None] = {}
         # Unfinished submissions: number -> (generation, hold on the tasks sent so far)
         self.generations: dict[int, tuple[int, ClientRecord]] = {}
 

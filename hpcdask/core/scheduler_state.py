@@ -1,41 +1,24 @@
-"""All that the scheduler knows and decides; see `SchedulerState`.
-
-A task moves like this (`MOVES`)::
-
-    released -> waiting -> queued | no-worker -> processing -> memory | erred
-    any of them -> released -> forgotten
-
-*released*: nobody needs its value, but a dependant may yet. *waiting*: for its dependencies.
-*queued*: could run, but all workers have enough. *no-worker*: could run, but there is none.
-*processing*: sent to a worker. *memory*: at least one worker holds the value.
-"""
+"""All that the scheduler knows and decides: one method per event; see `SchedulerState`."""
 
 from __future__ import annotations
 
-import pickle
-from collections import OrderedDict, deque
 from collections.abc import Iterable
-from heapq import heappop, heappush, nsmallest
+from heapq import nsmallest
 
-from hpcdask.core.placement import Placement, has_room
-from hpcdask.core.records import ClientRecord, FunctionRecord, Prefix, Task, WorkerRecord
-from hpcdask.errors import KilledWorker, LostDataError
+from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
+from hpcdask.core.task_errors import killed_worker
+from hpcdask.core.transitions import MOVES as MOVES
+from hpcdask.core.transitions import Transitions, dependency_of
 from hpcdask.messages import (
     CancelKeys,
-    ComputeTask,
     DataMissing,
     DataScattered,
-    DefineFunction,
     Dependency,
-    ForgetFunctions,
     FreeKeys,
-    Function,
     Heartbeat,
     KeepUntilDone,
     KeyCancelled,
-    KeyLost,
     KeysAdded,
-    Message,
     PlacedValue,
     PlanScatter,
     RegisterWorker,
@@ -43,7 +26,6 @@ from hpcdask.messages import (
     SubmitTasks,
     TaskDone,
     TaskErred,
-    TaskError,
     TaskFailed,
     TaskFinished,
     TaskSpec,
@@ -51,26 +33,8 @@ from hpcdask.messages import (
     WantKeys,
 )
 
-#: Every legal move of a task. `_move` is held to it by tests, and docs/ draws its table from it.
-MOVES = {
-    "released": {"waiting", "memory", "erred", "forgotten"},
-    "waiting": {"queued", "no-worker", "processing", "erred", "released"},
-    "queued": {"processing", "no-worker", "waiting", "erred", "released"},
-    "no-worker": {"processing", "queued", "waiting", "erred", "released"},
-    "processing": {"memory", "erred", "waiting", "released"},
-    "memory": {"released"},
-    "erred": {"released"},
-    "forgotten": set(),
-}
-_UNRUN = {"waiting", "queued", "no-worker", "processing"}  # states that count as waiters
 
-#: Holders of an input that are named to the worker which needs it.
-_MAX_HOLDERS = 5
-#: Unused functions that stay on the workers, so that a loop of submits sends its code once.
-_KEPT_FUNCTIONS = 100
-
-
-class SchedulerState:
+class SchedulerState(Transitions):
     """All the scheduler knows and decides: one public method per event.
 
     What follows from an event is in `outbox`: messages in order, by the address of a worker or the
@@ -83,44 +47,21 @@ class SchedulerState:
     """
 
     def __init__(self, allowed_failures: int = 3) -> None:
+        super().__init__()
         self.allowed_failures = allowed_failures
-        self.tasks: dict[str, Task] = {}
-        self.workers: dict[str, WorkerRecord] = {}
-        self.clients: dict[str, ClientRecord] = {}
-        self.prefixes: dict[str, Prefix] = {}
-        self.functions: dict[bytes, FunctionRecord] = {}
-        self.outbox: dict[str, list[Message]] = {}
-        self.no_worker: set[Task] = set()
-        self.placement = Placement()
-        self.queue: list[tuple[tuple[float, int, int], int, Task]] = []  # heap, with stale entries
-        self.n_queued = 0
-        self._unused_functions: OrderedDict[bytes, FunctionRecord] = OrderedDict()
-        self._keeper = ClientRecord("", is_told=False)  # of fire_and_forget
         self._scattering: dict[str, dict[int, PlacedValue]] = {}  # by client, then attempt
-        self._attempt = 0
         self._generation = 0
-        self._pushes = 0
-
-    def send(self, address: str, message: Message) -> None:
-        """Put a message into the outbox."""
-        box = self.outbox.get(address)
-        if box is None:
-            self.outbox[address] = [message]
-        else:
-            box.append(message)
 
     # -- Events: workers come and go ---------------------------------------------------------------
 
     def worker_joined(self, now: float, info: RegisterWorker) -> None:
         """A worker offers its threads."""
+        self.worker_lost(now, info.address, planned=True)  # it came back before we saw it go
         worker = self.workers[info.address] = WorkerRecord(now, info)
-        self.placement.note(worker)
         waiting, self.no_worker = self.no_worker, set()
         for task in sorted(waiting, key=lambda task: task.priority):
             self._enqueue(task)
-        # Tasks for which there was no room may go to it, too.
         self._fill(worker)
-        self._place_queued()
 
     def worker_lost(self, now: float, address: str, planned: bool = False) -> None:
         """A worker is gone, with its runs and values."""
@@ -129,27 +70,46 @@ class SchedulerState:
             return
         self.outbox.pop(address, None)
         self.placement.forget(worker)
-        for function in self.functions.values():
-            function.known_by.discard(worker)
-        blamed = set() if planned else self._blamed(worker)
+        self.functions.worker_lost(worker)
+        killed = [] if planned else self._given_up(worker)
+        # Nothing refers to the worker any more before anything is decided anew.
+        runs = sorted(worker.processing, key=lambda task: task.priority)
+        for task in runs:
+            self._leave_worker(task)
+            self._move(task, "waiting")
         lost = []
         for task in sorted(worker.has_what, key=lambda task: task.priority):
             task.drop_holder(worker)
             if not task.who_has:
                 lost.append(task)
-        self._values_lost(lost)
-        for task in sorted(worker.processing, key=lambda task: task.priority):
-            if task in blamed and task.failures > self.allowed_failures:
-                self._err(task, _killed(task, worker))
-            else:
-                self._put_back(task)
+        self._memory_to_released(lost)
+        for task in killed:
+            self._err(task, killed_worker(task, worker))
+        self._recover(lost)
+        for task in runs:
+            if task.state == "waiting" and not task.missing:
+                self._place(task)
         if not self.workers:
-            while self.queue:
-                task = heappop(self.queue)[2]
+            for _, _, task in self.queue:
                 if task.state == "queued":
-                    self.n_queued -= 1
                     self._move(task, "no-worker")
                     self.no_worker.add(task)
+            self.queue.clear()
+            self.n_queued = 0
+        self._settle()
+
+    def _given_up(self, worker: WorkerRecord) -> list[Task]:
+        """Blame those tasks of a dead worker that it may have been running: those that came first.
+
+        Returns
+        -------
+        list of Task
+            Those that have been blamed too often.
+        """
+        running = nsmallest(worker.nthreads, worker.processing, key=lambda task: task.priority)
+        for task in running:
+            task.failures += 1
+        return [task for task in running if task.failures > self.allowed_failures]
 
     def heartbeat(self, now: float, address: str, msg: Heartbeat) -> None:
         """A worker tells how it is."""
@@ -177,6 +137,7 @@ class SchedulerState:
                 task.drop_client(holder)
                 released.append(task)
         self._release_unneeded(released)
+        self._settle()
 
     def tasks_submitted(self, now: float, name: str, msg: SubmitTasks) -> None:
         """A client sends a chunk of a graph, dependencies first."""
@@ -184,38 +145,76 @@ class SchedulerState:
         generation, hold = client.generations.get(msg.submission, (0, None))
         if hold is None:
             self._generation += 1
-            generation, hold = self._generation, ClientRecord(f"{name} sending", is_told=False)
-        functions = [self._function(function) for function in msg.functions]
+            generation = self._generation
+            if not msg.final:
+                hold = ClientRecord(name, is_told=False)
+                client.generations[msg.submission] = (generation, hold)
+        functions = [self.functions.declare(function) for function in msg.functions]
         tasks = []
+        refused: dict[str, str] = {}
         for position, spec in enumerate(msg.tasks, msg.first):
             task = self.tasks.get(spec.key)
             if task is None:
+                reason = self._why_not(spec, functions)
+                if reason is not None:
+                    refused[spec.key] = reason
+                    continue
                 priority = (-msg.priority, generation, position)
-                task = self._new_task(client, spec, functions, priority, msg.retries)
-            if task is not None:
-                tasks.append(task)
-                if not msg.final:
-                    task.add_client(hold)
+                task = self._new_task(spec, functions[spec.function], priority, msg.retries)
+            tasks.append(task)
+            if hold is not None:
+                task.add_client(hold)
         if msg.wanted is None:
             for task in tasks:
                 self._want(client, task)
+            for key, reason in refused.items():
+                self.send(name, KeyCancelled(key, reason))
         else:
-            self._keys_wanted(client, msg.wanted)
+            self._keys_wanted(client, msg.wanted, refused)
         for task in tasks:
             if task.is_needed:
                 self._demand(task)
         if msg.final:
-            client.generations.pop(msg.submission, None)
-            self._drop_hold(hold)
+            if hold is not None:
+                del client.generations[msg.submission]
+                tasks.extend(hold.wants)
+                for task in list(hold.wants):
+                    task.drop_client(hold)
             self._release_unneeded(tasks)
-        else:
-            client.generations[msg.submission] = (generation, hold)
         for function in functions:
-            self._maybe_unused(function)
+            self.functions.keep_or_forget(function)
+        self._settle()
+
+    def _why_not(self, spec: TaskSpec, functions: list[FunctionRecord]) -> str | None:
+        """Why a task cannot be made of its description; None if it can."""
+        for key in spec.dependencies:
+            if key not in self.tasks:
+                return f"it depends on {key!r}, which the scheduler does not know (any more)"
+        if not 0 <= spec.function < len(functions):
+            return "its function was not sent"
+        return None
+
+    def _new_task(
+        self,
+        spec: TaskSpec,
+        function: FunctionRecord,
+        priority: tuple[float, int, int],
+        retries: int,
+    ) -> Task:
+        dependencies: tuple[Task, ...] = ()
+        if spec.dependencies:  # each once: they are counted
+            dependencies = tuple([self.tasks[key] for key in dict.fromkeys(spec.dependencies)])
+        function.uses += 1
+        task = Task(spec.key, function, spec.arguments, dependencies, priority, retries)
+        self.tasks[spec.key] = task
+        for dependency in dependencies:
+            dependency.add_dependent(task)
+        return task
 
     def keys_wanted(self, now: float, name: str, msg: WantKeys) -> None:
         """A client got hold of futures by another way than by submitting."""
-        self._keys_wanted(self.clients[name], msg.keys)
+        self._keys_wanted(self.clients[name], msg.keys, {})
+        self._settle()
 
     def keys_released(self, now: float, name: str, msg: ReleaseKeys) -> None:
         """A client dropped the last future of each key."""
@@ -227,6 +226,7 @@ class SchedulerState:
                 task.drop_client(client)
                 released.append(task)
         self._release_unneeded(released)
+        self._settle()
 
     def kept_until_done(self, now: float, msg: KeepUntilDone) -> None:
         """Tasks are to run even if nobody waits for them."""
@@ -235,26 +235,21 @@ class SchedulerState:
             if task is not None and task.state not in ("memory", "erred"):
                 task.add_client(self._keeper)
                 self._demand(task)
+        self._settle()
 
     def keys_cancelled(self, now: float, name: str, msg: CancelKeys) -> None:
-        """A client gives tasks up, and with them what depends on them."""
-        client = self.clients[name]
-        doomed: list[Task] = []
-        for key in msg.keys:
-            task = self.tasks.get(key)
-            if task is None:
-                continue
-            others = any(other.is_told and other is not client for other in task.wanted_by)
-            if others and not msg.force:
-                task.drop_client(client)
-                self.send(name, KeyCancelled(key, msg.reason))
-            else:
-                doomed.append(task)
-        self._cancel(doomed, msg.reason)
+        """A client gives tasks up, and with them what depends on them.
+
+        What other clients want of all that goes on, unless the client insists.
+        """
+        tasks = [self.tasks[key] for key in msg.keys if key in self.tasks]
+        self._cancel(tasks, msg.reason, None if msg.force else name)
+        self._settle()
 
     def restarted(self, now: float, reason: str) -> None:
         """Forget every task."""
         self._cancel(list(self.tasks.values()), reason)
+        self._settle()
 
     # -- Events: runs end -----------------------------------------------------------------------
 
@@ -267,6 +262,8 @@ class SchedulerState:
             return
         self._processing_to_memory(task, worker, msg)
         self._fill(worker)
+        if self._vacated:
+            self._settle()
 
     def task_erred(self, now: float, address: str, msg: TaskErred) -> None:
         """A task raised."""
@@ -275,10 +272,14 @@ class SchedulerState:
             return
         if task.retries > 0:
             task.retries -= 1
-            self._put_back(task)
+            self._processing_to_waiting(task)
         else:
             self._err(task, msg.error)
         self._fill(worker)
+        self._settle()
+
+    def _is_current(self, task: Task, worker: WorkerRecord, attempt: int) -> bool:
+        return task.attempt == attempt and task.worker is worker
 
     def keys_added(self, now: float, address: str, msg: KeysAdded) -> None:
         """A worker fetched copies."""
@@ -300,11 +301,13 @@ class SchedulerState:
             value.drop_holder(source)
             self.send(msg.address, FreeKeys((msg.missing,)))
             if value.state == "memory" and not value.who_has:
-                self._values_lost([value])
+                self._memory_to_released([value])
+                self._recover([value])
         task, worker = self.tasks.get(msg.key), self.workers.get(address)
         if task is not None and worker and self._is_current(task, worker, msg.attempt):
-            self._put_back(task)
+            self._processing_to_waiting(task)
             self._fill(worker)
+        self._settle()
 
     # -- Events: scattered data -----------------------------------------------------------------
 
@@ -312,11 +315,12 @@ class SchedulerState:
         """Choose workers for values that a client will send; empty if there are none."""
         chosen = self.find_workers(msg.workers)
         planned = []
-        for position, (key, nbytes) in enumerate(msg.items):
+        for key, nbytes in msg.items:
             if not chosen:
                 break
-            targets = chosen if msg.broadcast else [chosen[position % len(chosen)]]
             self._attempt += 1
+            # By the attempt, so that values scattered one at a time do not all go to the first.
+            targets = chosen if msg.broadcast else [chosen[self._attempt % len(chosen)]]
             addresses = tuple(worker.address for worker in targets)
             planned.append(PlacedValue(key, self._attempt, nbytes, addresses))
         self._scattering.setdefault(name, {}).update({p.attempt: p for p in planned})
@@ -329,33 +333,27 @@ class SchedulerState:
             if planned.pop(placed.attempt, None) is None:
                 continue
             task = self.tasks.get(placed.key)
-            if task is not None and task.state == "memory":  # the same data once more
-                self._free_placed(placed)
-                self._want(client, task)
-                continue
             if task is None:
-                task = Task(placed.key, None, b"", (), (0.0, 0, 0), 0)
-                self.tasks[placed.key] = task
-                self._move(task, "memory", start="released")
-            elif task.state in ("released", "erred"):
-                if task.state == "erred":
-                    self._move(task, "released")
-                self._move(task, "memory")
-            else:  # being computed under this key
+                task = self.tasks[placed.key] = Task(placed.key, None, b"", (), (0.0, 0, 0), 0)
+            holders = [self.workers[a] for a in placed.addresses if a in self.workers]
+            if holders and task.state in ("released", "erred"):
+                self._scattered_to_memory(task, placed, holders)
+            else:  # the key has its value already, or is being computed; or the workers are gone
                 self._free_placed(placed)
-                self._want(client, task)
-                continue
-            self._arrived(client, task, placed)
+            self._want(client, task)
+            self._demand(task)
+        self._settle()
 
-    def _arrived(self, client: ClientRecord, task: Task, placed: PlacedValue) -> None:
+    def _scattered_to_memory(
+        self, task: Task, placed: PlacedValue, holders: list[WorkerRecord]
+    ) -> None:
+        if task.state == "erred":
+            self._move(task, "released")
+        self._move(task, "memory")
         task.attempt, task.nbytes, task.error = placed.attempt, placed.nbytes, None
-        for address in placed.addresses:
-            worker = self.workers.get(address)
-            if worker is not None:
-                task.add_holder(worker)
-        self._want(client, task)
-        if not task.who_has:
-            self._values_lost([task])
+        for worker in holders:
+            task.add_holder(worker)
+        self._tell(task, TaskDone(task.key, task.nbytes, None))
 
     def _free_placed(self, placed: PlacedValue) -> None:
         for address in placed.addresses:
@@ -377,18 +375,21 @@ class SchedulerState:
         task = self.tasks.get(key)
         if task is None or task.state != "memory":
             return Dependency(key, 0, 0, ())
-        return _dependency(task)
+        return dependency_of(task)
 
     # -- Wants ----------------------------------------------------------------------------------
 
-    def _keys_wanted(self, client: ClientRecord, keys: Iterable[str]) -> None:
+    def _keys_wanted(
+        self, client: ClientRecord, keys: Iterable[str], refused: dict[str, str]
+    ) -> None:
         for key in keys:
             task = self.tasks.get(key)
             if task is not None:
                 self._want(client, task)
                 self._demand(task)
-            elif client.is_told:
-                self.send(client.name, KeyCancelled(key, "the scheduler does not know this key"))
+            else:
+                reason = refused.get(key, "the scheduler does not know this key")
+                self.send(client.name, KeyCancelled(key, reason))
 
     def _want(self, client: ClientRecord, task: Task) -> None:
         """Note the want, and tell a client that comes late what it missed."""
@@ -400,376 +401,3 @@ class SchedulerState:
         elif task.state == "erred":
             assert task.error is not None
             self.send(client.name, TaskFailed(task.key, task.error))
-
-    def _drop_hold(self, hold: ClientRecord) -> None:
-        held = list(hold.wants)
-        for task in held:
-            task.drop_client(hold)
-        self._release_unneeded(held)
-
-    def _tell(self, task: Task, message: Message) -> None:
-        for client in task.wanted_by:
-            if client.is_told:
-                self.send(client.name, message)
-        if self._keeper in task.wanted_by and task.state in ("memory", "erred"):
-            task.drop_client(self._keeper)
-
-    # -- Making tasks ---------------------------------------------------------------------------
-
-    def _function(self, function: Function) -> FunctionRecord:
-        record = self.functions.get(function.function_id)
-        if record is None:
-            prefix = self.prefixes.get(function.name)
-            if prefix is None:
-                prefix = self.prefixes[function.name] = Prefix(function.name)
-            record = FunctionRecord(function.function_id, function.code, prefix)
-            self.functions[function.function_id] = record
-        self._unused_functions.pop(function.function_id, None)
-        return record
-
-    def _maybe_unused(self, function: FunctionRecord) -> None:
-        if function.uses:
-            return
-        self._unused_functions[function.function_id] = function
-        while len(self._unused_functions) > _KEPT_FUNCTIONS:
-            function_id, oldest = self._unused_functions.popitem(last=False)
-            del self.functions[function_id]
-            for worker in oldest.known_by:
-                self.send(worker.address, ForgetFunctions((function_id,)))
-
-    def _new_task(
-        self,
-        client: ClientRecord,
-        spec: TaskSpec,
-        functions: list[FunctionRecord],
-        priority: tuple[float, int, int],
-        retries: int,
-    ) -> Task | None:
-        """Make a task of its description; None if it cannot be, which the client is told."""
-        dependencies = []
-        for key in spec.dependencies:
-            dependency = self.tasks.get(key)
-            if dependency is None:
-                reason = f"it depends on {key!r}, which the scheduler does not know (any more)"
-                self.send(client.name, KeyCancelled(spec.key, reason))
-                return None
-            dependencies.append(dependency)
-        if not 0 <= spec.function < len(functions):
-            self.send(client.name, KeyCancelled(spec.key, "its function was not sent"))
-            return None
-        function = functions[spec.function]
-        function.uses += 1
-        task = Task(spec.key, function, spec.arguments, tuple(dependencies), priority, retries)
-        self.tasks[spec.key] = task
-        for dependency in dependencies:
-            dependency.add_dependent(task)
-        return task
-
-    # -- Moves ----------------------------------------------------------------------------------
-
-    def _move(self, task: Task, state: str, start: str | None = None) -> None:
-        if state not in MOVES[start or task.state]:
-            raise AssertionError(f"{task} cannot become {state}")
-        task.state = state
-
-    def _demand(self, task: Task) -> None:
-        """Have a task run, and before it all that it needs."""
-        if task.state != "released":
-            return
-        ready, stack, failed = [], [task], []
-        while stack:
-            task = stack.pop()
-            if task.state != "released":
-                continue
-            if task.function is None:
-                failed.append((task, _lost(task)))
-                continue
-            self._move(task, "waiting")
-            task.missing = 0
-            for dependency in task.dependencies:
-                dependency.waiters += 1
-                if dependency.state == "memory":
-                    continue
-                task.missing += 1
-                if dependency.state == "released":
-                    stack.append(dependency)
-                elif dependency.state == "erred":
-                    assert dependency.error is not None
-                    failed.append((task, dependency.error))
-            if not task.missing:
-                ready.append(task)
-        for task in sorted(ready, key=lambda task: task.priority):
-            self._place(task)
-        for task, error in failed:
-            if task.state in ("waiting", "released"):
-                self._err(task, error)
-
-    def _place(self, task: Task) -> None:
-        """Send a task whose inputs are there to a worker, or queue it."""
-        if self.n_queued and not task.dependencies:
-            self._enqueue(task)  # others came first
-            return
-        worker = self.placement.choose(task)
-        if worker is None:
-            self._enqueue(task)
-        else:
-            self._assign(task, worker)
-
-    def _enqueue(self, task: Task) -> None:
-        if not self.workers:
-            self._move(task, "no-worker")
-            self.no_worker.add(task)
-            return
-        self._move(task, "queued")
-        self._pushes += 1
-        self.n_queued += 1
-        heappush(self.queue, (task.priority, self._pushes, task))
-
-    def _fill(self, worker: WorkerRecord) -> None:
-        """Give a worker queued tasks while it has room, else let placement know of the room."""
-        while self.n_queued and has_room(worker):
-            task = heappop(self.queue)[2]
-            if task.state == "queued":
-                self.n_queued -= 1
-                self._assign(task, worker)
-        if not self.n_queued:
-            self.queue.clear()
-        self.placement.note(worker)
-
-    def _place_queued(self) -> None:
-        """Give queued tasks out while anyone has room."""
-        while self.n_queued:
-            task = self.queue[0][2]
-            if task.state != "queued":
-                heappop(self.queue)
-                continue
-            worker = self.placement.choose(task)
-            if worker is None:
-                return
-            heappop(self.queue)
-            self.n_queued -= 1
-            self._assign(task, worker)
-
-    def _assign(self, task: Task, worker: WorkerRecord) -> None:
-        function = task.function
-        assert function is not None
-        self._move(task, "processing")
-        self._attempt += 1
-        task.attempt = self._attempt
-        task.worker = worker
-        cost = function.prefix.cost
-        worker.processing[task] = cost
-        worker.occupancy += cost
-        if worker not in function.known_by:
-            function.known_by.add(worker)
-            self.send(
-                worker.address,
-                DefineFunction(function.function_id, function.prefix.name, function.code),
-            )
-        self.send(
-            worker.address,
-            ComputeTask(
-                task.key,
-                task.attempt,
-                function.function_id,
-                task.arguments,
-                tuple(map(_dependency, task.dependencies)) if task.dependencies else (),
-                task.priority,
-                bool(task.wanted_by),
-            ),
-        )
-
-    def _is_current(self, task: Task, worker: WorkerRecord, attempt: int) -> bool:
-        return task.attempt == attempt and task.worker is worker
-
-    def _leave_worker(self, task: Task) -> WorkerRecord:
-        """End a run in the books."""
-        worker = task.worker
-        assert worker is not None
-        worker.occupancy -= worker.processing.pop(task)
-        if not worker.processing:
-            worker.occupancy = 0.0  # sums of floats drift
-        task.worker = None
-        return worker
-
-    def _processing_to_memory(self, task: Task, worker: WorkerRecord, msg: TaskFinished) -> None:
-        assert task.function is not None
-        self._leave_worker(task)
-        self._move(task, "memory")
-        task.function.prefix.observe(msg.duration)
-        task.nbytes = msg.nbytes
-        task.add_holder(worker)
-        self._tell(task, TaskDone(task.key, msg.nbytes, msg.value))
-        for dependent in task.dependents:
-            if dependent.state == "waiting":
-                dependent.missing -= 1
-                if not dependent.missing:
-                    self._place(dependent)
-        if task.dependencies:
-            self._ran(task)
-        if not task.is_needed:
-            self._release_unneeded([task])
-
-    def _ran(self, task: Task) -> None:
-        """A task needs its inputs no more."""
-        unneeded = []
-        for dependency in task.dependencies:
-            dependency.waiters -= 1
-            if not dependency.is_needed:
-                unneeded.append(dependency)
-        self._release_unneeded(unneeded)
-
-    def _put_back(self, task: Task) -> None:
-        """Take a task from its worker, to run it anew where and when it can."""
-        worker = self._leave_worker(task)
-        if worker.address in self.workers:
-            self.send(worker.address, FreeKeys((Version(task.key, task.attempt),)))
-        self._move(task, "waiting")
-        task.missing = sum(d.state != "memory" for d in task.dependencies)
-        if not task.missing:
-            self._place(task)
-
-    def _values_lost(self, tasks: list[Task]) -> None:
-        """The last copies of these values are gone."""
-        for task in tasks:
-            self._move(task, "released")
-            for dependent in task.dependents:
-                if dependent.state == "waiting":
-                    dependent.missing += 1
-                elif dependent.state in _UNRUN:
-                    self._wait_again(dependent)
-        for task in tasks:
-            if task.function is None:
-                self._err(task, _lost(task))
-            elif task.is_needed:
-                self._tell(task, KeyLost(task.key))
-                self._demand(task)
-            else:
-                self._release_unneeded([task])
-
-    def _wait_again(self, task: Task) -> None:
-        """An input of a runnable task is gone."""
-        if task.state == "processing":
-            worker = self._leave_worker(task)
-            if worker.address in self.workers:
-                self.send(worker.address, FreeKeys((Version(task.key, task.attempt),)))
-        self._leave_queue(task)
-        self._move(task, "waiting")
-        task.missing = sum(d.state != "memory" for d in task.dependencies)
-
-    def _leave_queue(self, task: Task) -> None:
-        if task.state == "queued":
-            self.n_queued -= 1
-        elif task.state == "no-worker":
-            self.no_worker.discard(task)
-
-    def _err(self, task: Task, error: TaskError) -> None:
-        """A task will have no value, nor will those that wait for it."""
-        stack = [task]
-        while stack:
-            task = stack.pop()
-            if task.state in ("erred", "forgotten", "memory"):
-                continue
-            ran = task.state in _UNRUN
-            if task.state == "processing":
-                worker = self._leave_worker(task)
-                if worker.address in self.workers:
-                    self.send(worker.address, FreeKeys((Version(task.key, task.attempt),)))
-            self._leave_queue(task)
-            self._move(task, "erred")
-            task.error = error
-            self._tell(task, TaskFailed(task.key, error))
-            stack.extend(d for d in task.dependents if d.state in _UNRUN)
-            if ran:
-                self._ran(task)
-            if not task.is_needed:
-                self._release_unneeded([task])
-
-    # -- Letting go -----------------------------------------------------------------------------
-
-    def _release_unneeded(self, tasks: Iterable[Task]) -> None:
-        """Release those of `tasks` that nobody needs, then whatever only they needed."""
-        stack = deque(tasks)
-        while stack:
-            task = stack.popleft()
-            if task.is_needed or task.state == "forgotten":
-                continue
-            if task.state != "released":
-                was_to_run = task.state in _UNRUN
-                self._to_released(task)
-                if was_to_run:
-                    for dependency in task.dependencies:
-                        dependency.waiters -= 1
-                        stack.append(dependency)
-            if not task.dependents:
-                self._forget(task)
-                stack.extend(task.dependencies)
-
-    def _to_released(self, task: Task) -> None:
-        """Drop the value, the error or the run of a task."""
-        for holder in list(task.who_has):
-            task.drop_holder(holder)
-            self.send(holder.address, FreeKeys((Version(task.key, task.attempt),)))
-        worker = None
-        if task.state == "processing":
-            worker = self._leave_worker(task)
-            self.send(worker.address, FreeKeys((Version(task.key, task.attempt),)))
-        self._leave_queue(task)
-        self._move(task, "released")
-        task.error = None
-        if worker is not None:
-            self._fill(worker)
-
-    def _forget(self, task: Task) -> None:
-        self._move(task, "forgotten")
-        self.tasks.pop(task.key, None)
-        for dependency in task.dependencies:
-            dependency.drop_dependent(task)
-        if task.function is not None:
-            task.function.uses -= 1
-            self._maybe_unused(task.function)
-
-    def _cancel(self, tasks: list[Task], reason: str) -> None:
-        """Forget tasks and all that depends on them, and tell who wanted them."""
-        doomed: dict[Task, None] = {}
-        stack = list(tasks)
-        while stack:
-            task = stack.pop()
-            if task not in doomed:
-                doomed[task] = None
-                stack.extend(d for d in task.dependents if d.state in _UNRUN)
-        for task in doomed:
-            for client in list(task.wanted_by):
-                if client.is_told:
-                    self.send(client.name, KeyCancelled(task.key, reason))
-                task.drop_client(client)
-        self._release_unneeded(doomed)
-
-    def _blamed(self, worker: WorkerRecord) -> set[Task]:
-        """Tasks that a dead worker may have been running: those that came first."""
-        running = nsmallest(worker.nthreads, worker.processing, key=lambda task: task.priority)
-        for task in running:
-            task.failures += 1
-        return set(running)
-
-
-def _dependency(task: Task) -> Dependency:
-    holders = tuple([worker.address for worker in task.who_has][:_MAX_HOLDERS])
-    return Dependency(task.key, task.attempt, task.nbytes, holders)
-
-
-def _lost(task: Task) -> TaskError:
-    text = (
-        f"the data of {task.key!r} was scattered and the workers that held it are gone; "
-        "scatter it again, with broadcast=True if it must survive a worker"
-    )
-    return TaskError(pickle.dumps(LostDataError(text)), (), task.key, "")
-
-
-def _killed(task: Task, worker: WorkerRecord) -> TaskError:
-    text = (
-        f"{task.key!r} was running on {task.failures} workers when they died, the last of them "
-        f"{worker.address} (pid {worker.info.pid} on {worker.info.host}); it is not tried again. "
-        "Look at the worker's log, or raise allowed_failures."
-    )
-    return TaskError(pickle.dumps(KilledWorker(text)), (), task.key, worker.address)

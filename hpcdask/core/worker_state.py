@@ -36,7 +36,7 @@ from hpcdask.messages import (
 MOVES = {
     "new": {"waiting", "ready", "fetch", "memory"},
     "waiting": {"ready", "gone"},
-    "ready": {"executing", "waiting", "gone"},
+    "ready": {"executing", "gone"},
     "executing": {"memory", "gone"},
     "fetch": {"flight", "gone"},
     "flight": {"memory", "fetch", "gone"},
@@ -132,7 +132,7 @@ class HeldTask:
         self.attempt = attempt
         self.state = "new"
         self.dependencies: tuple[str, ...] = ()
-        self.dependents: set[str] = set()  # tasks here that need it
+        self.dependents: dict[str, None] = {}  # tasks here that need it, as an ordered set
         self.missing = 0  # dependencies not in memory, while waiting
         self.function: DefineFunction | None = None
         self.arguments: Blob = b""
@@ -169,21 +169,30 @@ class WorkerState:
         self.functions: dict[bytes, DefineFunction] = {}
         self.outbox: list[Message] = []
         self.instructions: list[Instruction] = []
-        self.abandoned: set[tuple[str, int]] = set()  # runs under way that nobody wants
+        #: Runs under way that nobody wants, with the seconds that they were expected to take.
+        self.abandoned: dict[tuple[str, int], float] = {}
         self.executing = 0  # runs handed to threads, abandoned ones included
         self.nbytes = 0  # of values held
+        self.n_ready = 0  # tasks that only wait for a thread
         self._executing_cost = 0.0  # seconds
         self._durations: dict[bytes, float] = {}  # by function id: moving average, seconds
-        self._ready: list[tuple[tuple[float, int, int], int, HeldTask]] = []  # heap
+        self._ready: list[
+            tuple[tuple[float, int, int], int, HeldTask]
+        ] = []  # heap, with stale entries
         self._pushes = 0
         self._salt = sum(address.encode())
+        #: Values put here by clients while their keys meant something else: which of the two counts
+        #: is for the scheduler to say, by freeing the other.
+        self._spare: dict[Version, HeldTask] = {}
         self._to_fetch: dict[str, deque[HeldTask]] = {}  # by the worker to ask
         self._in_flight: dict[str, set[str]] = {}  # keys asked for, by worker
 
-    @property
-    def n_ready(self) -> int:
-        """Tasks that only wait for a thread."""
-        return sum(task.state == "ready" for _, _, task in self._ready)
+    def value_of(self, version: Version) -> HeldTask | None:
+        """Return the task whose value this is, or None if it is not here."""
+        held = self.tasks.get(version.key)
+        if held is not None and held.attempt == version.attempt and held.state == "memory":
+            return held
+        return self._spare.get(version)
 
     # -- Events: the scheduler speaks -----------------------------------------------------------
 
@@ -203,14 +212,14 @@ class WorkerState:
         if old is not None:
             if old.attempt == msg.attempt:  # said twice
                 return
-            self._drop(old)
+            self._withdraw(old)
         task = self.tasks[msg.key] = HeldTask(msg.key, msg.attempt)
         task.function = self.functions[msg.function_id]
         task.arguments, task.priority, task.wanted = msg.arguments, msg.priority, msg.wanted
         task.dependencies = tuple([d.key for d in msg.dependencies])
         for dependency in msg.dependencies:
             held = self._dependency(dependency)
-            held.dependents.add(task.key)
+            held.dependents[task.key] = None
             if held.state != "memory":
                 task.missing += 1
         if task.missing:
@@ -224,22 +233,22 @@ class WorkerState:
         """Values and runs that nobody needs any more."""
         for version in msg.versions:
             task = self.tasks.get(version.key)
-            if task is None or task.attempt != version.attempt:
-                continue
-            dependents = [self.tasks[key] for key in task.dependents if key in self.tasks]
-            self._drop(task)
-            for dependent in dependents:
-                self._give_up(dependent, version, [self.address])
+            if task is not None and task.attempt == version.attempt:
+                self._withdraw(task)
+            elif version in self._spare:
+                self.nbytes -= self._spare.pop(version).nbytes
         self._start_more()
 
     def value_stored(self, now: float, version: Version, value: Any, nbytes: int) -> None:
         """A client put a value here."""
         old = self.tasks.get(version.key)
-        if old is not None:
-            if old.attempt == version.attempt:
-                return
-            self._drop(old)
-        task = self.tasks[version.key] = HeldTask(version.key, version.attempt)
+        if version in self._spare or (old is not None and old.attempt == version.attempt):
+            return  # said twice
+        task = HeldTask(version.key, version.attempt)
+        if old is None:
+            self.tasks[version.key] = task
+        else:
+            self._spare[version] = task
         self._to_memory(task, value, nbytes)
 
     # -- Events: the shell did what it was told -------------------------------------------------
@@ -248,19 +257,19 @@ class WorkerState:
         """A run ended."""
         task = self.tasks.get(key)
         self.executing -= 1
-        if not isinstance(outcome, NotStarted) and task is not None and task.function is not None:
-            self._observe(task.function.function_id, outcome.duration)
         if (key, attempt) in self.abandoned:
-            self.abandoned.remove((key, attempt))
+            self._executing_cost -= self.abandoned.pop((key, attempt))
         elif task is not None and task.attempt == attempt and task.state == "executing":
             self._executing_cost -= task.cost
+            if not isinstance(outcome, NotStarted) and task.function is not None:
+                self._observe(task.function.function_id, outcome.duration)
             if isinstance(outcome, Ran):
                 self._executing_to_memory(task, outcome)
             elif isinstance(outcome, Raised):
                 self.outbox.append(TaskErred(key, attempt, outcome.error))
                 self._drop_ended(task)
         if not self.executing:
-            self._executing_cost = 0.0  # sums of floats drift, and abandoned runs leave theirs
+            self._executing_cost = 0.0  # sums of floats drift
         self._start_more()
 
     def data_arrived(
@@ -291,9 +300,9 @@ class WorkerState:
     def input_unusable(self, now: float, version: Version, error: TaskError) -> None:
         """An input exists, but its holder cannot send it or this worker cannot read it."""
         task = self.tasks.get(version.key)
-        if task is None or task.attempt != version.attempt:
+        if task is None or task.attempt != version.attempt or task.state == "memory":
             return
-        for key in sorted(task.dependents):
+        for key in list(task.dependents):
             dependent = self.tasks[key]
             self.outbox.append(TaskErred(key, dependent.attempt, error))
             self._drop_ended(dependent)
@@ -315,7 +324,10 @@ class WorkerState:
         if held is not None and held.attempt == dependency.attempt:
             return held
         if held is not None:  # an older value of a key that was used again
-            self._drop(held)
+            self._withdraw(held)
+            held = self.tasks.get(dependency.key)  # its successor may have been here
+            if held is not None and held.attempt == dependency.attempt:
+                return held
         held = self.tasks[dependency.key] = HeldTask(dependency.key, dependency.attempt)
         held.nbytes = dependency.nbytes
         held.holders.extend(a for a in dependency.addresses if a != self.address)
@@ -370,20 +382,23 @@ class WorkerState:
 
     def _nowhere(self, task: HeldTask) -> None:
         """Nobody gave an input: let the scheduler decide."""
-        version = Version(task.key, task.attempt)
-        dependents = [self.tasks[key] for key in task.dependents]
-        for dependent in dependents:
-            self._give_up(dependent, version, task.tried or [self.address])
+        for dependent in self._dependents(task):
+            self._give_up(dependent, task, task.tried or [self.address])
 
-    def _give_up(self, task: HeldTask, missing: Version, tried: list[str]) -> None:
+    def _dependents(self, task: HeldTask) -> list[HeldTask]:
+        return [self.tasks[key] for key in task.dependents]
+
+    def _give_up(self, task: HeldTask, missing: HeldTask, tried: list[str]) -> None:
         """Hand a task back whose input cannot be had."""
         if task.state in ("waiting", "ready"):
+            version = Version(missing.key, missing.attempt)
             for address in tried:
-                self.outbox.append(DataMissing(task.key, task.attempt, missing, address))
+                self.outbox.append(DataMissing(task.key, task.attempt, version, address))
             self._drop(task)
 
     def _to_ready(self, task: HeldTask) -> None:
         self._move(task, "ready")
+        self.n_ready += 1
         self._pushes += 1
         heappush(self._ready, (task.priority, self._pushes, task))
 
@@ -408,6 +423,7 @@ class WorkerState:
     def _to_executing(self, task: HeldTask, cost: float) -> None:
         assert task.function is not None
         self._move(task, "executing")
+        self.n_ready -= 1
         self.executing += 1
         task.cost = cost
         self._executing_cost += cost
@@ -428,8 +444,7 @@ class WorkerState:
         task.value, task.nbytes = value, nbytes
         task.arguments, task.function = b"", None
         self.nbytes += nbytes
-        for key in task.dependents:
-            dependent = self.tasks[key]
+        for dependent in self._dependents(task):
             if dependent.state == "waiting":
                 dependent.missing -= 1
                 if not dependent.missing:
@@ -441,18 +456,32 @@ class WorkerState:
 
     # -- Letting go -----------------------------------------------------------------------------
 
+    def _withdraw(self, task: HeldTask) -> None:
+        """Drop a task that the scheduler needs no more, and hand back what waits for it here."""
+        dependents = self._dependents(task)
+        self._drop(task)
+        for dependent in dependents:
+            self._give_up(dependent, task, [self.address])
+        for version, spare in self._spare.items():
+            if version.key == task.key:
+                self.tasks[task.key] = self._spare.pop(version)
+                assert spare.state == "memory"
+                return
+
     def _drop(self, task: HeldTask) -> None:
         """Forget a task in whatever state, and inputs that only it was to fetch."""
         if task.state == "executing":
-            self.abandoned.add((task.key, task.attempt))
+            self.abandoned[task.key, task.attempt] = task.cost
             self.instructions.append(Abandon(task.key, task.attempt))
         elif task.state == "memory":
             self.nbytes -= task.nbytes
+        elif task.state == "ready":
+            self.n_ready -= 1
         self._drop_ended(task)
 
     def _drop_ended(self, task: HeldTask) -> None:
         self._move(task, "gone")
-        task.value = None
+        task.value, task.arguments = None, b""
         if self.tasks.get(task.key) is task:
             del self.tasks[task.key]
         self._leave_dependencies(task)
@@ -464,6 +493,6 @@ class WorkerState:
             dependency = self.tasks.get(key)
             if dependency is None:
                 continue
-            dependency.dependents.discard(task.key)
+            dependency.dependents.pop(task.key, None)
             if dependency.state in ("fetch", "flight") and not dependency.dependents:
                 self._drop_ended(dependency)

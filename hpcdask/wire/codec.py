@@ -10,6 +10,7 @@ import struct
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
+from reprlib import Repr
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -22,6 +23,11 @@ Buffer = bytes | bytearray | memoryview
 _FRAMES_EXTENSION = 1
 _RANGE = struct.Struct("<II")  # first buffer, number of buffers
 _NUMBER = {message_type: number for number, message_type in enumerate(OPCODES)}
+#: A path or a line of output that is not UTF-8 has lone surrogates; it must not end a connection.
+_SURROGATES = "surrogatepass"
+# For complaints: the whole repr of what a peer sent may take gigabytes, or nest too deeply.
+_short = Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
 
 
 def encode(messages: Sequence[Message]) -> tuple[bytes, list[Buffer]]:
@@ -37,7 +43,8 @@ def encode(messages: Sequence[Message]) -> tuple[bytes, list[Buffer]]:
     Raises
     ------
     ProtocolError
-        If a field holds what msgpack cannot pack, or an integer of more than 64 bits.
+        If something is no message, or a field holds what msgpack cannot pack or an integer of
+        more than 64 bits.
     """
     buffers: list[Buffer] = []
 
@@ -50,10 +57,13 @@ def encode(messages: Sequence[Message]) -> tuple[bytes, list[Buffer]]:
 
     flat: list[object] = []
     for message in messages:
-        flat.append(_NUMBER[type(message)])
+        number = _NUMBER.get(type(message))
+        if number is None:
+            raise ProtocolError(f"a {type(message).__name__} is no message")
+        flat.append(number)
         flat.append(message)
     try:
-        control = msgpack.packb(flat, default=frames_by_reference)
+        control = msgpack.packb(flat, default=frames_by_reference, unicode_errors=_SURROGATES)
     except (TypeError, ValueError, OverflowError) as exc:
         raise ProtocolError(f"a message cannot be packed: {exc}") from exc
     return cast(bytes, control), buffers
@@ -79,7 +89,11 @@ def decode(control: Buffer, buffers: Sequence[Buffer]) -> list[Message]:
 
     try:
         flat = msgpack.unpackb(
-            control, use_list=False, strict_map_key=False, ext_hook=frames_from_reference
+            control,
+            use_list=False,
+            strict_map_key=False,
+            ext_hook=frames_from_reference,
+            unicode_errors=_SURROGATES,
         )
     except ProtocolError:
         raise
@@ -92,7 +106,7 @@ def decode(control: Buffer, buffers: Sequence[Buffer]) -> list[Message]:
     pairs = iter(flat)
     for number in pairs:
         if type(number) is not int or not 0 <= number < len(decoders):
-            raise ProtocolError(f"unknown message number {number!r}")
+            raise ProtocolError(f"unknown message number {_short.repr(number)}")
         messages.append(decoders[number](next(pairs)))
     return messages
 
@@ -114,11 +128,11 @@ def _complaint(message_type: type[Any], fields: Any) -> ProtocolError:
     """Say what is wrong with fields that were found not to be valid."""
     name, expected = message_type.__name__, message_type._fields
     if type(fields) is not tuple or len(fields) != len(expected):
-        return ProtocolError(f"{name} has {len(expected)} fields, not {fields!r:.80}")
+        return ProtocolError(f"{name} has {len(expected)} fields, not {_short.repr(fields)}")
     hints = get_type_hints(message_type)
     for field, value in zip(expected, fields, strict=True):
         if not _compiled_check(hints[field])(value):
-            return ProtocolError(f"{name}.{field} cannot be {value!r:.80}")
+            return ProtocolError(f"{name}.{field} cannot be {_short.repr(value)}")
     raise AssertionError("called for valid fields")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
+from functools import cache, partial
 from types import CodeType, FunctionType
 from typing import Any, cast
 
@@ -41,27 +42,26 @@ def dumps(obj: object) -> Blob:
     SerializationError
         If neither pickle nor cloudpickle can.
     """
+    blob = _dumps_by_reference(obj)
+    return _dumps_by_value(obj) if blob is None else blob
+
+
+def _dumps_by_reference(obj: object) -> Blob | None:
+    """Pickle with functions and classes as names, or None if these would not do."""
     if _has_large_bytes(obj):
-        return _dumps_large_bytes(obj)
+        return _pickled_with(_LargeBytesPickler, obj)
     buffers: list[memoryview] = []
     try:
         data = pickle.dumps(obj, protocol=5, buffer_callback=_collector(buffers))
     except Exception:  # lambdas, closures, local classes, and whatever __reduce__ raises
-        return _dumps_by_value(obj)
+        return None
     if b"__main__" in data:  # the reader's __main__ is another module
-        return _dumps_by_value(obj)
+        return None
     return _blob(data, buffers)
 
 
 def _dumps_by_value(obj: object) -> Blob:
-    import cloudpickle  # 40 ms, and many processes never need it
-
-    buffers: list[memoryview] = []
-    try:
-        data = cloudpickle.dumps(obj, protocol=5, buffer_callback=_collector(buffers))
-    except Exception as exc:
-        raise _unpicklable(obj, exc) from exc
-    return _blob(data, buffers)
+    return cast(Blob, _pickled_with(_by_value_pickler(), obj))
 
 
 def _unpicklable(obj: object, exc: Exception) -> SerializationError:
@@ -78,9 +78,7 @@ def loads(blob: Blob) -> Any:
     Exception
         Whatever rebuilding raises, for example ModuleNotFoundError.
     """
-    if type(blob) is bytes:
-        return pickle.loads(blob)
-    pickled, *buffers = cast(Frames, blob).parts
+    pickled, *buffers = blob.parts if isinstance(blob, Frames) else [blob]
     if pickled[:1] == _WITH_LARGE_BYTES:
         return _LargeBytesUnpickler(io.BytesIO(memoryview(pickled)[1:]), buffers=buffers).load()
     return pickle.loads(pickled, buffers=buffers)
@@ -109,7 +107,7 @@ def _blob(data: bytes, buffers: list[memoryview]) -> Blob:
 # -- Large bytes ----------------------------------------------------------------------------------
 # Protocol 5 sends arrays out of band, but bytes and bytearray in band, with a copy, and knows no
 # memoryview. A pickler with `persistent_id` can catch them, but is called for every object; so it
-# is used only where a look at the outermost containers finds some.
+# is used only where a look at the outermost containers finds some, or where functions go by value.
 
 
 def _has_large_bytes(obj: object, depth: int = 3) -> bool:
@@ -127,80 +125,122 @@ def _has_large_bytes(obj: object, depth: int = 3) -> bool:
 class _LargeBytes:
     """Mix-in for a pickler: bytes-like objects go out of band."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seen: dict[int, Any] = {}  # keeps what it names alive, so no id comes twice
+
     def persistent_id(self, obj: Any) -> Any:
         kind = type(obj)
-        if (kind is bytes or kind is bytearray) and len(obj) >= OUT_OF_BAND:
-            return kind.__name__, pickle.PickleBuffer(obj)
-        if kind is memoryview:
-            flat = obj if obj.contiguous else memoryview(obj.tobytes())
-            return "memoryview", pickle.PickleBuffer(flat), obj.format, obj.shape
-        return None
+        is_large = (kind is bytes or kind is bytearray) and len(obj) >= OUT_OF_BAND
+        if not is_large and kind is not memoryview:
+            return None
+        # The very same tuple again is what tells the reader that it is the same object.
+        known = self._seen.get(id(obj))
+        if known is None:
+            known = self._seen[id(obj)] = _described(obj), obj
+        return known[0]
+
+
+def _described(obj: bytes | bytearray | memoryview) -> tuple[Any, ...]:
+    """Arguments of `_rebuilt`."""
+    if not isinstance(obj, memoryview):
+        return type(obj).__name__, pickle.PickleBuffer(obj)
+    memoryview(bytes(obj.itemsize)).cast(cast(Any, obj.format))  # raises what reading would raise
+    flat = obj
+    if not obj.c_contiguous:
+        flat = memoryview(obj.tobytes() if obj.readonly else bytearray(obj.tobytes()))
+    return "memoryview", pickle.PickleBuffer(flat), obj.format, obj.shape
 
 
 class _LargeBytesPickler(_LargeBytes, pickle.Pickler):
     pass
 
 
+@cache
+def _by_value_pickler() -> Any:
+    import cloudpickle  # 40 ms, and many processes never need it
+
+    return type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), {})
+
+
 class _LargeBytesUnpickler(pickle.Unpickler):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seen: dict[int, Any] = {}
+
     def persistent_load(self, pid: Any) -> Any:
-        kind, buffer, *layout = pid
-        if isinstance(buffer, pickle.PickleBuffer):  # was small, so in band
-            buffer = buffer.raw()
-        if kind == "memoryview":
-            format_, shape = layout
-            flat = memoryview(buffer).cast("B")
-            return flat.cast(format_, shape) if flat.nbytes else flat
-        wanted = bytes if kind == "bytes" else bytearray
-        if isinstance(buffer, memoryview) and len(buffer) == len(memoryview(buffer.obj)):
-            buffer = buffer.obj
-        # What came over the network is a bytearray of its own, and need not be copied again.
-        return buffer if type(buffer) is wanted else wanted(buffer)
+        if id(pid) not in self._seen:
+            self._seen[id(pid)] = pid, _rebuilt(*pid)
+        return self._seen[id(pid)][1]
 
 
-def _dumps_large_bytes(obj: object) -> Blob:
-    data, buffers = _pickled_with(_LargeBytesPickler, obj)
-    if data is None or b"__main__" in data:
-        import cloudpickle
+def _rebuilt(kind: str, buffer: Any, *layout: Any) -> Any:
+    if kind == "memoryview":
+        format_, shape = layout
+        flat = memoryview(buffer).cast("B")
+        # There is no way to give an empty memoryview more than one dimension.
+        return flat.cast(format_, shape) if flat.nbytes else flat.cast(format_)
+    wanted = bytes if kind == "bytes" else bytearray
+    if isinstance(buffer, memoryview) and len(buffer) == len(memoryview(buffer.obj)):
+        buffer = buffer.obj
+    # What came over the network is a bytearray of its own, and need not be copied again.
+    return buffer if type(buffer) is wanted else wanted(buffer)
 
-        by_value = type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), {})
-        data, buffers = _pickled_with(by_value, obj)
-    assert data is not None
-    return Frames([_WITH_LARGE_BYTES + data, *buffers])
 
-
-def _pickled_with(pickler_type: Any, obj: object) -> tuple[bytes | None, list[memoryview]]:
-    """Pickle with `pickler_type`; None if the standard pickler cannot."""
+def _pickled_with(pickler_type: Any, obj: object) -> Blob | None:
+    """Pickle with a pickler of large bytes; None if the standard one is not enough."""
+    by_reference = pickler_type is _LargeBytesPickler
     buffers: list[memoryview] = []
     stream = io.BytesIO()
     try:
         pickler_type(stream, protocol=5, buffer_callback=_collector(buffers)).dump(obj)
     except Exception as exc:
-        if pickler_type is _LargeBytesPickler:
-            return None, []
+        if by_reference:
+            return None
         raise _unpicklable(obj, exc) from exc
-    return stream.getvalue(), buffers
+    data = stream.getvalue()
+    if by_reference and b"__main__" in data:
+        return None
+    return _blob(_WITH_LARGE_BYTES + data, buffers)
 
 
 # -- Functions -------------------------------------------------------------------------------------
 
-_functions: dict[FunctionType, Blob] = {}
+_functions: dict[FunctionType, tuple[tuple[Any, ...], Blob]] = {}
 
 
 def dumps_function(function: Callable[..., Any]) -> Blob:
-    """Pickle a callable, remembering those whose pickle cannot change.
+    """Pickle a callable, remembering those that go by value and cannot change unseen.
 
     A function may be changed between two calls through its globals, closure, defaults or
-    attributes. Only one that has none of these is remembered.
+    attributes. Only one that has none of these is remembered, together with the rest of what
+    its pickle holds.
     """
     if type(function) is not FunctionType or not _is_self_contained(function):
         return dumps(function)
-    blob = _functions.get(function)
-    if blob is None:
-        blob = dumps(function)
-        if len(_functions) >= 500:
-            _functions.clear()
-        _functions[function] = blob
+    traits = _traits(function)
+    known = _functions.get(function)
+    if known is not None and known[0] == traits:
+        return known[1]
+    blob = _dumps_by_reference(function)
+    if blob is not None:  # a name: quick to pickle, and another function may get it
+        return blob
+    blob = _dumps_by_value(function)
+    if len(_functions) >= 500:
+        _functions.clear()
+    _functions[function] = traits, blob
     return blob
+
+
+def _traits(function: FunctionType) -> tuple[Any, ...]:
+    return (
+        function.__code__,
+        function.__module__,
+        function.__name__,
+        function.__qualname__,
+        function.__doc__,
+        dict(function.__annotations__),
+    )
 
 
 def _is_self_contained(function: FunctionType) -> bool:
@@ -224,7 +264,7 @@ def _names(code: CodeType) -> set[str]:
 
 def function_name(function: object) -> str:
     """Return a short name for keys and averages; a partial has that of what it wraps."""
-    while hasattr(function, "func"):
+    while isinstance(function, partial):
         function = function.func
     name = getattr(function, "__name__", None) or type(function).__name__
     return str(name).strip("<>")[:60] or "task"

@@ -1,0 +1,1 @@
+"""What a user holds: the client, its futures, and ways to wait for them."""

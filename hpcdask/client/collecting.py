@@ -1,0 +1,177 @@
+"""Fetching values: from the worker that has them, or through the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from hpcdask.client.future import Future, FutureState, until_done
+from hpcdask.errors import CommClosedError, WaitTimeoutError
+from hpcdask.messages import (
+    Blob,
+    Dependency,
+    GatherKeys,
+    KeyValues,
+    LocateKeys,
+    TaskError,
+    Version,
+)
+from hpcdask.tracebacks import to_exception
+from hpcdask.wire.serialize import loads
+
+if TYPE_CHECKING:
+    from hpcdask.client.client import Client
+
+#: Stands for a value that did not come, with ``errors="skip"``.
+SKIPPED = object()
+#: Seconds before a value that nobody had is asked for again.
+_PAUSE = 0.05
+
+
+def find_states(futures: Any, found: dict[str, FutureState]) -> None:
+    """Collect the states of all futures in nested containers, by key."""
+    if isinstance(futures, Future):
+        found[futures.key] = futures._state
+    elif isinstance(futures, (list, tuple, set, frozenset)):
+        for item in futures:
+            find_states(item, found)
+    elif isinstance(futures, dict):
+        for item in futures.values():
+            find_states(item, found)
+    elif isinstance(futures, str):
+        raise TypeError(f"expected futures, got the string {futures!r}; Future(key) makes one")
+
+
+def replaced(futures: Any, values: dict[str, Any]) -> Any:
+    """Return `futures` with values in the place of futures; those without one are left out."""
+    if isinstance(futures, Future):
+        return values.get(futures.key)
+    if isinstance(futures, (list, tuple, set, frozenset)):
+        items = [
+            replaced(item, values)
+            for item in futures
+            if not isinstance(item, Future) or item.key in values
+        ]
+        if hasattr(futures, "_fields"):
+            return type(futures)(*items)
+        return type(futures)(items)
+    if isinstance(futures, dict):
+        return {
+            key: replaced(item, values)
+            for key, item in futures.items()
+            if not isinstance(item, Future) or item.key in values
+        }
+    return futures
+
+
+async def values(
+    client: Client,
+    states: list[FutureState],
+    errors: str,
+    deadline: float | None,
+    direct: bool | None,
+) -> list[Any]:
+    """Wait for futures and return their values in order.
+
+    A value that is lost on the way is waited for again while it is computed anew.
+
+    Raises
+    ------
+    Exception
+        Of the first future that has one, unless `errors` is "skip".
+    WaitTimeoutError
+        After `deadline`, in seconds of the monotonic clock.
+    """
+    results: dict[str, Any] = {}
+    left = states
+    while left:
+        await _until_done(left, deadline, fail_early=errors == "raise")
+        wanted = []
+        for state in left:
+            exc = state.exception()
+            if exc is not None and errors == "raise":
+                raise exc
+            if exc is not None:
+                results[state.key] = SKIPPED
+            elif state.value is not None:
+                results[state.key] = loads(state.value)
+            elif state.status == "finished":
+                wanted.append(state.key)
+        if wanted:
+            blobs, failed = await _limited(_fetch(client, wanted, direct), deadline)
+            for key, blob in blobs.items():
+                results[key] = loads(blob)
+            for key, error in failed.items():
+                if errors == "raise":
+                    raise to_exception(error)
+                results[key] = SKIPPED
+        left = [state for state in left if state.key not in results]
+        if left and client.status == "closed":
+            raise CommClosedError("the client was closed while it fetched")
+        if left:
+            await asyncio.sleep(_PAUSE)
+    return [results[state.key] for state in states]
+
+
+async def _until_done(states: list[FutureState], deadline: float | None, fail_early: bool) -> None:
+    while True:
+        pending = [state for state in states if state.status == "pending"]
+        failed = fail_early and any(s.status in ("error", "cancelled") for s in states)
+        if not pending or failed:
+            return
+        # With early failure each end is looked at; without, only the last.
+        await _limited(until_done(pending, first=fail_early and len(pending) < 100), deadline)
+
+
+async def _limited(work: Any, deadline: float | None) -> Any:
+    left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+    try:
+        return await asyncio.wait_for(work, left)
+    except asyncio.TimeoutError:
+        raise WaitTimeoutError("the values did not come within the timeout") from None
+
+
+async def _fetch(
+    client: Client, keys: list[str], direct: bool | None
+) -> tuple[dict[str, Blob], dict[str, TaskError]]:
+    """Ask holders for values once; keys that nobody gave are in neither result."""
+    direct = client.direct_to_workers if direct is None else direct
+    blobs: dict[str, Blob] = {}
+    failed: dict[str, TaskError] = {}
+    through_scheduler = list(keys)
+    if direct is not False:
+        found = (await client._ask(LocateKeys, tuple(keys))).found
+        by_worker: dict[str, list[Dependency]] = {}
+        through_scheduler = []
+        for dependency in found:
+            reachable = [a for a in dependency.addresses if a not in client._unreachable]
+            if reachable:
+                by_worker.setdefault(reachable[0], []).append(dependency)
+            elif dependency.addresses:
+                through_scheduler.append(dependency.key)
+        answers = await asyncio.gather(
+            *(_fetch_from(client, address, wanted) for address, wanted in by_worker.items())
+        )
+        for wanted, answer in zip(by_worker.values(), answers, strict=True):
+            if answer is None:
+                through_scheduler += [dependency.key for dependency in wanted]
+            else:
+                _sort(answer, blobs, failed)
+    if through_scheduler:
+        _sort(await client._ask(GatherKeys, tuple(through_scheduler)), blobs, failed)
+    return blobs, failed
+
+
+async def _fetch_from(client: Client, address: str, wanted: list[Dependency]) -> KeyValues | None:
+    """Ask one worker; None if it cannot be reached from here."""
+    try:
+        return await client._peers.fetch(address, [Version(d.key, d.attempt) for d in wanted])
+    except OSError:
+        client._unreachable.add(address)
+        return None
+
+
+def _sort(answer: KeyValues, blobs: dict[str, Blob], failed: dict[str, TaskError]) -> None:
+    blobs.update((stored.key, stored.value) for stored in answer.values)
+    failed.update(answer.failed)

@@ -1,0 +1,307 @@
+"""Futures: what a client knows of a task, and the handle that a user holds."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from hpcdask.client.loop import lent_thread
+from hpcdask.errors import FutureCancelledError, WaitTimeoutError
+from hpcdask.messages import Blob, TaskError
+from hpcdask.tracebacks import to_exception, to_traceback
+from hpcdask.wire.serialize import loads
+
+if TYPE_CHECKING:
+    from hpcdask.client.client import Client
+
+
+class FutureState:
+    """What a client knows of one key; shared by all its futures.
+
+    Written on the client's loop only. Readers in other threads look at `status` first, which is
+    set last.
+    """
+
+    __slots__ = ("error", "key", "reason", "refs", "status", "value", "waiters")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.status = "pending"
+        self.refs = 0
+        self.value: Blob | None = None  # if it came along with the message that it is done
+        self.error: TaskError | None = None
+        self.reason = ""  # of a cancellation
+        self.waiters: list[Callable[[FutureState], None]] | None = None
+
+    def end(self, status: str) -> None:
+        """It is finished, in error or cancelled: tell those who wait."""
+        self.status = status
+        waiters, self.waiters = self.waiters, None
+        for waiter in waiters or ():
+            waiter(self)
+
+    def lost(self) -> None:
+        """It is computed again."""
+        if self.status == "finished":
+            self.status, self.value = "pending", None
+
+    def when_done(self, waiter: Callable[[FutureState], None]) -> None:
+        """Call `waiter` once, on the client's loop, or here if it is done already.
+
+        Safe from any thread: the waiter is in the list before the status is read, and `end` sets
+        the status before it takes the list. Whoever takes the waiter out calls it.
+        """
+        waiters = self.waiters
+        if waiters is None:
+            waiters = self.waiters = []
+        waiters.append(waiter)
+        if self.status != "pending":
+            try:
+                waiters.remove(waiter)
+            except ValueError:
+                return  # `end` was quicker
+            waiter(self)
+
+    def exception(self) -> BaseException | None:
+        """The error that asking for the value raises, if it does."""
+        if self.status == "error":
+            assert self.error is not None
+            return to_exception(self.error)
+        if self.status == "cancelled":
+            return FutureCancelledError(f"{self.key}: {self.reason}")
+        return None
+
+
+class Latch:
+    """Waits in a thread for a number of futures, and is woken once.
+
+    Parameters
+    ----------
+    fail_early : bool
+        Also wake at the first that does not finish well.
+    first : bool
+        Wake as soon as any is done.
+    """
+
+    def __init__(
+        self, states: Iterable[FutureState], fail_early: bool = False, first: bool = False
+    ) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._counting = threading.Lock()
+        self._fail_early, self._first = fail_early, first
+        pending = [state for state in states if state.status == "pending"]
+        self._remaining = len(pending) + 1
+        for state in pending:
+            state.when_done(self._done)
+        self._count()
+
+    def _done(self, state: FutureState) -> None:
+        self._count(self._first or (self._fail_early and state.status != "finished"))
+
+    def _count(self, now: bool = False) -> None:
+        with self._counting:
+            self._remaining = 0 if now and self._remaining > 0 else self._remaining - 1
+            if self._remaining == 0:
+                self._lock.release()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait; say whether it happened in time."""
+        with lent_thread():
+            return self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+
+
+class Future:
+    """A value that is computed on the cluster.
+
+    While anyone holds a future of a key its value is kept; so drop those you need no more.
+    Futures may be arguments of further tasks, within lists, tuples, sets and dicts too. Awaiting
+    one gives its value.
+
+    Parameters
+    ----------
+    key : str
+        The task.
+    client : Client, optional
+        By default the current one.
+
+    Examples
+    --------
+    >>> future = client.submit(pow, 2, 10)
+    >>> future.result(timeout=10)
+    1024
+    """
+
+    __slots__ = ("__weakref__", "_state", "client", "key")
+
+    def __init__(self, key: str, client: Client | None = None) -> None:
+        if client is None:
+            from hpcdask.client.client import get_client
+
+            client = get_client()
+        self.key = key
+        self.client = client
+        self._state = client._hold(key)
+
+    @property
+    def status(self) -> str:
+        """ "pending", "finished", "error" or "cancelled"."""
+        return self._state.status
+
+    def done(self) -> bool:
+        """Whether it has its value, or will not get one."""
+        return self._state.status != "pending"
+
+    def cancelled(self) -> bool:
+        """Whether its task was cancelled."""
+        return self._state.status == "cancelled"
+
+    def result(self, timeout: float | str | None = None) -> Any:
+        """Wait for the value and fetch it.
+
+        Parameters
+        ----------
+        timeout : float or str, optional
+            Seconds.
+
+        Returns
+        -------
+        object
+            The value; with an asynchronous client, an awaitable of it.
+
+        Raises
+        ------
+        WaitTimeoutError
+            If it takes longer.
+        FutureCancelledError
+            If the task was cancelled.
+        Exception
+            What the task raised, of its own type, with the remote traceback.
+        """
+        client = self.client
+        timeout = client._seconds(timeout)
+        if client.asynchronous:
+            return self._result(timeout)
+        state = self._state
+        if state.status == "pending" and not client._wait_for(state, timeout):
+            raise WaitTimeoutError(f"{self.key} is not done within {timeout:g} s")
+        value = state.value
+        if state.status == "finished" and value is not None:
+            return loads(value)
+        return client._sync(self._result(timeout))
+
+    async def _result(self, timeout: float | None = None) -> Any:
+        return (await self.client._values([self._state], "raise", timeout, True))[0]
+
+    async def _wait(self, timeout: float | None = None) -> FutureState:
+        await self.client._all_done([self._state], timeout)
+        return self._state
+
+    def exception(self, timeout: float | str | None = None) -> Any:
+        """Wait until it is done and return what it raised, or None."""
+
+        async def exception() -> BaseException | None:
+            return (await self._wait(self.client._seconds(timeout))).exception()
+
+        return self.client._maybe_sync(exception())
+
+    def traceback(self, timeout: float | str | None = None) -> Any:
+        """Wait until it is done and return the traceback of what it raised, or None.
+
+        Returns
+        -------
+        types.TracebackType or None
+            With the remote files, lines and functions, for the `traceback` module.
+        """
+
+        async def traceback() -> TracebackType | None:
+            state = await self._wait(self.client._seconds(timeout))
+            return None if state.error is None else to_traceback(state.error)
+
+        return self.client._maybe_sync(traceback())
+
+    def cancel(self, reason: str | None = None, force: bool = False) -> Any:
+        """Stop computing it; see `Client.cancel`."""
+        return self.client.cancel([self], force=force, reason=reason)
+
+    def add_done_callback(self, function: Callable[[Future], Any]) -> None:
+        """Call ``function(future)`` in a thread of its own once it is done."""
+        loop = self.client.loop
+
+        def start(state: FutureState) -> None:
+            loop.call_soon_threadsafe(loop.run_in_executor, None, _call_back, function, self)
+
+        self._state.when_done(start)
+
+    def release(self) -> None:
+        """Drop this handle, as deleting it does."""
+        client = getattr(self, "client", None)
+        state = getattr(self, "_state", None)
+        if client is not None and state is not None and state is not _RELEASED:
+            # May run within any other code of any thread, as finalizers do: takes no lock.
+            self._state = _RELEASED
+            client._let_go(self.key)
+
+    def __del__(self) -> None:
+        self.release()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._result().__await__()
+
+    def __reduce__(self) -> Any:
+        from hpcdask.client.submission import note_pickled
+
+        note_pickled(self)
+        return _unpickled, (self.key, self.client.scheduler_address)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"<Future: {self.status}, key: {self.key}>"
+
+
+#: What released futures still know.
+_RELEASED = FutureState("released")
+_RELEASED.status, _RELEASED.reason = "cancelled", "this future was released"
+
+
+def _call_back(function: Callable[[Future], Any], future: Future) -> None:
+    try:
+        function(future)
+    except Exception:
+        import logging
+
+        logging.getLogger("hpcdask.client").exception("a callback of %r failed", future)
+
+
+def _unpickled(key: str, scheduler: str) -> Future:
+    from hpcdask.client.client import get_client
+
+    return Future(key, get_client(scheduler))
+
+
+async def until_done(states: Iterable[FutureState], first: bool = False) -> None:
+    """Wait on the client's loop until all are done, or the first is."""
+    loop = asyncio.get_running_loop()
+    pending = [state for state in states if state.status == "pending"]
+    if not pending:
+        return
+    remaining = 1 if first else len(pending)
+    woken = loop.create_future()
+
+    def done(state: FutureState) -> None:
+        nonlocal remaining
+        remaining -= 1
+        if remaining <= 0 and not woken.done():
+            woken.set_result(None)
+
+    for state in pending:
+        state.when_done(done)
+    await woken

@@ -1,0 +1,114 @@
+"""From calls to task descriptions: functions and arguments pickled, keys made, futures found."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import uuid
+from collections.abc import Callable
+from contextvars import ContextVar
+from hashlib import blake2b
+from typing import Any
+
+from hpcdask.client.future import Future
+from hpcdask.messages import Blob, Frames, Function
+from hpcdask.wire.arguments import Input
+from hpcdask.wire.serialize import dumps, dumps_function, function_name
+
+_PLAIN = frozenset({int, float, bool, str, type(None), complex})
+
+#: Futures that are met while an object is pickled: a task must not lose what is inside it.
+_pickled: ContextVar[list[Future] | None] = ContextVar("pickled", default=None)
+
+_random = uuid.uuid4().hex[:16]
+_numbers = itertools.count(1)
+
+
+def note_pickled(future: Future) -> None:
+    """Remember a future that is being pickled within a task's arguments."""
+    found = _pickled.get()
+    if found is not None:
+        found.append(future)
+
+
+def pack_function(function: Callable[..., Any]) -> Function:
+    """Pickle a callable; its id is a 128-bit hash of the pickle."""
+    if not callable(function):
+        raise TypeError(f"the first argument must be callable, not {function!r:.80}")
+    code = dumps_function(function)
+    return Function(_digest(code).digest(), function_name(function), code)
+
+
+def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Blob, tuple[str, ...]]:
+    """Pickle arguments.
+
+    Returns
+    -------
+    arguments : Blob
+        Pickle of (args, kwargs) with futures in lists, tuples, sets and dicts as placeholders for
+        their values. Futures anywhere else arrive as futures.
+    dependencies : tuple of str
+        Keys of all of these.
+    """
+    if not kwargs and all([type(arg) in _PLAIN for arg in args]):
+        return pickle.dumps((args, kwargs), 5), ()
+    found: dict[str, None] = {}
+    replaced = replace_futures(args, found), replace_futures(kwargs, found)
+    return pack_replaced(replaced, found)
+
+
+def pack_replaced(arguments: Any, found: dict[str, None]) -> tuple[Blob, tuple[str, ...]]:
+    """Pickle arguments whose inputs are placeholders already."""
+    pickled: list[Future] = []
+    token = _pickled.set(pickled)
+    try:
+        blob = dumps(arguments)
+    finally:
+        _pickled.reset(token)
+    found.update(dict.fromkeys(future.key for future in pickled))
+    return blob, tuple(found)
+
+
+def replace_futures(value: Any, found: dict[str, None]) -> Any:
+    """Return `value` with an `Input` for each future in it, and note their keys in `found`."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, Future):
+        found[value.key] = None
+        return Input(value.key)
+    if kind in (list, tuple, set, frozenset):
+        replaced = [replace_futures(item, found) for item in value]
+        if all(new is old for new, old in zip(replaced, value, strict=True)):
+            return value
+        return kind(replaced)
+    if kind is dict:
+        values = {key: replace_futures(item, found) for key, item in value.items()}
+        return value if all(values[key] is value[key] for key in value) else values
+    return value
+
+
+def pure_key(function: Function, arguments: Blob) -> str:
+    """The same function with the same arguments has the same key, whoever asks, for as long."""
+    digest = _digest(arguments)
+    digest.update(function.function_id)
+    return f"{function.name}-{digest.hexdigest()}"
+
+
+def fresh_key(name: str) -> str:
+    """A key that no other task has."""
+    return f"{name}-{_random}{next(_numbers):016x}"
+
+
+def data_key(kind: str, blob: Blob) -> str:
+    """Key of scattered data by its content."""
+    return f"{kind}-{_digest(blob).hexdigest()}"
+
+
+def _digest(blob: Blob) -> Any:
+    if type(blob) is Frames:
+        digest = blake2b(digest_size=16)
+        for part in blob.parts:
+            digest.update(part)
+        return digest
+    return blake2b(blob, digest_size=16)  # type: ignore[arg-type]

@@ -1,0 +1,269 @@
+"""Ways to wait for futures: all, any, or one by one as they complete."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from hpcdask.client import collecting
+from hpcdask.client.client import Client
+from hpcdask.client.future import Future, FutureState, Latch, until_done
+from hpcdask.client.loop import lent_thread
+from hpcdask.errors import WaitTimeoutError
+from hpcdask.messages import KeepUntilDone
+
+ALL_COMPLETED = "ALL_COMPLETED"
+FIRST_COMPLETED = "FIRST_COMPLETED"
+
+
+class DoneAndNotDoneFutures(NamedTuple):
+    """What `wait` returns."""
+
+    done: set[Future]
+    not_done: set[Future]
+
+
+def futures_of(value: Any) -> list[Future]:
+    """All futures in nested lists, tuples, sets and dicts."""
+    if isinstance(value, Future):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple, set, frozenset)):
+        return []
+    return [future for item in value for future in futures_of(item)]
+
+
+def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COMPLETED) -> Any:
+    """Wait until futures are done, however they end.
+
+    Parameters
+    ----------
+    fs : future, or nested lists, tuples, sets and dicts of them
+    timeout : float or str, optional
+        Seconds.
+    return_when : {"ALL_COMPLETED", "FIRST_COMPLETED"}
+
+    Returns
+    -------
+    DoneAndNotDoneFutures
+        Two sets; of an asynchronous client, an awaitable of it.
+
+    Raises
+    ------
+    WaitTimeoutError
+        If it takes longer.
+    """
+    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
+        raise ValueError(f"return_when must be ALL_COMPLETED or FIRST_COMPLETED, not {return_when}")
+    futures = futures_of(fs)
+    first = return_when == FIRST_COMPLETED
+    client = futures[0].client if futures else None
+    seconds = client._seconds(timeout) if client is not None else None
+    states = [future._state for future in futures]
+    if client is None or not client.asynchronous:
+        one_is_done = first and any(state.status != "pending" for state in states)
+        if not one_is_done and not Latch(states, first=first).wait(seconds):
+            raise _late(futures, seconds)
+        return _sorted(futures)
+
+    async def work() -> DoneAndNotDoneFutures:
+        try:
+            one_is_done = first and any(state.status != "pending" for state in states)
+            if not one_is_done:
+                await asyncio.wait_for(until_done(states, first), seconds)
+        except asyncio.TimeoutError:
+            raise _late(futures, seconds) from None
+        return _sorted(futures)
+
+    return work()
+
+
+def _sorted(futures: list[Future]) -> DoneAndNotDoneFutures:
+    done = {future for future in futures if future.done()}
+    return DoneAndNotDoneFutures(done, set(futures) - done)
+
+
+def _late(futures: list[Future], seconds: float | None) -> WaitTimeoutError:
+    pending = [future.key for future in futures if not future.done()]
+    return WaitTimeoutError(
+        f"{len(pending)} of {len(futures)} futures are not done within {seconds:g} s, "
+        f"{pending[0] if pending else 'none'} among them"
+    )
+
+
+def fire_and_forget(obj: Any) -> None:
+    """Let tasks run to their end although nobody holds their futures.
+
+    Parameters
+    ----------
+    obj : future, or nested lists and dicts of them
+    """
+    by_client: dict[Client, list[str]] = {}
+    for future in futures_of(obj):
+        by_client.setdefault(future.client, []).append(future.key)
+    for client, keys in by_client.items():
+        client._send(KeepUntilDone(tuple(keys)))
+
+
+class as_completed:
+    """Iterate over futures as they complete.
+
+    Further ones may be added while it runs. With an asynchronous client use ``async for``.
+
+    Parameters
+    ----------
+    futures : iterable of Future
+    with_results : bool
+        Give ``(future, value)`` pairs; values that did not come along are fetched.
+    raise_errors : bool
+        With `with_results`: raise a future's error; else give the exception as its value.
+    timeout : float or str, optional
+        Seconds for all of it.
+
+    Examples
+    --------
+    >>> for future, value in as_completed(client.map(abs, [-1, -2]), with_results=True):
+    ...     print(value)
+    """
+
+    def __init__(
+        self,
+        futures: Iterable[Future] | None = None,
+        *,
+        loop: Any = None,
+        with_results: bool = False,
+        raise_errors: bool = True,
+        timeout: float | str | None = None,
+    ) -> None:
+        self.with_results = with_results
+        self.raise_errors = raise_errors
+        self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._n_left = 0
+        self._arrived: asyncio.Event | None = None
+        self._client: Client | None = None
+        self._timeout = timeout
+        self._deadline: float | None = None
+        self.update(futures or [])
+
+    def add(self, future: Future) -> None:
+        """Wait for one more."""
+        if self._client is None:
+            self._client = future.client
+            seconds = self._client._seconds(self._timeout)
+            self._deadline = None if seconds is None else time.monotonic() + seconds
+            if self._client.asynchronous:
+                self._arrived = asyncio.Event()
+        self._n_left += 1
+
+        def done(state: FutureState) -> None:
+            self._done.put(future)
+            if self._arrived is not None:
+                self._arrived.set()
+
+        future._state.when_done(done)
+
+    def update(self, futures: Iterable[Future]) -> None:
+        """Wait for more."""
+        for future in futures_of(list(futures)):
+            self.add(future)
+
+    def count(self) -> int:
+        """How many have not been given out."""
+        return self._n_left
+
+    def is_empty(self) -> bool:
+        """Whether all have been given out."""
+        return not self._n_left
+
+    def has_ready(self) -> bool:
+        """Whether the next comes without waiting."""
+        return not self._done.empty()
+
+    def clear(self) -> None:
+        """Forget those that are left."""
+        self._n_left = 0
+        self._done = queue.SimpleQueue()
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._n_left:
+            raise StopIteration
+        return self._given(self._next_future(self._left()))
+
+    next = __next__
+
+    def _next_future(self, timeout: float | None) -> Future:
+        try:
+            with lent_thread():
+                future = self._done.get(timeout=timeout)
+        except queue.Empty:
+            raise WaitTimeoutError(
+                f"{self._n_left} futures were not done within {self._timeout}"
+            ) from None
+        self._n_left -= 1
+        return future
+
+    def _given(self, future: Future) -> Any:
+        if not self.with_results:
+            return future
+        if self.raise_errors:
+            return future, future.result(self._left())
+        exc = future.exception(self._left())
+        return future, future.result(self._left()) if exc is None else exc
+
+    def next_batch(self, block: bool = True) -> list[Any]:
+        """All that are done; waits for one first if `block`."""
+        batch = []
+        if block and self._n_left:
+            batch.append(self._next_future(self._left()))
+        while not self._done.empty() and self._n_left:
+            batch.append(self._next_future(0))
+        return [self._given(future) for future in batch]
+
+    def batches(self) -> Iterator[list[Any]]:
+        """Yield lists of what has been done since the last."""
+        while self._n_left:
+            yield self.next_batch()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._n_left:
+            raise StopAsyncIteration
+        assert self._arrived is not None
+        while self._done.empty():
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), self._left())
+            except asyncio.TimeoutError:
+                raise WaitTimeoutError(
+                    f"{self._n_left} futures were not done within {self._timeout}"
+                ) from None
+        self._n_left -= 1
+        future = self._done.get()
+        if not self.with_results:
+            return future
+        errors = "raise" if self.raise_errors else "skip"
+        [value] = await future.client._values([future._state], errors, self._left(), None)
+        return future, future._state.exception() if value is collecting.SKIPPED else value
+
+
+__all__ = [
+    "ALL_COMPLETED",
+    "FIRST_COMPLETED",
+    "DoneAndNotDoneFutures",
+    "as_completed",
+    "fire_and_forget",
+    "futures_of",
+    "wait",
+]

@@ -1,0 +1,155 @@
+"""Reaching the scheduler: by address or by scheduler file, within a deadline, the right one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hpcdask.comm import Comm, connect
+from hpcdask.comm.addresses import parse_address
+from hpcdask.comm.options import CommOptions
+from hpcdask.errors import (
+    AuthenticationError,
+    CommClosedError,
+    ConfigError,
+    LaunchError,
+    RendezvousTimeoutError,
+)
+from hpcdask.messages import Message, Refused, Registered
+from hpcdask.rendezvous import Contact, resolve_token, wait_for_contact
+
+log = logging.getLogger("hpcdask.dialling")
+
+#: Seconds given to one address of a scheduler file before the file is read again.
+_ONE_TRY = 5.0
+
+
+@dataclass(frozen=True)
+class SchedulerPlace:
+    """Where a scheduler is to be found, and with which token.
+
+    Parameters
+    ----------
+    address : str, optional
+        Its address; or
+    scheduler_file : str, optional
+        a file that holds it.
+    token, token_file, auth
+        As for `hpcdask.Scheduler`.
+    """
+
+    address: str | None = None
+    scheduler_file: str | None = None
+    token: bytes | str | None = None
+    token_file: str | None = None
+    auth: bool = True
+
+    def options(self, contact: Contact | None = None) -> CommOptions:
+        """Options for connections within that cluster."""
+        if not self.auth:
+            return CommOptions(token=None)
+        contact_token = None if contact is None else contact.token
+        return CommOptions(token=resolve_token(self.token, self.token_file, contact_token))
+
+
+#: Makes the registration message, given the scheduler's address and how to connect.
+Hello = Callable[[str, CommOptions], Awaitable[Message]]
+
+
+class Link(NamedTuple):
+    """A connection to the scheduler that has been registered."""
+
+    comm: Comm
+    registered: Registered
+    address: str  # of the scheduler
+    options: CommOptions
+
+
+async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -> Link:
+    """Connect to the scheduler and register.
+
+    Parameters
+    ----------
+    hello : async callable
+        Makes the registration message, once the scheduler's address and the token are known.
+    timeout : float
+        Seconds for all of it.
+
+    Raises
+    ------
+    CommClosedError
+        If nobody answers at the address.
+    RendezvousTimeoutError
+        If the scheduler file does not appear, or what it says stays unreachable.
+    AuthenticationError
+        If the scheduler holds another token.
+    LaunchError
+        If the scheduler refuses us.
+    """
+    deadline = time.monotonic() + timeout
+    if place.scheduler_file:
+        return await _by_file(place, place.scheduler_file, hello, deadline, timeout)
+    if not place.address:
+        raise ConfigError(
+            "no scheduler given: name its address, as in tcp://host:8786, or its --scheduler-file"
+        )
+    address = str(parse_address(place.address))
+    return await _register(address, place.options(), hello, deadline)
+
+
+async def _register(address: str, options: CommOptions, hello: Hello, deadline: float) -> Link:
+    comm = await connect(address, options, max(deadline - time.monotonic(), 0.05))
+    try:
+        comm.send(await hello(address, options))
+        left = max(deadline - time.monotonic(), 0.05)
+        answer = await asyncio.wait_for(comm.receive(), left)
+    except asyncio.TimeoutError:
+        comm.close()
+        raise CommClosedError(f"the scheduler at {address} accepts but does not answer") from None
+    except BaseException:
+        comm.close()
+        raise
+    if type(answer) is Refused:
+        comm.close()
+        raise LaunchError(f"the scheduler at {address} refuses: {answer.reason}")
+    assert type(answer) is Registered
+    return Link(comm, answer, address, options)
+
+
+async def _by_file(
+    place: SchedulerPlace,
+    path: str,
+    hello: Hello,
+    deadline: float,
+    timeout: float,
+) -> Link:
+    """Follow the file until what it says answers and proves to be who wrote it."""
+    problem: Exception | None = None
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            contact = await wait_for_contact(path, left)
+        except RendezvousTimeoutError:
+            if problem is None:
+                raise
+            break
+        try:
+            one_try = min(deadline, time.monotonic() + _ONE_TRY)
+            link = await _register(contact.address, place.options(contact), hello, one_try)
+        except (CommClosedError, AuthenticationError) as exc:
+            problem = exc
+        else:
+            if link.registered.scheduler_id == contact.id:
+                return link
+            link.comm.close()
+            problem = CommClosedError(f"another scheduler answers at {contact.address}")
+        log.warning("%s may be stale: %s; reading it again", path, problem)
+        await asyncio.sleep(min(0.5, max(deadline - time.monotonic(), 0)))
+    raise RendezvousTimeoutError(
+        f"no scheduler within {timeout:g} s: {os.path.abspath(path)} is there, but {problem}. "
+        "If it is left from an earlier run, remove it."
+    ) from problem

@@ -1,0 +1,353 @@
+"""A cluster on this machine: a scheduler in this process, workers in others or in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import logging
+import math
+import time
+import uuid
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from hpcdask import host as hosts
+from hpcdask import logs
+from hpcdask.calls import call
+from hpcdask.client.client import Client
+from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
+from hpcdask.dialling import SchedulerPlace
+from hpcdask.errors import ConfigError, WaitTimeoutError
+from hpcdask.messages import TaskError
+from hpcdask.nanny import Nanny
+from hpcdask.rendezvous import new_token
+from hpcdask.scheduler import Scheduler
+from hpcdask.wire.serialize import dumps, loads
+from hpcdask.worker import Worker
+
+_clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
+_numbers = itertools.count()
+
+
+class LocalCluster:
+    """Scheduler and workers on this machine.
+
+    Parameters
+    ----------
+    n_workers : int, optional
+        By default as many as fit the CPUs of this process with `threads_per_worker` each.
+    threads_per_worker : int, optional
+        By default the CPUs are split into about as many workers as threads each.
+    processes : bool
+        Workers in processes with nannies, or as threads of this one.
+    memory_limit : str, int or float
+        Per worker: "auto" (an equal share), bytes, "4 GiB", a fraction, or 0 for none.
+    host : str, optional
+        Address to listen on; 127.0.0.1 by default.
+    scheduler_port : int
+        0 for any free one.
+    interface : str, optional
+        Network interface to listen on, so that others can join.
+    name : str, optional
+    asynchronous : bool
+        Work on the running event loop, with ``async with``.
+    silence_logs : int or False
+        Lowest level of log lines that are shown; WARNING by default.
+    local_directory : str, optional
+        Where workers make their scratch folders.
+    dashboard_address : None
+        There is no dashboard yet; given for programs that switch it off.
+    token : bytes, optional
+        A fresh one by default: only this process's clients can connect.
+    scheduler_kwargs : dict, optional
+        Further parameters of `Scheduler`.
+    **worker_kwargs
+        Further parameters of `Worker` or `Nanny`.
+
+    Examples
+    --------
+    >>> with LocalCluster(n_workers=2, threads_per_worker=1) as cluster:
+    ...     with Client(cluster) as client:
+    ...         client.submit(sum, [1, 2]).result()
+    3
+    """
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        threads_per_worker: int | None = None,
+        processes: bool = True,
+        *,
+        memory_limit: str | float | None = "auto",
+        host: str | None = None,
+        scheduler_port: int | str = 0,
+        interface: str | None = None,
+        name: str | None = None,
+        asynchronous: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+        silence_logs: int | bool | str = logging.WARNING,
+        local_directory: str | None = None,
+        dashboard_address: str | None = None,
+        token: bytes | str | None = None,
+        scheduler_kwargs: dict[str, Any] | None = None,
+        **worker_kwargs: Any,
+    ) -> None:
+        if isinstance(dashboard_address, str) and dashboard_address not in ("", ":0"):
+            raise ConfigError("this version has no dashboard; leave dashboard_address out")
+        self.name = name or f"LocalCluster-{uuid.uuid4().hex[:8]}"
+        self.asynchronous = asynchronous
+        self.processes = processes
+        self.status = "created"
+        self.workers: dict[str, Nanny | Worker] = {}
+        self._n_workers, self.threads_per_worker = _shape(n_workers, threads_per_worker)
+        nworkers = max(self._n_workers, 1)
+        self._memory_limit = hosts.resolve_memory_limit(
+            memory_limit, self.threads_per_worker, nworkers
+        )
+        self._token = token if token is not None else new_token()
+        self._local_directory = local_directory
+        self._worker_kwargs = worker_kwargs
+        self._log_level = logging.INFO if silence_logs is False else silence_logs
+        if not logging.getLogger("hpcdask").handlers:
+            logs.configure(self._log_level)  # type: ignore[arg-type]
+        self._scheduler_options: dict[str, Any] = {
+            "host": None if interface else host or "127.0.0.1",
+            "port": scheduler_port,
+            "interface": interface,
+            "token": self._token,
+            "protocol": "tcp" if processes or interface or host else "inproc",
+            **(scheduler_kwargs or {}),
+        }
+        self._host, self._interface = host or "127.0.0.1", interface
+        self._starting: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._scaling: asyncio.Lock | None = None
+        if asynchronous:
+            self.loop = loop or asyncio.get_running_loop()
+        else:
+            self.loop = loop or shared_loop()
+            run_sync(self.loop, self._started())
+        _clusters.add(self)
+
+    # -- Life -------------------------------------------------------------------------------------
+
+    async def _started(self) -> None:
+        """Start once; may be awaited again."""
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        self.status = "starting"
+        self._scaling = asyncio.Lock()
+        self.scheduler = Scheduler(**self._scheduler_options)
+        try:
+            await self.scheduler
+            await self._scale_to(self._n_workers)
+        except BaseException:
+            await self._close()
+            self.status = "failed"
+            raise
+        self.status = "running"
+
+    async def _scale_to(self, n: int) -> None:
+        assert self._scaling is not None
+        async with self._scaling:
+            new = [self._new_worker() for _ in range(n - len(self.workers))]
+            started = await asyncio.gather(*(w.start() for w in new), return_exceptions=True)
+            for worker, outcome in zip(new, started, strict=True):
+                if not isinstance(outcome, BaseException):
+                    self.workers[str(worker.name)] = worker
+            for outcome in started:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            surplus = list(self.workers)[n:]
+            closing = [self.workers.pop(name).close("scaled down") for name in surplus]
+            await asyncio.gather(*closing)
+
+    def _new_worker(self) -> Nanny | Worker:
+        options: dict[str, Any] = {
+            "nthreads": self.threads_per_worker,
+            "name": str(next(_numbers)),
+            "memory_limit": self._memory_limit,
+            "local_directory": self._local_directory,
+            "token": self._token,
+            **self._worker_kwargs,
+        }
+        if not self.processes:
+            return Worker(self.scheduler.inproc_address, protocol="inproc", **options)
+        where = {"interface": self._interface} if self._interface else {"host": self._host}
+        level = self._log_level
+        options["log_level"] = level if isinstance(level, (int, str)) else "info"
+        return Nanny(self.scheduler.address, **where, **options)
+
+    async def _close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close_once())
+        await asyncio.shield(self._closing)
+
+    async def _close_once(self) -> None:
+        self.status = "closing"
+        workers, self.workers = list(self.workers.values()), {}
+        await asyncio.gather(*(w.close("the cluster ends") for w in workers))
+        if hasattr(self, "scheduler"):
+            await self.scheduler.close("the cluster ends")
+        self.status = "closed"
+
+    def close(self, timeout: float | str | None = None) -> Any:
+        """End all workers and the scheduler."""
+        if self.asynchronous:
+            return self._close()
+        if self.status in ("closed", "created"):
+            return None
+        limit = 30.0 if timeout is None else hosts.parse_timedelta(timeout)
+        if is_in_loop(self.loop):
+            return self.loop.create_task(self._close())
+        return run_sync(self.loop, self._close(), limit)
+
+    def __enter__(self) -> LocalCluster:
+        if self.asynchronous:
+            raise TypeError("an asynchronous cluster needs 'async with'")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __await__(self) -> Any:
+        async def started() -> LocalCluster:
+            await self._started()
+            return self
+
+        return started().__await__()
+
+    async def __aenter__(self) -> LocalCluster:
+        return await self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._close()
+
+    # -- For users --------------------------------------------------------------------------------
+
+    @property
+    def scheduler_address(self) -> str:
+        """Address of the scheduler."""
+        scheduler = getattr(self, "scheduler", None)
+        return "" if scheduler is None else scheduler.address
+
+    @property
+    def place(self) -> SchedulerPlace:
+        """How a client of this process reaches it: without the detour through a socket."""
+        return SchedulerPlace(self.scheduler.inproc_address, token=self._token)
+
+    @property
+    def dashboard_link(self) -> str:
+        """Empty: there is no dashboard yet."""
+        return ""
+
+    def get_client(self) -> Client:
+        """Return a new client of this cluster."""
+        return Client(self, asynchronous=self.asynchronous)
+
+    def scale(self, n: int) -> Any:
+        """Have `n` workers; returns when they have registered, or are gone.
+
+        Those that go are the youngest; values that only they hold are computed again.
+        """
+        if n < 0:
+            raise ValueError(f"a cluster cannot have {n} workers")
+        return self._maybe_sync(self._scale_to(n))
+
+    def wait_for_workers(self, n_workers: int, timeout: float | str | None = None) -> Any:
+        """Wait until so many workers have registered."""
+        limit = None if timeout is None else hosts.parse_timedelta(timeout)
+
+        async def work() -> None:
+            seconds = math.inf if limit is None else limit
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                left = min(deadline - time.monotonic(), 5.0)
+                if await self.scheduler._until(
+                    lambda: len(self.scheduler.workers) >= n_workers, left
+                ):
+                    return
+            raise WaitTimeoutError(
+                f"{len(self.scheduler.workers)} of {n_workers} workers have registered "
+                f"within {limit:g} s"
+            )
+
+        return self._maybe_sync(work())
+
+    def get_logs(
+        self, cluster: bool = True, scheduler: bool = True, workers: bool | Iterable[str] = True
+    ) -> Any:
+        """Last log lines.
+
+        Returns
+        -------
+        dict of str to str
+            "Cluster" and "Scheduler" (which share this process), and an entry for each worker's
+            address.
+        """
+
+        async def work() -> dict[str, str]:
+            own = "\n".join(line for _, line in logs.recent())
+            result = {}
+            if cluster:
+                result["Cluster"] = own
+            if scheduler:
+                result["Scheduler"] = own
+            if workers:
+                names = () if workers is True else tuple(workers)
+                result.update(await self._worker_logs(names))
+            return result
+
+        return self._maybe_sync(work())
+
+    async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
+        function = dumps((logs.recent, (), {}))
+        result = {}
+        for worker in self.scheduler.state.find_workers(names):
+            if not self.processes:
+                answer: Any = await call(function, worker.address, {}, in_thread=False)
+            else:
+                comm = self.scheduler.workers[worker.address]
+                answer = await self.scheduler._call(comm, function, wait=True)
+                answer = (await answer).value
+            if type(answer) is not TaskError:
+                result[worker.address] = "\n".join(line for _, line in loads(answer))
+        return result
+
+    def _maybe_sync(self, work: Any) -> Any:
+        return work if self.asynchronous else run_sync(self.loop, work)
+
+    def __repr__(self) -> str:
+        nthreads = sum(worker.nthreads for worker in self.workers.values())
+        return (
+            f"LocalCluster({self.name}, {self.scheduler_address!r}, workers={len(self.workers)}, "
+            f"threads={nthreads}, {self.status})"
+        )
+
+
+def _shape(n_workers: int | None, nthreads: int | None) -> tuple[int, int]:
+    """Number of workers and threads of each, for the CPUs that this process has."""
+    cpus = hosts.cpu_count()
+    if n_workers is None and nthreads is None:
+        # About the square root, so that neither the GIL nor copies between processes dominate.
+        n_workers = cpus if cpus <= 4 else max(n for n in range(1, cpus + 1) if n * n <= cpus)
+        return n_workers, max(cpus // n_workers, 1)
+    if n_workers is None:
+        assert nthreads is not None
+        return max(cpus // nthreads, 1), nthreads
+    return n_workers, nthreads or max(cpus // max(n_workers, 1), 1)
+
+
+@atexit.register
+def _close_all() -> None:
+    """Let no cluster outlive the program that made it."""
+    for cluster in list(_clusters):
+        if cluster.status == "running" and not cluster.asynchronous:
+            with contextlib.suppress(Exception):
+                cluster.close(timeout=10)

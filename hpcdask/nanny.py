@@ -1,0 +1,366 @@
+"""The nanny: starts a worker process, replaces it when it dies, and takes it along at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+from hpcdask import host as hosts
+from hpcdask._version import __version__
+from hpcdask.calls import call
+from hpcdask.comm.options import CommOptions
+from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
+from hpcdask.errors import CommClosedError, LaunchError, WorkerStartError
+from hpcdask.messages import (
+    PROTOCOL_VERSION,
+    CallFunction,
+    CallReturned,
+    CloseNanny,
+    Failure,
+    Message,
+    RegisterNanny,
+    RestartWorker,
+    TaskError,
+    WorkerDied,
+)
+from hpcdask.service import Service
+
+log = logging.getLogger("hpcdask.nanny")
+
+#: Seconds that a worker has to end when asked, before it is killed.
+_GRACE = 2.0
+#: Starts in a row that may fail before the nanny gives up, and the longest pause between them.
+_MAX_FAILED_STARTS, _MAX_PAUSE = 5, 10.0
+#: A worker that lived this long was started well, in seconds.
+_HEALTHY = 30.0
+#: Lines of a dead worker's stderr that are kept.
+_LAST_LINES = 20
+#: How MPI finds out that it was launched. A worker is no rank: with these it could call
+#: MPI_Init, and would stand for its nanny's rank.
+_MPI_VARIABLES = (
+    "OMPI_",
+    "PMIX_",
+    "PMI_",
+    "PRTE_",
+    "PRTE",
+    "MPI_LOCAL",
+    "HYDRA_",
+    "I_MPI_",
+    "MV2_",
+)
+
+
+class Nanny(Service):
+    """Keeps one worker process alive.
+
+    Takes the parameters of `Worker`, and these.
+
+    Parameters
+    ----------
+    env : mapping, optional
+        Environment variables for the worker, besides ours.
+    preload_nanny : iterable of str
+        Modules or files with ``dask_setup(nanny)`` and ``dask_teardown(nanny)``.
+    """
+
+    def __init__(
+        self,
+        scheduler: str | None = None,
+        *,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        nthreads: int | None = None,
+        name: str | int | None = None,
+        memory_limit: str | float | None = "auto",
+        death_timeout: float | str = 60.0,
+        token: bytes | str | None = None,
+        token_file: str | None = None,
+        auth: bool = True,
+        env: Mapping[str, str] | None = None,
+        preload_nanny: Iterable[str] = (),
+        preload: Iterable[str] = (),
+        preload_argv: Iterable[str] = (),
+        **worker_options: Any,
+    ) -> None:
+        super().__init__(preload_nanny, preload_argv)
+        self.place = SchedulerPlace(
+            scheduler,
+            None if scheduler_file is None else os.fspath(scheduler_file),
+            token,
+            token_file,
+            auth,
+        )
+        self.nthreads = nthreads or hosts.cpu_count()
+        self.name = str(name) if name is not None else f"nanny-{uuid.uuid4().hex[:8]}"
+        self.address = ""
+        self.worker_address = ""
+        self.process: subprocess.Popen[bytes] | None = None
+        self.environment = dict(env or {})
+        self._worker_options = {
+            **worker_options,
+            "name": self.name,
+            "nthreads": self.nthreads,
+            "memory_limit": hosts.resolve_memory_limit(memory_limit, self.nthreads, 1),
+            "preload": list(preload),
+            "preload_argv": list(preload_argv),
+            "nanny": self.name,
+            "auth": auth,
+        }
+        self._death_timeout = hosts.parse_timedelta(death_timeout)
+        self._link: Link | None = None
+        self._wanted = True  # whether a dead worker is to be replaced
+        self._restart_is_asked = False
+        self._stderr: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker."""
+        return None if self.process is None else self.process.pid
+
+    # -- Life -------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        registering = asyncio.ensure_future(
+            reach_scheduler(self.place, self._introduce, self._death_timeout)
+        )
+        try:
+            if not self.place.scheduler_file:
+                # Both can connect at the same time: spawning Python takes the longest.
+                await self._start_worker(self.place.address or "", self.place.options())
+            # Of a scheduler file there is one reader per nanny; the worker is told what it says.
+            self._link = await registering
+        finally:
+            registering.cancel()
+        if self.process is None:
+            await self._start_worker(self._link.address, self._link.options)
+        self.address = self._link.comm.local
+        log.info("Start Nanny at: %r", self.address)
+        self._link.comm.start(self._from_scheduler, self._scheduler_lost)
+        self._spawn(self._watch())
+
+    async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterNanny:
+        me = (hosts.hostname(), os.getpid())
+        return RegisterNanny(self.name, *me, PROTOCOL_VERSION, __version__)
+
+    async def _close(self, reason: str) -> None:
+        self._wanted = False
+        await self._stop_worker()
+        if self._link is not None:
+            self._link.comm.close()
+        log.info("Closed nanny %s: %s", self.name, reason)
+
+    def _scheduler_lost(self, reason: CommClosedError) -> None:
+        log.warning("Lost the scheduler: %s", reason)
+        asyncio.get_running_loop().create_task(self.close("the scheduler is gone"))
+
+    def _from_scheduler(self, batch: list[Message]) -> None:
+        for message in batch:
+            if type(message) is CloseNanny:
+                asyncio.get_running_loop().create_task(self.close(message.reason))
+            elif type(message) is RestartWorker:
+                self._restart_is_asked = True
+                self._spawn(self._stop_worker(grace=0.5))
+            elif type(message) is CallFunction:
+                self._spawn(self._call(message))
+
+    async def _call(self, message: CallFunction) -> None:
+        assert self._link is not None
+        result = await call(message.function, self.name, {"dask_nanny": self}, in_thread=True)
+        if type(result) is TaskError:
+            self._link.comm.send(Failure(message.request, result))
+        else:
+            self._link.comm.send(CallReturned(message.request, result))  # type: ignore[arg-type]
+
+    # -- The worker process -----------------------------------------------------------------------
+
+    async def _start_worker(self, scheduler: str, options: CommOptions) -> None:
+        """Start a process with a fresh interpreter and wait until its worker has registered.
+
+        Raises
+        ------
+        WorkerStartError
+            If it ends first.
+        """
+        config = {**self._worker_options, "scheduler": scheduler}
+        config["death_timeout"] = self._death_timeout
+        config["token"] = None if options.token is None else options.token.hex()
+        read_end, write_end = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                # Through stdin, since argv and environment of a process can be read by others.
+                [sys.executable, "-m", "hpcdask.worker_process", str(write_end)],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(write_end,),
+                env=self._worker_environment(),
+            )
+        finally:
+            os.close(write_end)
+        self._spawn(self._forward_stderr(self.process))
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(config).encode() + b"\n")
+        self.process.stdin.flush()  # and left open: its end tells the worker that we are gone
+        answer = await _read_line(read_end)
+        if not answer:
+            code = await _exit_code(self.process)
+            raise WorkerStartError(
+                f"worker {self.name} {_ending(code)} before it had started" + self._tail()
+            )
+        status = json.loads(answer)
+        if "error" in status:
+            await _exit_code(self.process)
+            raise WorkerStartError(f"worker {self.name} could not start: {status['error']}")
+        self.worker_address = status["address"]
+
+    def _worker_environment(self) -> dict[str, str]:
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(_MPI_VARIABLES)}
+        environ.update(hosts.thread_environment(self.nthreads, environ))
+        environ.update(self.environment)
+        return environ
+
+    async def _stop_worker(self, grace: float = _GRACE) -> None:
+        """End the process: ask, then force."""
+        process = self.process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(_exit_code(process), grace)
+        except asyncio.TimeoutError:
+            log.warning("worker %s did not end within %g s and is killed", self.name, grace)
+            process.kill()
+            await _exit_code(process)
+
+    async def _watch(self) -> None:
+        """Replace the worker when it dies."""
+        failed_starts = 0
+        started = time.monotonic()
+        while self._wanted:
+            assert self.process is not None
+            code = await _exit_code(self.process)
+            if not self._wanted:
+                return
+            if self._restart_is_asked:
+                self._restart_is_asked = False
+            elif code == 0:
+                asyncio.get_running_loop().create_task(self.close("its worker has ended"))
+                return
+            else:
+                self._report_death(code)
+            if time.monotonic() - started > _HEALTHY:
+                failed_starts = 0
+            while self._wanted:
+                if failed_starts:
+                    await asyncio.sleep(min(0.2 * 2**failed_starts, _MAX_PAUSE))
+                started = time.monotonic()
+                failed_starts += 1
+                try:
+                    assert self._link is not None
+                    await self._start_worker(self._link.address, self._link.options)
+                    break
+                except LaunchError as exc:
+                    log.error("%s", exc)
+                    if failed_starts >= _MAX_FAILED_STARTS:
+                        asyncio.get_running_loop().create_task(self._give_up())
+                        return
+
+    async def _give_up(self) -> None:
+        text = f"its worker failed to start {_MAX_FAILED_STARTS} times in a row"
+        log.error("nanny %s ends: %s", self.name, text)
+        await self.close(text)
+        self.status = "failed"
+
+    def _report_death(self, code: int) -> None:
+        assert self._link is not None
+        log.warning("worker %s (pid %s) %s; starting another", self.name, self.pid, _ending(code))
+        died = WorkerDied(self.name, self.pid or 0, code, "\n".join(self._stderr))
+        self._link.comm.send(died)
+
+    async def _forward_stderr(self, process: subprocess.Popen[bytes]) -> None:
+        """Pass the worker's stderr on, and keep its last lines for the day it dies."""
+        assert process.stderr is not None
+        async for line in _lines(process.stderr.fileno()):
+            text = line.decode(errors="replace")
+            self._stderr.append(text.rstrip("\n"))
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        process.stderr.close()
+
+    def _tail(self) -> str:
+        return ":\n" + "\n".join(self._stderr) if self._stderr else ""
+
+    def __repr__(self) -> str:
+        return f"<Nanny {self.name!r}, worker {self.worker_address!r}, {self.status}>"
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process without polling."""
+    if process.poll() is None:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        pidfd = os.pidfd_open(process.pid)
+        loop.add_reader(pidfd, _set, ended)
+        try:
+            await ended
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+    return process.wait()
+
+
+async def _lines(fd: int) -> AsyncIterator[bytes]:
+    """Lines of a pipe, as they come; does not close it."""
+    loop = asyncio.get_running_loop()
+    os.set_blocking(fd, False)
+    pending = b""
+    while True:
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            ready = loop.create_future()
+            loop.add_reader(fd, _set, ready)
+            try:
+                await ready
+            finally:
+                loop.remove_reader(fd)
+            continue
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+        if not data:
+            if pending:
+                yield pending
+            return
+
+
+async def _read_line(fd: int) -> bytes:
+    """First line of a pipe, which is closed then."""
+    try:
+        async for line in _lines(fd):
+            return line
+        return b""
+    finally:
+        os.close(fd)

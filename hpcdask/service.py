@@ -1,0 +1,185 @@
+"""What scheduler, worker and nanny have in common: a life from `start` to `finished`."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import logging
+import sys
+from collections.abc import Coroutine, Generator, Iterable
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
+
+from hpcdask.errors import ConfigError
+
+log = logging.getLogger("hpcdask.service")
+
+Self = TypeVar("Self", bound="Service")
+
+
+class Service(abc.ABC):
+    """A process's part in a cluster.
+
+    ``async with service:`` starts and closes it, ``await service`` starts it, and
+    ``await service.finished()`` waits until it has ended, for whatever reason.
+
+    Attributes
+    ----------
+    status : str
+        "created", "starting", "running", "closing", "closed" or "failed".
+    """
+
+    def __init__(self, preload: Iterable[str] = (), preload_argv: Iterable[str] = ()) -> None:
+        self.status = "created"
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._preloads = Preloads(self, list(preload), list(preload_argv))
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended: asyncio.Event | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @abc.abstractmethod
+    async def _start(self) -> None:
+        """Act: listen, dial, spawn."""
+
+    @abc.abstractmethod
+    async def _close(self, reason: str) -> None:
+        """Undo all that `_start` may have done, in whatever state it was left."""
+
+    async def start(self: Self) -> Self:
+        """Start, or raise and leave nothing behind."""
+        if self.status != "created":
+            return self
+        self.loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self.status = "starting"
+        try:
+            self._preloads.load()
+            await self._preloads.setup()
+            await self._start()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await self.close("it could not start")
+            self.status = "failed"
+            raise
+        if self.status == "starting":
+            self.status = "running"
+        return self
+
+    async def close(self, reason: str = "closed") -> None:
+        """End it; may be called again, and from anywhere on its loop."""
+        if self.status == "created":
+            self.status = "closed"
+            return
+        if self._closing is None:
+            self.status = "closing"
+            self._closing = asyncio.get_running_loop().create_task(self._close_once(reason))
+        await asyncio.shield(self._closing)
+
+    async def _close_once(self, reason: str) -> None:
+        try:
+            with contextlib.suppress(Exception):
+                await self._preloads.teardown()
+            await self._close(reason)
+        finally:
+            # One of these may be who asked us to close and waits for it: it must not be waited for.
+            for task in self._tasks - {self._closing}:
+                task.cancel()
+            self.status = "closed"
+            if self._ended is not None:
+                self._ended.set()
+
+    async def finished(self) -> None:
+        """Wait until it has been closed, by `close`, by a signal or from elsewhere."""
+        if self._ended is not None:
+            await self._ended.wait()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine that ends with the service at the latest."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_has_ended)
+        return task
+
+    def _spawned_has_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s: an internal task failed", self, exc_info=task.exception())
+
+    def __await__(self: Self) -> Generator[Any, Any, Self]:
+        return self.start().__await__()
+
+    async def __aenter__(self: Self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Preloads:
+    """Modules or files that are imported before a service connects to anything.
+
+    Those that have ``dask_setup(service)`` or ``dask_teardown(service)``, plain or async, get them
+    called; a ``dask_setup`` that is a click command gets `argv`.
+    """
+
+    def __init__(self, service: object, names: list[str], argv: list[str]) -> None:
+        self._service, self._names, self._argv = service, names, argv
+        self._modules: list[ModuleType] = []
+
+    def load(self) -> None:
+        """Import them.
+
+        Raises
+        ------
+        ConfigError
+            If one cannot be found.
+        """
+        self._modules = [_import(name) for name in self._names]
+
+    async def setup(self) -> None:
+        """Call their ``dask_setup``."""
+        for module in self._modules:
+            function: Any = getattr(module, "dask_setup", None)
+            if hasattr(function, "callback"):  # a click command
+                context = function.make_context("dask_setup", list(self._argv))
+                await _maybe_await(function.callback(self._service, **context.params))
+            elif function is not None:
+                await _maybe_await(function(self._service))
+
+    async def teardown(self) -> None:
+        """Call their ``dask_teardown``, last module first."""
+        while self._modules:
+            function = getattr(self._modules.pop(), "dask_teardown", None)
+            if function is not None:
+                await _maybe_await(function(self._service))
+
+
+async def _maybe_await(value: Any) -> None:
+    if inspect.isawaitable(value):
+        await value
+
+
+def _import(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as exc:
+            raise ConfigError(f"cannot preload {name!r}: {exc}") from exc
+    path = Path(name)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"cannot preload {name!r}: there is no such file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module

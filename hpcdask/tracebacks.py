@@ -1,0 +1,91 @@
+"""Exceptions across processes: as their own type, with the remote lines in their traceback."""
+
+from __future__ import annotations
+
+import traceback
+from types import CodeType, TracebackType
+
+from hpcdask.errors import RemoteError
+from hpcdask.messages import Blob, TaskError
+from hpcdask.wire.serialize import dumps, loads
+
+_OWN_FILES = ("/hpcdask/execution.py", "/hpcdask/calls.py")
+
+
+def to_task_error(exc: BaseException, key: str = "", worker: str = "") -> TaskError:
+    """Pack an exception that was raised here.
+
+    Parameters
+    ----------
+    key : str
+        The task that raised it.
+    worker : str
+        Address of the worker that ran it.
+    """
+    frames = tuple(
+        (frame.filename, frame.lineno or 0, frame.name)
+        for frame in traceback.extract_tb(exc.__traceback__)
+        if not frame.filename.endswith(_OWN_FILES)
+    )
+    return TaskError(_pickled(exc), frames, key, worker)
+
+
+def _pickled(exc: BaseException) -> Blob:
+    """Pickle an exception, as text if it cannot be rebuilt elsewhere."""
+    try:
+        blob = dumps(exc)
+        # Many exception classes pickle well and then fail to load, since their __init__ takes
+        # other arguments than their args; that must show here, not at the reader.
+        if isinstance(loads(blob), BaseException):
+            return blob
+    except Exception:
+        pass
+    text = "".join(traceback.format_exception_only(type(exc), exc)).strip()
+    return dumps(RemoteError(f"{text} (this exception cannot be pickled, so this is its text)"))
+
+
+def to_exception(error: TaskError) -> BaseException:
+    """Rebuild the exception of a `TaskError`.
+
+    Returns
+    -------
+    BaseException
+        Of its own type where that can be loaded here, else a `RemoteError`. Its traceback shows
+        the remote lines; `key` and `worker` are its attributes and, from Python 3.11, in a note.
+    """
+    try:
+        exc: BaseException = loads(error.exception)
+    except Exception as problem:
+        exc = RemoteError(
+            f"the exception of {error.key or 'the call'} cannot be read here: {problem!r}"
+        )
+    if not isinstance(exc, BaseException):
+        exc = RemoteError(repr(exc))
+    where = " on ".join(filter(None, (f"task {error.key!r}" if error.key else "", error.worker)))
+    if where and hasattr(exc, "add_note"):
+        exc.add_note(f"hpcdask: {where}")
+    try:
+        exc.key, exc.worker = error.key, error.worker
+    except (AttributeError, TypeError):  # a class with slots, say
+        pass
+    return exc.with_traceback(to_traceback(error))
+
+
+def to_traceback(error: TaskError) -> TracebackType | None:
+    """Build a traceback object that shows the remote files, lines and functions."""
+    result: TracebackType | None = None
+    for filename, line, name in reversed(error.frames):
+        result = _frame(filename, line, name, result)
+    return result
+
+
+def _frame(filename: str, line: int, name: str, below: TracebackType | None) -> TracebackType:
+    """One entry: a traceback needs a real frame, so run code that claims to be the remote line."""
+    code: CodeType = compile("\n" * (max(line, 1) - 1) + "raise RuntimeError", filename, "exec")
+    code = code.replace(co_name=name)
+    try:
+        exec(code, {"__name__": name, "__file__": filename})
+    except RuntimeError as exc:
+        own = exc.__traceback__ and exc.__traceback__.tb_next
+    assert own is not None
+    return TracebackType(below, own.tb_frame, own.tb_lasti, line)

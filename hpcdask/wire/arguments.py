@@ -1,0 +1,43 @@
+"""Arguments of a task: a pickle of (args, kwargs) in which inputs are placeholders.
+
+The worker sets the inputs and loads the pickle; each placeholder loads as its value, however
+deeply it lies within lists, tuples, sets and dicts. Nothing has to be searched there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from hpcdask.messages import Blob
+from hpcdask.wire.serialize import loads
+
+_inputs: ContextVar[Mapping[str, Any]] = ContextVar("inputs")
+
+
+class Input:
+    """Stands for the value of a key."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __reduce__(self) -> Any:
+        return _value_of, (self.key,)
+
+
+def _value_of(key: str) -> Any:
+    return _inputs.get()[key]
+
+
+def loads_arguments(blob: Blob, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """Rebuild (args, kwargs) with the values of `inputs` in their places."""
+    if not inputs:
+        return loads(blob)  # type: ignore[no-any-return]
+    token = _inputs.set(inputs)
+    try:
+        return loads(blob)  # type: ignore[no-any-return]
+    finally:
+        _inputs.reset(token)

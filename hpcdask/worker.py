@@ -1,0 +1,406 @@
+"""The worker process: sockets, threads and timers around a `WorkerState`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from hpcdask import host as hosts
+from hpcdask._version import __version__
+from hpcdask.calls import call
+from hpcdask.comm import Comm, Listener, listen
+from hpcdask.comm.addresses import Address, parse_address
+from hpcdask.comm.options import CommOptions
+from hpcdask.core.worker_state import Abandon, Execute, Fetch, Outcome, WorkerState
+from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
+from hpcdask.errors import CommClosedError, ConfigError, LaunchError
+from hpcdask.execution import TaskThreads, current, sizeof
+from hpcdask.messages import (
+    PROTOCOL_VERSION,
+    CallFunction,
+    CallReturned,
+    CloseWorker,
+    ComputeTask,
+    DefineFunction,
+    Failure,
+    FetchKeys,
+    ForgetFunctions,
+    FreeKeys,
+    Heartbeat,
+    KeyValues,
+    Message,
+    RegisterPeer,
+    RegisterWorker,
+    Reply,
+    StoredValue,
+    StoreKeys,
+    TaskError,
+    Version,
+    WorkerClosing,
+)
+from hpcdask.peers import Peers
+from hpcdask.service import Service
+from hpcdask.tracebacks import to_task_error
+from hpcdask.wire.serialize import dumps, loads
+
+log = logging.getLogger("hpcdask.worker")
+
+#: Values whose pickling may take long are pickled in a thread; in bytes.
+_PICKLE_IN_THREAD = 4 * 2**20
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Worker(Service):
+    """Runs tasks and holds their values.
+
+    Parameters
+    ----------
+    scheduler : str, optional
+        Address of the scheduler.
+    scheduler_file : str, optional
+        File that tells the address, instead.
+    nthreads : int, optional
+        Tasks to run at a time; by default as many as this process may use CPUs.
+    name : str, optional
+        By default the address.
+    memory_limit : str, int or float
+        "auto", bytes, "4 GiB", a fraction of what the machine grants, or 0 for none.
+    local_directory : str, optional
+        Where its scratch folder is made.
+    host, port : str, int or str
+        What to listen on; port may be a range ``"9000:9010"``.
+    interface : str, optional
+        Network interface to listen on and advertise: a name, list, glob or subnet.
+    listen_address, contact_address : str, optional
+        What to listen on and what to advertise where these differ.
+    protocol : str
+        "tcp" or "inproc".
+    death_timeout : float or str
+        Seconds to wait for the scheduler at start.
+    token, token_file, auth
+        As for `Scheduler`.
+    nanny : str
+        Name of the nanny that watches this worker, if one does.
+    preload, preload_argv : iterable of str
+        Modules or files with ``dask_setup(worker)`` and ``dask_teardown(worker)``.
+    """
+
+    def __init__(
+        self,
+        scheduler: str | None = None,
+        *,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        nthreads: int | None = None,
+        name: str | int | None = None,
+        memory_limit: str | float | None = "auto",
+        local_directory: str | None = None,
+        host: str | None = None,
+        port: int | str = 0,
+        interface: str | None = None,
+        listen_address: str | None = None,
+        contact_address: str | None = None,
+        protocol: str = "tcp",
+        death_timeout: float | str = 60.0,
+        token: bytes | str | None = None,
+        token_file: str | None = None,
+        auth: bool = True,
+        nanny: str = "",
+        preload: Iterable[str] = (),
+        preload_argv: Iterable[str] = (),
+    ) -> None:
+        super().__init__(preload, preload_argv)
+        self.place = SchedulerPlace(
+            scheduler,
+            None if scheduler_file is None else os.fspath(scheduler_file),
+            token,
+            token_file,
+            auth,
+        )
+        if contact_address and not listen_address:
+            raise ConfigError("--contact-address needs --listen-address: it stands for that one")
+        self.nthreads = nthreads or hosts.cpu_count()
+        self.name = "" if name is None else str(name)
+        self.memory_limit = hosts.resolve_memory_limit(memory_limit, self.nthreads, 1)
+        self.local_directory = ""
+        self.address = ""
+        self.scheduler_address = ""
+        self._scratch, self._nanny = local_directory, nanny
+        self._host, self._port, self._interface = host, port, interface
+        self._listen_address, self._contact_address = listen_address, contact_address
+        self._protocol = protocol
+        self._death_timeout = hosts.parse_timedelta(death_timeout)
+        self._listener: Listener | None = None
+        self._comms: set[Comm] = set()
+        self._link: Link | None = None
+        self._client: Any = None  # of tasks that use the cluster
+
+    # -- Life -------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        scratch = hosts.local_directory(self._scratch)
+        self.local_directory = tempfile.mkdtemp(prefix="worker-", dir=scratch)
+        self._link = await reach_scheduler(self.place, self._offer, self._death_timeout)
+        self.scheduler_address = self._link.address
+        self._link.comm.start(self._from_scheduler, self._scheduler_lost)
+        self._threads.start()
+        self._spawn(self._beat(self._link.registered.heartbeat))
+        log.info("Registered to: %s", self.scheduler_address)
+
+    async def _offer(self, scheduler: str, options: CommOptions) -> RegisterWorker:
+        """Listen, and say where."""
+        self._stop_listening()
+        try:
+            await self._listen(scheduler, options)
+        except OSError as exc:
+            raise LaunchError(f"the worker {exc.strerror or exc}") from exc
+        self.name = self.name or self.address
+        self.options = options
+        self._peers = Peers(options)
+        self.state = WorkerState(self.address, self.nthreads)
+        self._threads = TaskThreads(self, self.address, self.nthreads, self._runs_ended)
+        log.info("Start worker at: %s", self.address)
+        return RegisterWorker(
+            address=self.address,
+            name=self.name,
+            nthreads=self.nthreads,
+            memory_limit=self.memory_limit,
+            host=hosts.hostname(),
+            pid=os.getpid(),
+            local_directory=self.local_directory,
+            nanny=self._nanny,
+            protocol=PROTOCOL_VERSION,
+            version=__version__,
+        )
+
+    async def _listen(self, scheduler: str, options: CommOptions) -> None:
+        if self._protocol == "inproc" or scheduler.startswith("inproc://"):
+            self._listener = await listen("inproc://", self._on_comm, options)
+            self.address = self._listener.address
+            return
+        host = self._host or ""
+        ports: int | str | None = self._port
+        if self._listen_address:
+            where = parse_address(self._listen_address, 0)
+            host, ports = where.host, where.port
+        elif self._interface:
+            host = hosts.interface_address(self._interface)
+        self._listener = await listen(str(Address("tcp", host, 0)), self._on_comm, options, ports)
+        port = parse_address(self._listener.address).port
+        if host in ("", "0.0.0.0", "::"):
+            target = parse_address(scheduler)
+            host = hosts.address_towards(target.host, target.port)
+        self.address = str(Address("tcp", host, port))
+        if self._contact_address:
+            self.address = str(parse_address(self._contact_address, port))
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    async def _close(self, reason: str) -> None:
+        self._stop_listening()
+        if self._client is not None:
+            await self._client._close()
+        if self._link is not None:
+            self._link.comm.send(WorkerClosing(reason))
+            self._link.comm.close()
+            self._threads.close()
+            self._peers.close()
+        for comm in list(self._comms):
+            comm.close()
+        if self.local_directory:
+            shutil.rmtree(self.local_directory, ignore_errors=True)
+        log.info("Stopped worker at %s: %s", self.address, reason)
+
+    def _scheduler_lost(self, reason: CommClosedError) -> None:
+        log.warning("Lost the scheduler: %s", reason)
+        asyncio.get_running_loop().create_task(self.close("the scheduler is gone"))
+
+    async def _beat(self, interval: float) -> None:
+        """Tell the scheduler how we are, every `interval` seconds."""
+        assert self._link is not None
+        cpu, at = time.process_time(), time.monotonic()
+        while True:
+            await asyncio.sleep(interval)
+            cpu_now, now = time.process_time(), time.monotonic()
+            percent = 100 * (cpu_now - cpu) / (now - at)
+            cpu, at = cpu_now, now
+            state = self.state
+            beat = Heartbeat(percent, _rss(), state.nbytes, state.executing, state.n_ready)
+            self._link.comm.send(beat)
+
+    # -- The scheduler speaks ---------------------------------------------------------------------
+
+    def _from_scheduler(self, batch: list[Message]) -> None:
+        now, state = time.monotonic(), self.state
+        for message in batch:
+            kind = type(message)
+            if kind is ComputeTask:
+                state.compute_task(now, message)
+            elif kind is FreeKeys:
+                state.keys_freed(now, message)
+            elif kind is DefineFunction:
+                state.function_defined(now, message)
+            elif kind is ForgetFunctions:
+                state.functions_forgotten(now, message)
+                for function_id in message.function_ids:
+                    self._threads.forget(function_id)
+            elif kind is CallFunction:
+                self._spawn(self._call(message))
+            elif kind is CloseWorker:
+                asyncio.get_running_loop().create_task(self.close(message.reason))
+        self._act()
+
+    def _act(self) -> None:
+        """Do what the state says, and tell the scheduler."""
+        state = self.state
+        if state.instructions:
+            instructions, state.instructions = state.instructions, []
+            for instruction in instructions:
+                kind = type(instruction)
+                if kind is Execute:
+                    self._threads.submit(instruction)  # type: ignore[arg-type]
+                elif kind is Fetch:
+                    self._spawn(self._fetch(instruction))  # type: ignore[arg-type]
+                elif kind is Abandon:
+                    self._threads.abandon(instruction)  # type: ignore[arg-type]
+        if state.outbox and self._link is not None:
+            messages, state.outbox = state.outbox, []
+            self._link.comm.send_many(messages)
+
+    def _runs_ended(self, outcomes: list[tuple[str, int, Outcome]]) -> None:
+        now, state = time.monotonic(), self.state
+        for key, attempt, outcome in outcomes:
+            state.task_ran(now, key, attempt, outcome)
+        self._act()
+
+    async def _call(self, message: CallFunction) -> None:
+        assert self._link is not None
+        service = {"dask_worker": self}
+        result = await call(message.function, self.address, service, in_thread=True)
+        if type(result) is TaskError:
+            self._link.comm.send(Failure(message.request, result))
+        else:
+            self._link.comm.send(CallReturned(message.request, result))  # type: ignore[arg-type]
+
+    # -- Data -------------------------------------------------------------------------------------
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        """Get inputs from another worker."""
+        try:
+            answer = await self._peers.fetch(fetch.address, fetch.versions)
+        except (OSError, asyncio.TimeoutError) as exc:
+            log.info("cannot fetch from %s: %s", fetch.address, exc)
+            self.state.fetch_failed(time.monotonic(), fetch.address)
+            self._act()
+            return
+        wanted = {version.key: version for version in fetch.versions}
+        for key, error in answer.failed:
+            self.state.input_unusable(time.monotonic(), wanted[key], error)
+        values = []
+        for stored in answer.values:
+            version = Version(stored.key, stored.attempt)
+            try:
+                value = loads(stored.value)
+            except Exception as exc:  # a module that this host lacks, say
+                error = to_task_error(exc, stored.key, self.address)
+                self.state.input_unusable(time.monotonic(), version, error)
+            else:
+                values.append((version, value, sizeof(value)))
+        self.state.data_arrived(time.monotonic(), fetch.address, values)
+        self._act()
+
+    def _on_comm(self, comm: Comm) -> None:
+        """Somebody dials us for data."""
+        self._comms.add(comm)
+
+        def on_batch(batch: list[Message]) -> None:
+            for message in batch:
+                if type(message) is FetchKeys:
+                    self._spawn(self._send_values(comm, message))
+                elif type(message) is StoreKeys:
+                    comm.send(self._store(message))
+                elif type(message) is not RegisterPeer or message.protocol != PROTOCOL_VERSION:
+                    comm.abort(f"it sent {message!r:.80}")
+                    return
+
+        comm.start(on_batch, lambda reason: self._comms.discard(comm))
+
+    async def _send_values(self, comm: Comm, message: FetchKeys) -> None:
+        values: list[StoredValue] = []
+        missing: list[str] = []
+        failed: list[tuple[str, TaskError]] = []
+        for version in message.versions:
+            held = self.state.tasks.get(version.key)
+            if held is None or held.state != "memory" or held.attempt != version.attempt:
+                missing.append(version.key)
+                continue
+            try:
+                if held.nbytes > _PICKLE_IN_THREAD:
+                    blob = await asyncio.to_thread(dumps, held.value)
+                else:
+                    blob = dumps(held.value)
+                values.append(StoredValue(version.key, version.attempt, blob))
+            except Exception as exc:
+                failed.append((version.key, to_task_error(exc, version.key, self.address)))
+        comm.send(KeyValues(message.request, tuple(values), tuple(missing), tuple(failed)))
+        await comm.drained()
+
+    def _store(self, message: StoreKeys) -> Message:
+        try:
+            for stored in message.values:
+                value = loads(stored.value)
+                version = Version(stored.key, stored.attempt)
+                self.state.value_stored(time.monotonic(), version, value, sizeof(value))
+        except Exception as exc:
+            return Failure(message.request, to_task_error(exc, worker=self.address))
+        self._act()
+        return Reply(message.request, None)
+
+    # -- Tasks that use the cluster ---------------------------------------------------------------
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The values held here, by key."""
+        tasks = self.state.tasks.values()
+        return {task.key: task.value for task in tasks if task.state == "memory"}
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.address!r}, {self.nthreads} threads, {self.status}>"
+
+
+def _rss() -> int:
+    """Resident memory of this process, in bytes."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * _PAGE
+    except OSError:  # not Linux
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
+
+def get_worker() -> Worker:
+    """Return the worker that runs the calling task.
+
+    Raises
+    ------
+    ValueError
+        If the calling thread runs no task.
+
+    Examples
+    --------
+    >>> def where():
+    ...     return get_worker().address
+    """
+    worker = getattr(current, "worker", None)
+    if worker is None:
+        raise ValueError("get_worker() works within a task only; no task runs in this thread")
+    return worker  # type: ignore[no-any-return]
