@@ -47,7 +47,7 @@ _HEALTHY = 30.0
 _LAST_LINES = 20
 #: How MPI finds out that it was launched. A worker is no rank: with these it could call
 #: MPI_Init, and would stand for its nanny's rank.
-_MPI_VARIABLES = (
+MPI_VARIABLES = (
     "OMPI_",
     "PMIX_",
     "PMI_",
@@ -222,7 +222,7 @@ class Nanny(Service):
         self.worker_address = status["address"]
 
     def _worker_environment(self) -> dict[str, str]:
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(_MPI_VARIABLES)}
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(MPI_VARIABLES)}
         environ.update(hosts.thread_environment(self.nthreads, environ))
         environ.update(self.environment)
         return environ

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcdask.comm import inproc, tcp
+from hpcdask.comm import inproc, tcp, tcp_listener
 from hpcdask.comm.addresses import parse_address, parse_ports
 from hpcdask.comm.base import Comm, Listener, OnComm
 from hpcdask.comm.options import CommOptions
@@ -53,4 +53,4 @@ async def listen(
     target = parse_address(address, default_port=0)
     if target.protocol == "inproc":
         return inproc.InprocListener(target.host, on_comm)
-    return await tcp.listen(target, parse_ports(ports, target.port), on_comm, options)
+    return await tcp_listener.listen(target, parse_ports(ports, target.port), on_comm, options)

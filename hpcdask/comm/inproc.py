@@ -19,20 +19,6 @@ _listeners: dict[str, InprocListener] = {}
 _numbers = itertools.count(1)
 
 
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
-    """Call `function` on `loop`, soon: a direct call could come back into our own caller.
-
-    Raises
-    ------
-    RuntimeError
-        If that loop is closed.
-    """
-    if loop is asyncio.get_running_loop():
-        loop.call_soon(function, *args)
-    else:
-        loop.call_soon_threadsafe(function, *args)
-
-
 def _resolve(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
@@ -53,8 +39,12 @@ class InprocComm(Comm):
             self._call(self.other, self.other._arrived, messages)
 
     def _call(self, other: InprocComm, method: Callable[..., object], *args: object) -> None:
+        # Always through the loop: a direct call could come back into our own caller.
+        call = other._loop.call_soon
+        if other._loop is not self._loop:
+            call = other._loop.call_soon_threadsafe
         try:
-            _call(other._loop, method, *args)
+            call(method, *args)
         except RuntimeError:  # its loop is closed, so it is gone
             self._end(f"{self.peer} is gone")
 
@@ -96,7 +86,7 @@ class InprocComm(Comm):
 
 def _call_back(loop: asyncio.AbstractEventLoop, waiting: asyncio.Future[None]) -> None:
     try:
-        _call(loop, _resolve, waiting)
+        loop.call_soon_threadsafe(_resolve, waiting)
     except RuntimeError:  # closed meanwhile, so nobody waits
         pass
 
@@ -114,6 +104,8 @@ class InprocListener(Listener):
 
     def accept(self, end: InprocComm, accepted: asyncio.Future[None]) -> None:
         """Make the other end of a dialler's connection; called on this listener's loop."""
+        if end.closed:  # it has given up
+            return
         mine = InprocComm(self.address, end.local)
         mine.other, end.other = end, mine
         _call_back(end._loop, accepted)
@@ -142,7 +134,7 @@ async def connect(name: str, timeout: float) -> InprocComm:
     end = InprocComm(f"inproc://{os.getpid()}/{next(_numbers)}", listener.address)
     accepted = end._loop.create_future()
     try:
-        _call(listener._loop, listener.accept, end, accepted)
+        listener._loop.call_soon_threadsafe(listener.accept, end, accepted)
         await asyncio.wait_for(accepted, timeout)
     except (RuntimeError, asyncio.TimeoutError) as exc:
         end.abort("not accepted in time")

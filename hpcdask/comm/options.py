@@ -41,6 +41,6 @@ class CommOptions:
     def __post_init__(self) -> None:
         if self.compression not in (None, "auto") and self.compression not in available():
             raise ConfigError(
-                f"cannot compress with {self.compression!r}: expected 'auto', None or one of those "
-                f"installed: {', '.join(available()) or 'none; see pip install hpcdask[compression]'}"
+                f"cannot compress with {self.compression!r}: expected 'auto', None or one of "
+                f"{', '.join(available()) or 'none is installed'} (pip install lz4 zstandard)"
             )

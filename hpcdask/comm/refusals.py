@@ -29,7 +29,7 @@ class RefusalLog:
             return
         self._left_out += 1
         if self._timer is None:
-            wait = (1 - self._room) / self._rate
+            wait = (2 - self._room) / self._rate  # room for the summary and for one more line
             self._timer = self._loop.call_later(wait, self.summarise)
 
     def summarise(self) -> None:

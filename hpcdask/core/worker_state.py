@@ -213,6 +213,9 @@ class WorkerState:
             if old.attempt == msg.attempt:  # said twice
                 return
             self._withdraw(old)
+            spare = self.tasks.get(msg.key)
+            if spare is not None:
+                self._spare[Version(spare.key, spare.attempt)] = spare
         task = self.tasks[msg.key] = HeldTask(msg.key, msg.attempt)
         task.function = self.functions[msg.function_id]
         task.arguments, task.priority, task.wanted = msg.arguments, msg.priority, msg.wanted
@@ -305,7 +308,7 @@ class WorkerState:
         for key in list(task.dependents):
             dependent = self.tasks[key]
             self.outbox.append(TaskErred(key, dependent.attempt, error))
-            self._drop_ended(dependent)
+            self._drop(dependent)
 
     def fetch_failed(self, now: float, address: str) -> None:
         """A worker could not be asked."""
@@ -462,11 +465,6 @@ class WorkerState:
         self._drop(task)
         for dependent in dependents:
             self._give_up(dependent, task, [self.address])
-        for version, spare in self._spare.items():
-            if version.key == task.key:
-                self.tasks[task.key] = self._spare.pop(version)
-                assert spare.state == "memory"
-                return
 
     def _drop(self, task: HeldTask) -> None:
         """Forget a task in whatever state, and inputs that only it was to fetch."""
@@ -484,6 +482,10 @@ class WorkerState:
         task.value, task.arguments = None, b""
         if self.tasks.get(task.key) is task:
             del self.tasks[task.key]
+            for version in self._spare:
+                if version.key == task.key:
+                    self.tasks[task.key] = self._spare.pop(version)
+                    break
         self._leave_dependencies(task)
 
     def _leave_dependencies(self, task: HeldTask) -> None:

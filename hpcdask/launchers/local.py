@@ -102,7 +102,7 @@ class LocalCluster:
         self.processes = processes
         self.status = "created"
         self.workers: dict[str, Nanny | Worker] = {}
-        self._n_workers, self.threads_per_worker = _shape(n_workers, threads_per_worker)
+        self._n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker)
         nworkers = max(self._n_workers, 1)
         self._memory_limit = hosts.resolve_memory_limit(
             memory_limit, self.threads_per_worker, nworkers
@@ -331,8 +331,8 @@ class LocalCluster:
         )
 
 
-def _shape(n_workers: int | None, nthreads: int | None) -> tuple[int, int]:
-    """Number of workers and threads of each, for the CPUs that this process has."""
+def default_shape(n_workers: int | None, nthreads: int | None) -> tuple[int, int]:
+    """Numbers of workers and of threads of each, for the CPUs that this process may use."""
     cpus = hosts.cpu_count()
     if n_workers is None and nthreads is None:
         # About the square root, so that neither the GIL nor copies between processes dominate.

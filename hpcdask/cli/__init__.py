@@ -1,0 +1,1 @@
+"""The command `hpc-dask`: one file per subcommand."""

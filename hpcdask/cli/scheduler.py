@@ -1,0 +1,66 @@
+"""``hpc-dask scheduler``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from hpcdask.cli import options
+
+
+@click.command()
+@click.option("--host", help="Address or name to listen on. Default: every interface.")
+@click.option(
+    "--port",
+    default="8786",
+    show_default=True,
+    metavar="N|FIRST:LAST",
+    help="Port to listen on; 0 for any free one, or a range to try in turn.",
+)
+@click.option(
+    "--interface",
+    metavar="NAME|LIST|GLOB|SUBNET",
+    help="Network interface to listen on and advertise: ib0, 'ib*,hsn0', 10.1.0.0/16.",
+)
+@click.option("--contact-address", help="Address to advertise, if it is not the one listened on.")
+@click.option(
+    "--protocol", type=click.Choice(["tcp"]), default="tcp", show_default=True, help="Transport."
+)
+@click.option(
+    "--scheduler-file",
+    type=click.Path(),
+    help="File to write our address and token to, mode 0600; workers and clients read it.",
+)
+@click.option("--idle-timeout", metavar="TIME", help="End after so long without tasks: 30s, 1h.")
+@click.option(
+    "--allowed-failures",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Workers that may die under a task before it is given up.",
+)
+@click.option("--pid-file", type=click.Path(), help="File to keep our process id in.")
+@options.authentication
+@options.log_level("info")
+@options.preload
+@options.print_version("hpc-dask scheduler")
+def scheduler(pid_file: str | None, log_level: str, no_auth: bool, **given: Any) -> None:
+    """Start a scheduler.
+
+    Listens on port 8786 unless told otherwise; a worker joins it with 'hpc-dask worker
+    HOST:8786', or with the same --scheduler-file. Ends with code 0 on SIGTERM and SIGINT.
+    """
+
+    def work() -> None:
+        from hpcdask.launchers import process
+        from hpcdask.scheduler import Scheduler
+
+        async def serve() -> None:
+            await process.serve([Scheduler(auth=not no_auth, **given)])
+
+        with process.pid_file(pid_file):
+            asyncio.run(serve())
+
+    options.run("hpc-dask scheduler", log_level, work)

@@ -1,0 +1,178 @@
+"""``hpc-dask worker``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import click
+
+from hpcdask.cli import options
+
+
+@click.command()
+@click.argument("scheduler", required=False)
+@click.option(
+    "--worker-port",
+    "port",
+    default="0",
+    show_default=True,
+    metavar="N|FIRST:LAST",
+    help="Port to listen on; 0 for any free one, or a range to try in turn.",
+)
+@click.option("--listen-address", help="Address to listen on, as in tcp://0.0.0.0:9000.")
+@click.option("--contact-address", help="Address to advertise instead of --listen-address.")
+@click.option("--host", help="Address or name to listen on and advertise.")
+@click.option(
+    "--interface",
+    metavar="NAME|LIST|GLOB|SUBNET",
+    help="Network interface to listen on and advertise: ib0, 'ib*,hsn0', 10.1.0.0/16.",
+)
+@click.option(
+    "--protocol", type=click.Choice(["tcp"]), default="tcp", show_default=True, help="Transport."
+)
+@click.option(
+    "--nthreads", type=int, default=0, help="Threads per worker. Default: CPUs / workers."
+)
+@click.option(
+    "--nworkers",
+    default="1",
+    show_default=True,
+    help="Worker processes; negative: CPUs + 1 + N; 'auto': chosen with the threads.",
+)
+@click.option("--name", help="Name; with several workers -0, -1, ... is appended.")
+@click.option(
+    "--memory-limit",
+    default="auto",
+    show_default=True,
+    help="Per worker: bytes, '4 GiB', a fraction of what the host grants, 0 for none, or 'auto'.",
+)
+@click.option(
+    "--nanny/--no-nanny",
+    default=True,
+    show_default=True,
+    help="Run the worker in a process that is watched and replaced when it dies.",
+)
+@click.option("--local-directory", type=click.Path(), help="Where to make the scratch folder.")
+@click.option(
+    "--scheduler-file",
+    type=click.Path(),
+    help="File in which the scheduler says where it is; waited for.",
+)
+@click.option(
+    "--death-timeout",
+    default="60s",
+    show_default=True,
+    metavar="TIME",
+    help="How long to wait for the scheduler.",
+)
+@click.option("--pid-file", type=click.Path(), help="File to keep our process id in.")
+@click.option(
+    "--preload-nanny",
+    multiple=True,
+    metavar="MODULE|FILE",
+    help="As --preload, in the nanny's process.",
+)
+@options.authentication
+@options.log_level("info")
+@options.preload
+@options.print_version("hpc-dask worker")
+def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
+    """Start one or more workers and register them with the scheduler at SCHEDULER.
+
+    SCHEDULER is host, host:port or tcp://host:port; or give --scheduler-file. Ends with code 0
+    on SIGTERM and SIGINT and when the scheduler says so.
+    """
+    _refuse_contradictions(given)
+
+    def work() -> None:
+        from hpcdask.launchers import process
+
+        async def serve() -> None:
+            await process.serve(_services(log_level, **given))
+
+        with process.pid_file(pid_file):
+            asyncio.run(serve())
+
+    options.run("hpc-dask worker", log_level, work)
+
+
+def _refuse_contradictions(given: dict[str, Any]) -> None:
+    several = given["nworkers"] != "1"
+    if not given["nanny"] and several:
+        raise click.UsageError("--no-nanny runs one worker in this process; drop --nworkers")
+    if not given["nanny"] and given["preload_nanny"]:
+        raise click.UsageError("--preload-nanny needs a nanny; drop --no-nanny")
+    if given["contact_address"] and not given["listen_address"]:
+        raise click.UsageError("--contact-address needs --listen-address, for which it stands")
+    if given["listen_address"]:
+        if several:
+            raise click.UsageError("--listen-address is one address; it cannot serve --nworkers")
+        if given["port"] != "0" or given["host"]:
+            raise click.UsageError("give either --listen-address or --worker-port and --host")
+    if given["interface"] and given["host"]:
+        raise click.UsageError("give either --interface or --host")
+    if not given["scheduler"] and not given["scheduler_file"]:
+        raise click.UsageError(
+            "no scheduler given: add its address, as in tcp://host:8786, or --scheduler-file"
+        )
+
+
+def _cpus() -> int:
+    from hpcdask import host as hosts
+
+    return hosts.cpu_count()
+
+
+def _shape(nworkers: str, nthreads: int) -> tuple[int, int]:
+    """Numbers of workers and of threads of each."""
+    from hpcdask.launchers.local import default_shape
+
+    cpus = _cpus()
+    if nworkers == "auto":
+        return default_shape(None, nthreads or None)
+    try:
+        n = int(nworkers)
+    except ValueError:
+        raise click.UsageError(f"--nworkers {nworkers!r} is neither a number nor 'auto'") from None
+    n = cpus + 1 + n if n < 0 else n
+    if n < 1:
+        raise click.UsageError(f"--nworkers {nworkers} gives {n} workers on {cpus} CPUs")
+    return n, nthreads or max(cpus // n, 1)
+
+
+def _services(
+    log_level: str,
+    *,
+    nworkers: str,
+    nthreads: int,
+    name: str | None,
+    memory_limit: str,
+    nanny: bool,
+    no_auth: bool,
+    preload_nanny: tuple[str, ...],
+    **given: Any,
+) -> list[Any]:
+    from hpcdask import host as hosts
+    from hpcdask.comm.addresses import parse_ports
+    from hpcdask.nanny import Nanny
+    from hpcdask.worker import Worker
+
+    n, threads = _shape(nworkers, nthreads)
+    ports = parse_ports(given["port"])
+    if ports != [0] and len(ports) < n:
+        raise click.UsageError(f"{n} workers need {n} ports; {given['port']} has {len(ports)}")
+    memory = hosts.resolve_memory_limit(memory_limit, threads, n)
+    services: list[Any] = []
+    for i in range(n):
+        own_name = f"{name}-{i}" if name is not None and n > 1 else name
+        common = {**given, "nthreads": threads, "memory_limit": memory, "auth": not no_auth}
+        if nanny:
+            own_name = own_name or f"{hosts.hostname()}-{os.getpid()}-{i}"
+            services.append(
+                Nanny(name=own_name, preload_nanny=preload_nanny, log_level=log_level, **common)
+            )
+        else:
+            services.append(Worker(name=own_name, **common))
+    return services
