@@ -1,44 +1,92 @@
-"""hpcdask: a task cluster for HPC allocations, with the public API of dask.distributed."""
+"""hpcdask: a task cluster for HPC allocations, with the public API of dask.distributed.
+
+Names are imported when first used: a worker needs neither client nor launchers, and of a thousand
+that start at once on a shared file system each file less counts.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from hpcdask._version import __version__
-from hpcdask.client.client import Client, default_client, get_client
-from hpcdask.client.future import Future
-from hpcdask.client.waiting import (
-    ALL_COMPLETED,
-    FIRST_COMPLETED,
-    DoneAndNotDoneFutures,
-    as_completed,
-    fire_and_forget,
-    futures_of,
-    wait,
-)
-from hpcdask.errors import (
-    AuthenticationError,
-    CommClosedError,
-    ConfigError,
-    FutureCancelledError,
-    HandshakeError,
-    HpcdaskError,
-    InterfaceNotFoundError,
-    KilledWorker,
-    LaunchError,
-    LostDataError,
-    ProtocolError,
-    RemoteError,
-    RendezvousError,
-    RendezvousTimeoutError,
-    SerializationError,
-    TokenError,
-    WaitTimeoutError,
-    WorkerStartError,
-)
-from hpcdask.launchers.local import LocalCluster
-from hpcdask.nanny import Nanny
-from hpcdask.scheduler import Scheduler
-from hpcdask.worker import Worker, get_worker
 
-CancelledError = FutureCancelledError
-TimeoutError = WaitTimeoutError
+if TYPE_CHECKING:
+    from hpcdask.client.client import Client, default_client, get_client
+    from hpcdask.client.future import Future
+    from hpcdask.client.waiting import (
+        ALL_COMPLETED,
+        FIRST_COMPLETED,
+        DoneAndNotDoneFutures,
+        as_completed,
+        fire_and_forget,
+        futures_of,
+        wait,
+    )
+    from hpcdask.errors import (
+        AuthenticationError,
+        CommClosedError,
+        ConfigError,
+        FutureCancelledError,
+        HandshakeError,
+        HpcdaskError,
+        InterfaceNotFoundError,
+        KilledWorker,
+        LaunchError,
+        LostDataError,
+        ProtocolError,
+        RemoteError,
+        RendezvousError,
+        RendezvousTimeoutError,
+        SerializationError,
+        TokenError,
+        WaitTimeoutError,
+        WorkerStartError,
+    )
+    from hpcdask.launchers.local import LocalCluster
+    from hpcdask.nanny import Nanny
+    from hpcdask.scheduler import Scheduler
+    from hpcdask.worker import Worker, get_worker
+
+    CancelledError = FutureCancelledError
+    TimeoutError = WaitTimeoutError
+
+_WHERE = {
+    "Client": "client.client",
+    "default_client": "client.client",
+    "get_client": "client.client",
+    "Future": "client.future",
+    "ALL_COMPLETED": "client.waiting",
+    "FIRST_COMPLETED": "client.waiting",
+    "DoneAndNotDoneFutures": "client.waiting",
+    "as_completed": "client.waiting",
+    "fire_and_forget": "client.waiting",
+    "futures_of": "client.waiting",
+    "wait": "client.waiting",
+    "AuthenticationError": "errors",
+    "CommClosedError": "errors",
+    "ConfigError": "errors",
+    "FutureCancelledError": "errors",
+    "HandshakeError": "errors",
+    "HpcdaskError": "errors",
+    "InterfaceNotFoundError": "errors",
+    "KilledWorker": "errors",
+    "LaunchError": "errors",
+    "LostDataError": "errors",
+    "ProtocolError": "errors",
+    "RemoteError": "errors",
+    "RendezvousError": "errors",
+    "RendezvousTimeoutError": "errors",
+    "SerializationError": "errors",
+    "TokenError": "errors",
+    "WaitTimeoutError": "errors",
+    "WorkerStartError": "errors",
+    "LocalCluster": "launchers.local",
+    "Nanny": "nanny",
+    "Scheduler": "scheduler",
+    "Worker": "worker",
+    "get_worker": "worker",
+}
+#: Other names of the same classes, as dask.distributed has them.
+_ALIASES = {"CancelledError": "FutureCancelledError", "TimeoutError": "WaitTimeoutError"}
 
 __all__ = [
     "ALL_COMPLETED",
@@ -79,3 +127,16 @@ __all__ = [
     "get_worker",
     "wait",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    target = _ALIASES.get(name, name)
+    if target not in _WHERE:
+        raise AttributeError(f"module 'hpcdask' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"hpcdask.{_WHERE[target]}"), target)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

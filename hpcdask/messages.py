@@ -438,6 +438,12 @@ class Heartbeat(NamedTuple):
     ready: int
 
 
+class ThreadsLent(NamedTuple):
+    """worker -> scheduler: tasks here wait for other tasks, and their threads run more meanwhile."""
+
+    count: int  # such tasks now
+
+
 class CloseWorker(NamedTuple):
     """scheduler -> worker: end yourself."""
 
@@ -564,6 +570,7 @@ OPCODES: tuple[type[Any], ...] = (
     KeyValues,
     StoreKeys,
     AwaitWorkers,
+    ThreadsLent,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of 50 types would help no reader

@@ -389,7 +389,7 @@ class Scheduler(Service):
         for address, messages in outbox.items():
             comm = self.workers.get(address) or self.clients.get(address)
             if comm is not None:
-                comm.send_many(messages)
+                comm.send_now(messages)
 
     def _from_worker(self, address: str, batch: list[Message]) -> None:
         now, state = self._now(), self.state

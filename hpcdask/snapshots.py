@@ -28,7 +28,7 @@ def has_what(state: SchedulerState, workers: Iterable[str]) -> dict[str, list[st
 
 def nthreads(state: SchedulerState, workers: Iterable[str]) -> dict[str, int]:
     """Threads of each worker."""
-    return {w.address: w.nthreads for w in state.find_workers(workers)}
+    return {w.address: w.info.nthreads for w in state.find_workers(workers)}
 
 
 def processing(state: SchedulerState, workers: Iterable[str]) -> dict[str, list[str]]:

@@ -273,7 +273,7 @@ class Worker(Service):
                     self._threads.abandon(instruction)  # type: ignore[arg-type]
         if state.outbox and self._link is not None:
             messages, state.outbox = state.outbox, []
-            self._link.comm.send_many(messages)
+            self._link.comm.send_now(messages)
 
     def _runs_ended(self, outcomes: list[tuple[str, int, Outcome]]) -> None:
         now, state = time.monotonic(), self.state

@@ -335,9 +335,7 @@ class Client:
             if self._released:
                 self._release_keys()
             messages, self._outbox = self._outbox, []
-        comm = self._link.comm
-        comm.send_many(messages)
-        comm.flush()
+        self._link.comm.send_now(messages)
 
     def _release_keys(self) -> None:
         gone = []

@@ -71,15 +71,18 @@ class Comm(abc.ABC):
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
 
-    def send_many(self, messages: list[Message]) -> None:
-        """Queue messages in order."""
-        if self._reason is None and messages:
-            self.send(messages[0])
-            self._outbox.extend(messages[1:])
+    def send_now(self, messages: list[Message]) -> None:
+        """Send messages at once, behind those that are queued.
 
-    def flush(self) -> None:
-        """Send what is queued now, not when the loop turns idle."""
-        self._flush()
+        For who has a whole batch in hand: waiting for the loop to turn idle would add a turn of it
+        to every way of a message.
+        """
+        if self._reason is not None or not messages:
+            return
+        if self._outbox:
+            messages = self._outbox + messages
+            self._outbox = []
+        self._transmit(messages)
 
     def start(self, on_batch: OnBatch, on_closed: OnClosed) -> None:
         """Deliver messages to `on_batch` from now on, those that wait already included."""

@@ -29,6 +29,7 @@ from hpcdask.messages import (
     TaskFailed,
     TaskFinished,
     TaskSpec,
+    ThreadsLent,
     Version,
     WantKeys,
 )
@@ -116,6 +117,13 @@ class SchedulerState(Transitions):
         worker = self.workers.get(address)
         if worker is not None:
             worker.last_seen, worker.metrics = now, msg
+
+    def threads_lent(self, now: float, address: str, msg: ThreadsLent) -> None:
+        """Tasks of a worker wait for others, which must find room or all would wait for ever."""
+        worker = self.workers.get(address)
+        if worker is not None:
+            worker.nthreads = worker.info.nthreads + msg.count
+            self._fill(worker)
 
     # -- Events: clients want things --------------------------------------------------------------
 

@@ -254,6 +254,11 @@ class WorkerState:
             self._spare[version] = task
         self._to_memory(task, value, nbytes)
 
+    def threads_changed(self, now: float, nthreads: int) -> None:
+        """So many tasks may run at a time from now on."""
+        self.nthreads = nthreads
+        self._start_more()
+
     # -- Events: the shell did what it was told -------------------------------------------------
 
     def task_ran(self, now: float, key: str, attempt: int, outcome: Outcome) -> None:

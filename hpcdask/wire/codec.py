@@ -211,7 +211,20 @@ def _with_records(fields: tuple[Any, ...], nested: list[tuple[int, Build]]) -> l
     return rebuilt
 
 
-_DECODERS = tuple(map(_decoder, OPCODES))
+def _compiled_when_used(number: int) -> Callable[[Any], Message]:
+    """Stand in for a decoder until the first such message comes.
+
+    To compile all of them takes 10 ms, of which a worker's start would feel each.
+    """
+
+    def decode_first(fields: Any) -> Message:
+        _DECODERS[number] = _decoder(OPCODES[number])
+        return _DECODERS[number](fields)
+
+    return decode_first
+
+
+_DECODERS = list(map(_compiled_when_used, range(len(OPCODES))))
 
 
 def blob_nbytes(blob: Blob) -> int:

@@ -90,6 +90,8 @@ class Dialler:
             )
         nonce = challenge[len(MAGIC) + 1 : len(MAGIC) + 1 + NONCE]
         if self._token is None:
+            if mode != _OPEN:
+                raise _foreign(challenge)
             return bytes(PROOF_LENGTH)
         expected = _proof(self._token, b"listener", self._nonce, nonce)
         if mode != _LOCKED or not hmac.compare_digest(challenge[-32:], expected):
