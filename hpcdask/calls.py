@@ -6,13 +6,14 @@ import asyncio
 import inspect
 from typing import Any
 
+from hpcdask.execution import coroutine_is_of, in_thread, on_behalf_of
 from hpcdask.messages import Blob, TaskError
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.serialize import dumps, loads
 
 
 async def call(
-    function: Blob, address: str, service: dict[str, Any], in_thread: bool
+    function: Blob, address: str, service: dict[str, Any], *, worker: object = None, threaded: bool
 ) -> Blob | TaskError:
     """Call a pickled (function, args, kwargs) and pickle what it returns.
 
@@ -21,17 +22,26 @@ async def call(
     service : dict
         Keyword arguments given to functions that have a parameter of that name, such as
         ``dask_worker``.
-    in_thread : bool
-        Keep the event loop free meanwhile. Not for functions that touch the loop's own state.
+    worker : Worker, optional
+        What `get_worker` gives in the function.
+    threaded : bool
+        Keep the event loop free while it runs. Not for functions that touch the loop's own state.
     """
     try:
-        target, args, kwargs = loads(function)
+        with on_behalf_of(worker):
+            target, args, kwargs = loads(function)
         kwargs = {**kwargs, **_accepted(target, service)}
-        if inspect.iscoroutinefunction(target) or not in_thread:
-            value = target(*args, **kwargs)
+
+        def run() -> Any:
+            with on_behalf_of(worker):
+                return target(*args, **kwargs)
+
+        if threaded and not inspect.iscoroutinefunction(target):
+            value = await in_thread(run)
         else:
-            value = await asyncio.to_thread(target, *args, **kwargs)
+            value = run()
         if inspect.isawaitable(value):
+            coroutine_is_of(worker)
             value = await value
         return dumps(value)
     except asyncio.CancelledError:

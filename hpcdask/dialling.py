@@ -52,9 +52,11 @@ class SchedulerPlace:
     def options(self, contact: Contact | None = None) -> CommOptions:
         """Options for connections within that cluster."""
         if not self.auth:
-            return CommOptions(token=None)
+            return CommOptions.from_environment(None)
         contact_token = None if contact is None else contact.token
-        return CommOptions(token=resolve_token(self.token, self.token_file, contact_token))
+        return CommOptions.from_environment(
+            resolve_token(self.token, self.token_file, contact_token)
+        )
 
 
 #: Makes the registration message, given the scheduler's address and how to connect.

@@ -9,10 +9,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from itertools import islice
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Raised, Ran
 from hpcdask.messages import Blob
@@ -26,8 +27,72 @@ SMALL_RESULT = 2048
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
-#: What the task in this thread belongs to: `.worker`, `.key`, `.threads`.
+T = TypeVar("T")
+
+#: What the task in this thread belongs to: `.worker` and `.threads`.
 current = threading.local()
+#: The same of a coroutine task, which runs on the loop among others.
+_worker: ContextVar[Any] = ContextVar("worker", default=None)
+_threads: ContextVar[TaskThreads | None] = ContextVar("threads", default=None)
+
+
+def current_worker() -> Any:
+    """The worker on whose behalf the calling code runs, or None."""
+    return getattr(current, "worker", None) or _worker.get()
+
+
+def coroutine_is_of(worker: object) -> None:
+    """Let `current_worker` give `worker` in the running asyncio task."""
+    _worker.set(worker)
+
+
+@contextlib.contextmanager
+def on_behalf_of(worker: object) -> Iterator[None]:
+    """Let `current_worker` give `worker` in this thread, for code without an await."""
+    before = getattr(current, "worker", None)
+    current.worker = worker
+    try:
+        yield
+    finally:
+        current.worker = before
+
+
+def lent_thread() -> contextlib.AbstractContextManager[None]:
+    """While a task waits, its place may serve other tasks; elsewhere this does nothing."""
+    threads: TaskThreads | None = getattr(current, "threads", None) or _threads.get()
+    return _NOTHING_LENT if threads is None else threads.blocked()
+
+
+_NOTHING_LENT = contextlib.nullcontext()
+
+
+def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+    """Call a function in a thread of its own.
+
+    Not in the loop's executor, whose threads are joined at exit: one that is stuck would keep the
+    process for ever.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def tell(set_outcome: Callable[[Any], None], what: Any) -> None:
+        if not outcome.cancelled():
+            set_outcome(what)
+
+    def run() -> None:
+        try:
+            result = function(*args)
+        except BaseException as exc:
+            # StopIteration cannot be set on a future.
+            problem = RuntimeError(repr(exc)) if isinstance(exc, StopIteration) else exc
+            told: tuple[Any, Any] = (outcome.set_exception, problem)
+        else:
+            told = (outcome.set_result, result)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, *told)
+
+    threading.Thread(target=run, name="hpcdask-call", daemon=True).start()
+    return outcome
 
 
 class TaskThreads:
@@ -42,6 +107,8 @@ class TaskThreads:
     on_outcomes : callable
         Called on the loop with a list of (key, attempt, Outcome); one wake-up of the loop serves
         all runs that ended until it got its turn.
+    on_lent : callable
+        Called on the loop with the number of tasks that wait for others, when it has changed.
     """
 
     def __init__(
@@ -50,10 +117,11 @@ class TaskThreads:
         address: str,
         nthreads: int,
         on_outcomes: Callable[[list[tuple[str, int, Outcome]]], None],
+        on_lent: Callable[[int], None],
     ) -> None:
-        self._worker, self._address = worker, address
+        self.worker, self._address = worker, address
         self._nthreads = nthreads
-        self._on_outcomes = on_outcomes
+        self._on_outcomes, self._on_lent = on_outcomes, on_lent
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Execute | None] = SimpleQueue()
         self._outcomes: deque[tuple[str, int, Outcome]] = deque()
@@ -63,6 +131,7 @@ class TaskThreads:
         self._lock = threading.Lock()
         self._n_running = 0  # threads that are alive
         self._n_blocked = 0  # threads that wait for other tasks
+        self._lent_is_due = False
         self._closed = False
 
     def start(self) -> None:
@@ -98,11 +167,23 @@ class TaskThreads:
             self._n_blocked += 1
             if self._n_running - self._n_blocked < self._nthreads and not self._closed:
                 self._start_thread()
+        self._tell_lent_soon()
         try:
             yield
         finally:
             with self._lock:
                 self._n_blocked -= 1
+            self._tell_lent_soon()
+
+    def _tell_lent_soon(self) -> None:
+        if not self._lent_is_due:
+            self._lent_is_due = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._tell_lent)
+
+    def _tell_lent(self) -> None:
+        self._lent_is_due = False  # before the look, as in `_hand_over`
+        self._on_lent(self._n_blocked)
 
     # -- In the threads ------------------------------------------------------------------------
 
@@ -111,7 +192,7 @@ class TaskThreads:
         threading.Thread(target=self._run, name="hpcdask-task", daemon=True).start()
 
     def _run(self) -> None:
-        current.worker, current.threads = self._worker, self
+        current.worker, current.threads = self.worker, self
         while True:
             task = self._queue.get()
             if task is None:
@@ -152,7 +233,6 @@ class TaskThreads:
 
     def _outcome(self, task: Execute) -> Outcome:
         """Run one task; whatever it does ends up in the outcome."""
-        current.key = task.key
         start = perf_counter()
         try:
             function_id = task.function.function_id
@@ -173,7 +253,19 @@ class TaskThreads:
 
     def _finish(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine function's body on the worker's loop; this thread waits."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        value, exc = asyncio.run_coroutine_threadsafe(self._ended(coroutine), self._loop).result()
+        if exc is not None:
+            raise exc
+        return value
+
+    async def _ended(self, coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+        """Await a task's coroutine; a SystemExit in it must not reach the loop, which it ends."""
+        _worker.set(self.worker)
+        _threads.set(self)
+        try:
+            return await coroutine, None
+        except BaseException as exc:
+            return None, exc
 
 
 def sizeof(value: Any) -> int:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import collections
+import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +25,7 @@ from hpcdask.calls import call
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, LaunchError, WorkerStartError
+from hpcdask.execution import in_thread
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     CallFunction,
@@ -43,8 +48,15 @@ _GRACE = 2.0
 _MAX_FAILED_STARTS, _MAX_PAUSE = 5, 10.0
 #: A worker that lived this long was started well, in seconds.
 _HEALTHY = 30.0
-#: Lines of a dead worker's stderr that are kept.
-_LAST_LINES = 20
+#: Lines of a dead worker's stderr that are kept, and seconds to wait for them: what the worker
+#: has started may hold the pipe open.
+_LAST_LINES, _LAST_WORDS = 20, 1.0
+#: Seconds that a worker gets beyond `death_timeout` to say that it has started.
+_SILENCE = 10.0
+#: Ctrl-C in a terminal is for the programs there; a worker is ended by its nanny.
+_OWN_GROUP: dict[str, Any] = (
+    {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+)
 #: How MPI finds out that it was launched. A worker is no rank: with these it could call
 #: MPI_Init, and would stand for its nanny's rank.
 MPI_VARIABLES = (
@@ -58,6 +70,8 @@ MPI_VARIABLES = (
     "I_MPI_",
     "MV2_",
 )
+
+_nannies: weakref.WeakSet[Nanny] = weakref.WeakSet()
 
 
 class Nanny(Service):
@@ -101,6 +115,8 @@ class Nanny(Service):
         )
         self.nthreads = nthreads or hosts.cpu_count()
         self.name = str(name) if name is not None else f"nanny-{uuid.uuid4().hex[:8]}"
+        # Two people may give two workers the same name.
+        self.id = f"{self.name}-{uuid.uuid4().hex[:8]}"
         self.address = ""
         self.worker_address = ""
         self.process: subprocess.Popen[bytes] | None = None
@@ -112,14 +128,17 @@ class Nanny(Service):
             "memory_limit": hosts.resolve_memory_limit(memory_limit, self.nthreads, 1),
             "preload": list(preload),
             "preload_argv": list(preload_argv),
-            "nanny": self.name,
+            "nanny": self.id,
             "auth": auth,
         }
         self._death_timeout = hosts.parse_timedelta(death_timeout)
         self._link: Link | None = None
         self._wanted = True  # whether a dead worker is to be replaced
         self._restart_is_asked = False
+        self._worker_scratch = ""
         self._stderr: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+        self._forwarding: asyncio.Task[None] | None = None
+        _nannies.add(self)
 
     @property
     def pid(self) -> int | None:
@@ -129,38 +148,52 @@ class Nanny(Service):
     # -- Life -------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        registering = asyncio.ensure_future(
-            reach_scheduler(self.place, self._introduce, self._death_timeout)
-        )
-        try:
-            if not self.place.scheduler_file:
-                # Both can connect at the same time: spawning Python takes the longest.
-                await self._start_worker(self.place.address or "", self.place.options())
+        if self.place.scheduler_file:
             # Of a scheduler file there is one reader per nanny; the worker is told what it says.
-            self._link = await registering
-        finally:
-            registering.cancel()
-        if self.process is None:
-            await self._start_worker(self._link.address, self._link.options)
-        self.address = self._link.comm.local
+            link = await self._register()
+            await self._start_worker(link.address, link.options)
+        else:
+            # Both can connect at the same time: spawning Python takes the longest.
+            options = self.place.options()
+            work = [
+                asyncio.ensure_future(self._register()),
+                asyncio.ensure_future(self._start_worker(self.place.address or "", options)),
+            ]
+            try:
+                await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
+                for task in work:
+                    if task.done():
+                        task.result()
+            finally:
+                for task in work:
+                    task.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
         log.info("Start Nanny at: %r", self.address)
-        self._link.comm.start(self._from_scheduler, self._scheduler_lost)
         self._spawn(self._watch())
+
+    async def _register(self) -> Link:
+        """Join the scheduler, and listen to it from then on: it may end while a worker starts."""
+        self._link = await reach_scheduler(self.place, self._introduce, self._death_timeout)
+        self.address = self._link.comm.local
+        self._link.comm.start(self._from_scheduler, self._scheduler_lost)
+        return self._link
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterNanny:
         me = (hosts.hostname(), os.getpid())
-        return RegisterNanny(self.name, *me, PROTOCOL_VERSION, __version__)
+        return RegisterNanny(self.id, *me, PROTOCOL_VERSION, __version__)
 
     async def _close(self, reason: str) -> None:
         self._wanted = False
         await self._stop_worker()
         if self._link is not None:
             self._link.comm.close()
-        log.info("Closed nanny %s: %s", self.name, reason)
+        if self.has_run:
+            log.info("Closed nanny %s: %s", self.name, reason)
 
     def _scheduler_lost(self, reason: CommClosedError) -> None:
-        log.warning("Lost the scheduler: %s", reason)
-        asyncio.get_running_loop().create_task(self.close("the scheduler is gone"))
+        assert self._link is not None
+        text = f"lost the scheduler at {self._link.address}: {reason}"
+        asyncio.get_running_loop().create_task(self._fail(text))
 
     def _from_scheduler(self, batch: list[Message]) -> None:
         for message in batch:
@@ -174,7 +207,7 @@ class Nanny(Service):
 
     async def _call(self, message: CallFunction) -> None:
         assert self._link is not None
-        result = await call(message.function, self.name, {"dask_nanny": self}, in_thread=True)
+        result = await call(message.function, self.name, {"dask_nanny": self}, threaded=True)
         if type(result) is TaskError:
             self._link.comm.send(Failure(message.request, result))
         else:
@@ -188,11 +221,14 @@ class Nanny(Service):
         Raises
         ------
         WorkerStartError
-            If it ends first.
+            If it ends first, or says nothing.
         """
         config = {**self._worker_options, "scheduler": scheduler}
         config["death_timeout"] = self._death_timeout
         config["token"] = None if options.token is None else options.token.hex()
+        config_line = json.dumps(config, default=os.fspath).encode() + b"\n"
+        self._restart_is_asked = False
+        self._stderr.clear()
         read_end, write_end = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -202,24 +238,53 @@ class Nanny(Service):
                 stderr=subprocess.PIPE,
                 pass_fds=(write_end,),
                 env=self._worker_environment(),
+                **_OWN_GROUP,
             )
+        except BaseException:
+            os.close(read_end)
+            raise
         finally:
             os.close(write_end)
-        self._spawn(self._forward_stderr(self.process))
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(config).encode() + b"\n")
-        self.process.stdin.flush()  # and left open: its end tells the worker that we are gone
-        answer = await _read_line(read_end)
+        process = self.process
+        self._forwarding = self._spawn(self._forward_stderr(process))
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died; its exit code tells more
+            process.stdin.write(config_line)
+            process.stdin.flush()  # and left open: its end tells the worker that we are gone
+        limit = self._death_timeout + _SILENCE
+        try:
+            answer = await asyncio.wait_for(_read_line(read_end), limit)
+        except asyncio.TimeoutError:
+            process.kill()
+            await self._has_ended(process)
+            raise WorkerStartError(
+                f"worker {self.name} (pid {process.pid}) said nothing within {limit:g} s and was "
+                "killed" + self._tail()
+            ) from None
         if not answer:
-            code = await _exit_code(self.process)
+            code = await self._has_ended(process)
             raise WorkerStartError(
                 f"worker {self.name} {_ending(code)} before it had started" + self._tail()
             )
         status = json.loads(answer)
         if "error" in status:
-            await _exit_code(self.process)
+            await self._has_ended(process)
             raise WorkerStartError(f"worker {self.name} could not start: {status['error']}")
-        self.worker_address = status["address"]
+        self.worker_address, self._worker_scratch = status["address"], status["local_directory"]
+
+    async def _has_ended(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait for the end of a worker, and clean up behind it; return its exit code."""
+        code = await _exit_code(process)
+        if self._forwarding is not None and process is self.process:
+            await asyncio.wait({self._forwarding}, timeout=_LAST_WORDS)
+            self._forwarding.cancel()
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        scratch, self._worker_scratch = self._worker_scratch, ""
+        if scratch and code:  # else it has removed it itself
+            await in_thread(shutil.rmtree, scratch, True)
+        return code
 
     def _worker_environment(self) -> dict[str, str]:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(MPI_VARIABLES)}
@@ -230,15 +295,16 @@ class Nanny(Service):
     async def _stop_worker(self, grace: float = _GRACE) -> None:
         """End the process: ask, then force."""
         process = self.process
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(_exit_code(process), grace)
-        except asyncio.TimeoutError:
-            log.warning("worker %s did not end within %g s and is killed", self.name, grace)
-            process.kill()
-            await _exit_code(process)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(_exit_code(process), grace)
+            except asyncio.TimeoutError:
+                log.warning("worker %s did not end within %g s and is killed", self.name, grace)
+                process.kill()
+        await self._has_ended(process)
 
     async def _watch(self) -> None:
         """Replace the worker when it dies."""
@@ -246,11 +312,11 @@ class Nanny(Service):
         started = time.monotonic()
         while self._wanted:
             assert self.process is not None
-            code = await _exit_code(self.process)
+            code = await self._has_ended(self.process)
             if not self._wanted:
                 return
             if self._restart_is_asked:
-                self._restart_is_asked = False
+                log.info("restarting worker %s", self.name)
             elif code == 0:
                 asyncio.get_running_loop().create_task(self.close("its worker has ended"))
                 return
@@ -270,14 +336,9 @@ class Nanny(Service):
                 except LaunchError as exc:
                     log.error("%s", exc)
                     if failed_starts >= _MAX_FAILED_STARTS:
-                        asyncio.get_running_loop().create_task(self._give_up())
+                        text = f"the worker of nanny {self.name} failed to start {failed_starts} times"
+                        asyncio.get_running_loop().create_task(self._fail(text))
                         return
-
-    async def _give_up(self) -> None:
-        text = f"its worker failed to start {_MAX_FAILED_STARTS} times in a row"
-        log.error("nanny %s ends: %s", self.name, text)
-        await self.close(text)
-        self.status = "failed"
 
     def _report_death(self, code: int) -> None:
         assert self._link is not None
@@ -288,12 +349,14 @@ class Nanny(Service):
     async def _forward_stderr(self, process: subprocess.Popen[bytes]) -> None:
         """Pass the worker's stderr on, and keep its last lines for the day it dies."""
         assert process.stderr is not None
-        async for line in _lines(process.stderr.fileno()):
-            text = line.decode(errors="replace")
-            self._stderr.append(text.rstrip("\n"))
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        process.stderr.close()
+        with process.stderr:
+            async for line in _lines(process.stderr.fileno()):
+                text = line.decode(errors="replace")
+                self._stderr.append(text.rstrip("\n"))
+                # Ours may be closed, or None under pythonw and some daemons.
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    sys.stderr.write(text)
+                    sys.stderr.flush()
 
     def _tail(self) -> str:
         return ":\n" + "\n".join(self._stderr) if self._stderr else ""
@@ -317,11 +380,16 @@ def _set(future: asyncio.Future[None]) -> None:
 
 
 async def _exit_code(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of a process without polling."""
+    """Wait for the end of a process, without polling where the kernel can tell."""
     if process.poll() is None:
         loop = asyncio.get_running_loop()
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:  # before Linux 5.3, which some clusters run
+            while process.poll() is None:
+                await asyncio.sleep(0.05)
+            return process.wait()
         ended = loop.create_future()
-        pidfd = os.pidfd_open(process.pid)
         loop.add_reader(pidfd, _set, ended)
         try:
             await ended
@@ -364,3 +432,17 @@ async def _read_line(fd: int) -> bytes:
         return b""
     finally:
         os.close(fd)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Let workers end cleanly, although the program ends without closing its nannies."""
+    alive = [n.process for n in _nannies if n.process is not None and n.process.poll() is None]
+    for process in alive:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE
+    for process in alive:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            process.kill()

@@ -59,6 +59,7 @@ from hpcdask.messages import (
     TaskErred,
     TaskError,
     TaskFinished,
+    ThreadsLent,
     Version,
     WantKeys,
     WorkerClosing,
@@ -155,6 +156,10 @@ class Scheduler(Service):
         self.clients: dict[str, Comm] = {}
         self.nannies: dict[str, tuple[Comm, RegisterNanny]] = {}
         self.last_words: dict[str, WorkerDied] = {}  # by worker name
+        #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
+        #: moment, since one that comes too late would look for us until its deadline.
+        self.expected_nannies = 0
+        self._nannies_joined = 0
         self._host, self._port, self._interface = host, port, interface
         self._contact_address, self._protocol = contact_address, protocol
         self._token, self._token_file, self._auth = token, token_file, auth
@@ -178,7 +183,7 @@ class Scheduler(Service):
             token = resolve_token(self._token, self._token_file)
         else:
             log.warning("authentication is off: anybody who reaches this port can run code as you")
-        self.options = CommOptions(token=token)
+        self.options = CommOptions.from_environment(token)
         self._peers = Peers(self.options)
         await self._listen()
         if self.scheduler_file is not None:
@@ -224,10 +229,11 @@ class Scheduler(Service):
         )
 
     async def _close(self, reason: str) -> None:
-        for listener in self._listeners:
-            listener.close()
         if self.scheduler_file is not None:
             remove_scheduler_file(self.scheduler_file, self.id)
+        await self._until(lambda: self._nannies_joined >= self.expected_nannies, _FAREWELL)
+        for listener in self._listeners:
+            listener.close()
         if hasattr(self, "_peers"):
             self._peers.close()
         # Nannies first, or they would replace the workers that end.
@@ -238,7 +244,8 @@ class Scheduler(Service):
         await self._until(lambda: not self.workers and not self.nannies, _FAREWELL)
         for comm in list(self._comms):
             comm.close()
-        log.info("Scheduler closed: %s", reason)
+        if self.has_run:
+            log.info("Scheduler closed: %s", reason)
 
     async def _until(self, happened: Callable[[], bool], timeout: float) -> bool:
         """Wait for something that workers' coming and going decides."""
@@ -357,6 +364,7 @@ class Scheduler(Service):
 
     def _nanny_joins(self, comm: Comm, hello: RegisterNanny) -> None:
         self.nannies[hello.name] = (comm, hello)
+        self._nannies_joined += 1
         self._progress.set()
         comm.send(self._registered())
 
@@ -467,7 +475,7 @@ class Scheduler(Service):
         return Reply(msg.request, INSPECTIONS[msg.what](self.state, msg.names))
 
     async def _run_on_scheduler(self, name: str, msg: RunOnScheduler) -> CallOutcomes:
-        work = call(msg.function, self.address, {"dask_scheduler": self}, in_thread=False)
+        work = call(msg.function, self.address, {"dask_scheduler": self}, threaded=False)
         if not msg.wait:
             self._spawn(work)
             return CallOutcomes(msg.request, (), ())
@@ -558,6 +566,7 @@ _WORKER_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None
     KeysAdded: SchedulerState.keys_added,
     DataMissing: SchedulerState.data_missing,
     Heartbeat: SchedulerState.heartbeat,
+    ThreadsLent: SchedulerState.threads_lent,
 }
 _CLIENT_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None]] = {
     SubmitTasks: SchedulerState.tasks_submitted,

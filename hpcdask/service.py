@@ -10,12 +10,13 @@ import importlib.util
 import inspect
 import logging
 import sys
+import traceback
 from collections.abc import Coroutine, Generator, Iterable
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
-from hpcdask.errors import ConfigError
+from hpcdask.errors import LaunchError
 
 log = logging.getLogger("hpcdask.service")
 
@@ -32,10 +33,16 @@ class Service(abc.ABC):
     ----------
     status : str
         "created", "starting", "running", "closing", "closed" or "failed".
+    failure : str
+        Why it ended although nobody asked it to; empty otherwise.
+    has_run : bool
+        Whether it ever got as far as "running".
     """
 
     def __init__(self, preload: Iterable[str] = (), preload_argv: Iterable[str] = ()) -> None:
         self.status = "created"
+        self.failure = ""
+        self.has_run = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self._preloads = Preloads(self, list(preload), list(preload_argv))
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -51,7 +58,10 @@ class Service(abc.ABC):
         """Undo all that `_start` may have done, in whatever state it was left."""
 
     async def start(self: Self) -> Self:
-        """Start, or raise and leave nothing behind."""
+        """Start, or raise and leave nothing behind.
+
+        If it is asked to close meanwhile, that is no error: it returns, and is closed.
+        """
         if self.status != "created":
             return self
         self.loop = asyncio.get_running_loop()
@@ -61,13 +71,19 @@ class Service(abc.ABC):
             self._preloads.load()
             await self._preloads.setup()
             await self._start()
-        except BaseException:
+        except BaseException as exc:
+            asked_to_close = self._closing is not None and isinstance(exc, Exception)
             with contextlib.suppress(Exception):
                 await self.close("it could not start")
+            if asked_to_close and not self.failure:
+                return self
             self.status = "failed"
+            if self.failure:  # which is why something else then went wrong
+                raise LaunchError(self.failure) from exc
             raise
         if self.status == "starting":
             self.status = "running"
+            self.has_run = True
         return self
 
     async def close(self, reason: str = "closed") -> None:
@@ -80,16 +96,21 @@ class Service(abc.ABC):
             self._closing = asyncio.get_running_loop().create_task(self._close_once(reason))
         await asyncio.shield(self._closing)
 
+    async def _fail(self, reason: str) -> None:
+        """End it because it cannot go on."""
+        if self._closing is None:
+            self.failure = reason
+        await self.close(reason)
+
     async def _close_once(self, reason: str) -> None:
         try:
-            with contextlib.suppress(Exception):
-                await self._preloads.teardown()
+            await self._preloads.teardown()
             await self._close(reason)
         finally:
             # One of these may be who asked us to close and waits for it: it must not be waited for.
             for task in self._tasks - {self._closing}:
                 task.cancel()
-            self.status = "closed"
+            self.status = "failed" if self.failure else "closed"
             if self._ended is not None:
                 self._ended.set()
 
@@ -134,34 +155,61 @@ class Preloads:
 
     def __init__(self, service: object, names: list[str], argv: list[str]) -> None:
         self._service, self._names, self._argv = service, names, argv
-        self._modules: list[ModuleType] = []
+        self._modules: dict[str, ModuleType] = {}  # by the name given, in that order
+        self._to_tear_down: list[tuple[str, ModuleType]] = []
 
     def load(self) -> None:
         """Import them.
 
         Raises
         ------
-        ConfigError
-            If one cannot be found.
+        LaunchError
+            If one cannot be found, or raises.
         """
-        self._modules = [_import(name) for name in self._names]
+        for name in self._names:
+            try:
+                self._modules[name] = _import(name)
+            except Exception as exc:
+                raise LaunchError(f"cannot preload {name!r}: {_what_and_where(exc)}") from exc
 
     async def setup(self) -> None:
-        """Call their ``dask_setup``."""
-        for module in self._modules:
-            function: Any = getattr(module, "dask_setup", None)
-            if hasattr(function, "callback"):  # a click command
-                context = function.make_context("dask_setup", list(self._argv))
-                await _maybe_await(function.callback(self._service, **context.params))
-            elif function is not None:
-                await _maybe_await(function(self._service))
+        """Call their ``dask_setup``.
+
+        Raises
+        ------
+        LaunchError
+            If one raises.
+        """
+        for name, module in self._modules.items():
+            self._to_tear_down.append((name, module))
+            try:
+                await self._set_up(getattr(module, "dask_setup", None))
+            except Exception as exc:
+                raise LaunchError(
+                    f"dask_setup of preload {name!r} failed: {_what_and_where(exc)}"
+                ) from exc
+
+    async def _set_up(self, function: Any) -> None:
+        if hasattr(function, "callback"):  # a click command
+            context = function.make_context("dask_setup", list(self._argv))
+            await _maybe_await(function.callback(self._service, **context.params))
+        elif function is not None:
+            await _maybe_await(function(self._service))
 
     async def teardown(self) -> None:
-        """Call their ``dask_teardown``, last module first."""
-        while self._modules:
-            function = getattr(self._modules.pop(), "dask_teardown", None)
-            if function is not None:
-                await _maybe_await(function(self._service))
+        """Call ``dask_teardown`` of those that were set up, the last one first.
+
+        One that raises is only logged.
+        """
+        while self._to_tear_down:
+            name, module = self._to_tear_down.pop()
+            function = getattr(module, "dask_teardown", None)
+            try:
+                if function is not None:
+                    await _maybe_await(function(self._service))
+            except Exception as exc:
+                what = _what_and_where(exc)
+                log.warning("dask_teardown of preload %r failed: %s", name, what)
 
 
 async def _maybe_await(value: Any) -> None:
@@ -171,15 +219,27 @@ async def _maybe_await(value: Any) -> None:
 
 def _import(name: str) -> ModuleType:
     if not name.endswith(".py"):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as exc:
-            raise ConfigError(f"cannot preload {name!r}: {exc}") from exc
+        return importlib.import_module(name)
     path = Path(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"cannot preload {name!r}: there is no such file")
+        raise LaunchError("there is no such file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _what_and_where(exc: Exception) -> str:
+    """One line on an error in a user's module: what it says, and which line raised it."""
+    if isinstance(exc, LaunchError):  # our own says it all
+        return str(exc)
+    text = str(exc) or repr(exc)
+    if hasattr(exc, "format_message"):  # of click, about its arguments
+        return str(exc.format_message())
+    frames = traceback.extract_tb(exc.__traceback__)
+    # Innermost first; the import system's own frames tell a user nothing.
+    for frame in reversed(frames):
+        if not frame.filename.startswith("<frozen ") and frame.filename != __file__:
+            return f"{type(exc).__name__}: {text} ({frame.filename}, line {frame.lineno})"
+    return f"{type(exc).__name__}: {text}"

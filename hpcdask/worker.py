@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import shutil
@@ -20,9 +21,10 @@ from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Abandon, Execute, Fetch, Outcome, WorkerState
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, ConfigError, LaunchError
-from hpcdask.execution import TaskThreads, current, sizeof
+from hpcdask.execution import TaskThreads, current_worker, in_thread, on_behalf_of, sizeof
 from hpcdask.messages import (
     PROTOCOL_VERSION,
+    Blob,
     CallFunction,
     CallReturned,
     CloseWorker,
@@ -41,6 +43,7 @@ from hpcdask.messages import (
     StoredValue,
     StoreKeys,
     TaskError,
+    ThreadsLent,
     Version,
     WorkerClosing,
 )
@@ -144,7 +147,8 @@ class Worker(Service):
 
     async def _start(self) -> None:
         scratch = hosts.local_directory(self._scratch)
-        self.local_directory = tempfile.mkdtemp(prefix="worker-", dir=scratch)
+        _remove_leftovers(scratch)
+        self.local_directory, self._scratch_lock = _own_folder(scratch)
         self._link = await reach_scheduler(self.place, self._offer, self._death_timeout)
         self.scheduler_address = self._link.address
         self._link.comm.start(self._from_scheduler, self._scheduler_lost)
@@ -163,7 +167,9 @@ class Worker(Service):
         self.options = options
         self._peers = Peers(options)
         self.state = WorkerState(self.address, self.nthreads)
-        self._threads = TaskThreads(self, self.address, self.nthreads, self._runs_ended)
+        self._threads = TaskThreads(
+            self, self.address, self.nthreads, self._runs_ended, self._threads_lent
+        )
         log.info("Start worker at: %s", self.address)
         return RegisterWorker(
             address=self.address,
@@ -217,11 +223,13 @@ class Worker(Service):
             comm.close()
         if self.local_directory:
             shutil.rmtree(self.local_directory, ignore_errors=True)
-        log.info("Stopped worker at %s: %s", self.address, reason)
+            os.close(self._scratch_lock)
+        if self.has_run:
+            log.info("Stopped worker at %s: %s", self.address, reason)
 
     def _scheduler_lost(self, reason: CommClosedError) -> None:
-        log.warning("Lost the scheduler: %s", reason)
-        asyncio.get_running_loop().create_task(self.close("the scheduler is gone"))
+        text = f"lost the scheduler at {self.scheduler_address}: {reason}"
+        asyncio.get_running_loop().create_task(self._fail(text))
 
     async def _beat(self, interval: float) -> None:
         """Tell the scheduler how we are, every `interval` seconds."""
@@ -281,10 +289,16 @@ class Worker(Service):
             state.task_ran(now, key, attempt, outcome)
         self._act()
 
+    def _threads_lent(self, count: int) -> None:
+        if self._link is not None:
+            self._link.comm.send(ThreadsLent(count))  # first: what ends next may fill the room
+            self.state.threads_changed(time.monotonic(), self.nthreads + count)
+            self._act()
+
     async def _call(self, message: CallFunction) -> None:
         assert self._link is not None
         service = {"dask_worker": self}
-        result = await call(message.function, self.address, service, in_thread=True)
+        result = await call(message.function, self.address, service, worker=self, threaded=True)
         if type(result) is TaskError:
             self._link.comm.send(Failure(message.request, result))
         else:
@@ -308,7 +322,7 @@ class Worker(Service):
         for stored in answer.values:
             version = Version(stored.key, stored.attempt)
             try:
-                value = loads(stored.value)
+                value = self._loads(stored.value)
             except Exception as exc:  # a module that this host lacks, say
                 error = to_task_error(exc, stored.key, self.address)
                 self.state.input_unusable(time.monotonic(), version, error)
@@ -338,13 +352,13 @@ class Worker(Service):
         missing: list[str] = []
         failed: list[tuple[str, TaskError]] = []
         for version in message.versions:
-            held = self.state.tasks.get(version.key)
-            if held is None or held.state != "memory" or held.attempt != version.attempt:
+            held = self.state.value_of(version)
+            if held is None:
                 missing.append(version.key)
                 continue
             try:
                 if held.nbytes > _PICKLE_IN_THREAD:
-                    blob = await asyncio.to_thread(dumps, held.value)
+                    blob = await in_thread(dumps, held.value)
                 else:
                     blob = dumps(held.value)
                 values.append(StoredValue(version.key, version.attempt, blob))
@@ -356,7 +370,7 @@ class Worker(Service):
     def _store(self, message: StoreKeys) -> Message:
         try:
             for stored in message.values:
-                value = loads(stored.value)
+                value = self._loads(stored.value)
                 version = Version(stored.key, stored.attempt)
                 self.state.value_stored(time.monotonic(), version, value, sizeof(value))
         except Exception as exc:
@@ -364,7 +378,17 @@ class Worker(Service):
         self._act()
         return Reply(message.request, None)
 
-    # -- Tasks that use the cluster ---------------------------------------------------------------
+    def _loads(self, blob: Blob) -> Any:
+        """Rebuild a value; futures in it are held by this worker's client."""
+        with on_behalf_of(self):
+            return loads(blob)
+
+    # -- For tasks --------------------------------------------------------------------------------
+
+    @property
+    def scheduler_id(self) -> str:
+        """Id of the scheduler, which has several addresses."""
+        return "" if self._link is None else self._link.registered.scheduler_id
 
     @property
     def data(self) -> dict[str, Any]:
@@ -374,6 +398,42 @@ class Worker(Service):
 
     def __repr__(self) -> str:
         return f"<Worker {self.address!r}, {self.nthreads} threads, {self.status}>"
+
+
+def _own_folder(scratch: str) -> tuple[str, int]:
+    """Make a folder, and lock it by a file descriptor, which the kernel closes if we are killed."""
+    while True:
+        path = tempfile.mkdtemp(prefix="worker-", dir=scratch)
+        descriptor = _lock_folder(path)
+        if descriptor is not None and os.path.isdir(path):
+            return path, descriptor
+        # Another worker took it for a leftover before it was locked.
+
+
+def _remove_leftovers(scratch: str) -> None:
+    """Remove the folders of workers that were killed together with their nanny."""
+    for name in os.listdir(scratch):
+        if name.startswith("worker-"):
+            path = os.path.join(scratch, name)
+            descriptor = _lock_folder(path, is_needed=True)
+            if descriptor is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
+
+
+def _lock_folder(path: str, is_needed: bool = False) -> int | None:
+    """Open and lock a folder; None if it is gone, or the lock `is_needed` and cannot be had."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # taken; or a file system that knows no locks
+        if is_needed:
+            os.close(descriptor)
+            return None
+    return descriptor
 
 
 def _rss() -> int:
@@ -400,7 +460,7 @@ def get_worker() -> Worker:
     >>> def where():
     ...     return get_worker().address
     """
-    worker = getattr(current, "worker", None)
+    worker = current_worker()
     if worker is None:
         raise ValueError("get_worker() works within a task only; no task runs in this thread")
     return worker  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "_version": set(),
     "errors": set(),
     "messages": {"errors"},
-    "config": {"errors"},
+    "config": {"errors", "host"},
     "core": INNER,
     "wire": INNER,
     "comm": INNER | {"wire", "config"},

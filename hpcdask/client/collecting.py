@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from hpcdask.client.future import Future, FutureState, until_done
+from hpcdask.client.loop import CarriedError
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.messages import (
     Blob,
@@ -18,15 +20,18 @@ from hpcdask.messages import (
     Version,
 )
 from hpcdask.tracebacks import to_exception
-from hpcdask.wire.serialize import loads
 
 if TYPE_CHECKING:
     from hpcdask.client.client import Client
+
+log = logging.getLogger("hpcdask.client")
 
 #: Stands for a value that did not come, with ``errors="skip"``.
 SKIPPED = object()
 #: Seconds before a value that nobody had is asked for again.
 _PAUSE = 0.05
+#: Seconds after which that is said aloud.
+_COMPLAINT = 5.0
 
 
 def find_states(futures: Any, found: dict[str, FutureState]) -> None:
@@ -65,66 +70,64 @@ def replaced(futures: Any, values: dict[str, Any]) -> Any:
     return futures
 
 
-async def values(
+async def blobs_of(
     client: Client,
     states: list[FutureState],
     errors: str,
     deadline: float | None,
     direct: bool | None,
 ) -> list[Any]:
-    """Wait for futures and return their values in order.
+    """Wait for futures and return their pickled values in order, or `SKIPPED`.
 
     A value that is lost on the way is waited for again while it is computed anew.
 
     Raises
     ------
-    Exception
-        Of the first future that has one, unless `errors` is "skip".
+    CarriedError
+        With the error of the first future that has one, unless `errors` is "skip".
     WaitTimeoutError
         After `deadline`, in seconds of the monotonic clock.
     """
     results: dict[str, Any] = {}
     left = states
+    since = time.monotonic()
     while left:
-        await _until_done(left, deadline, fail_early=errors == "raise")
+        await limited(until_done(left, fail_early=errors == "raise"), deadline)
         wanted = []
         for state in left:
-            exc = state.exception()
-            if exc is not None and errors == "raise":
-                raise exc
-            if exc is not None:
+            if state.status in ("error", "cancelled"):
+                if errors == "raise":
+                    raise CarriedError(state.exception() or AssertionError(state.status))
                 results[state.key] = SKIPPED
             elif state.value is not None:
-                results[state.key] = loads(state.value)
+                results[state.key] = state.value
             elif state.status == "finished":
                 wanted.append(state.key)
         if wanted:
-            blobs, failed = await _limited(_fetch(client, wanted, direct), deadline)
-            for key, blob in blobs.items():
-                results[key] = loads(blob)
+            blobs, failed = await limited(_fetch(client, wanted, direct), deadline)
+            results.update(blobs)
             for key, error in failed.items():
                 if errors == "raise":
-                    raise to_exception(error)
+                    raise CarriedError(to_exception(error))
                 results[key] = SKIPPED
         left = [state for state in left if state.key not in results]
         if left and client.status == "closed":
             raise CommClosedError("the client was closed while it fetched")
         if left:
-            await asyncio.sleep(_PAUSE)
+            if time.monotonic() - since > _COMPLAINT:
+                since = time.monotonic()
+                log.warning(
+                    "waiting for %d values, that of %s among them, which are said to be on workers "
+                    "that do not give them",
+                    len(left),
+                    left[0].key,
+                )
+            await limited(asyncio.sleep(_PAUSE), deadline)
     return [results[state.key] for state in states]
 
 
-async def _until_done(states: list[FutureState], deadline: float | None, fail_early: bool) -> None:
-    while True:
-        pending = [state for state in states if state.status == "pending"]
-        failed = fail_early and any(s.status in ("error", "cancelled") for s in states)
-        if not pending or failed:
-            return
-        # With early failure each end is looked at; without, only the last.
-        await _limited(until_done(pending, first=fail_early and len(pending) < 100), deadline)
-
-
-async def _limited(work: Any, deadline: float | None) -> Any:
+async def limited(work: Any, deadline: float | None) -> Any:
+    """Await `work` until `deadline`, in seconds of the monotonic clock."""
     left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     try:
         return await asyncio.wait_for(work, left)

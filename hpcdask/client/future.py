@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hpcdask.client.loop import lent_thread
+from hpcdask.client.loop import uncarried
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
+from hpcdask.execution import lent_thread
 from hpcdask.messages import Blob, TaskError
 from hpcdask.tracebacks import to_exception, to_traceback
 from hpcdask.wire.serialize import loads
@@ -54,16 +58,26 @@ class FutureState:
         Safe from any thread: the waiter is in the list before the status is read, and `end` sets
         the status before it takes the list. Whoever takes the waiter out calls it.
         """
-        waiters = self.waiters
-        if waiters is None:
-            waiters = self.waiters = []
-        waiters.append(waiter)
+        with _adding:
+            waiters = self.waiters
+            if waiters is None:
+                waiters = self.waiters = []
+            waiters.append(waiter)
         if self.status != "pending":
             try:
                 waiters.remove(waiter)
             except ValueError:
                 return  # `end` was quicker
             waiter(self)
+
+    def wait_no_more(self, waiter: Callable[[FutureState], None]) -> None:
+        """Undo `when_done`, if it has not been called."""
+        waiters = self.waiters
+        if waiters is not None:
+            try:
+                waiters.remove(waiter)
+            except ValueError:
+                pass
 
     def exception(self) -> BaseException | None:
         """The error that asking for the value raises, if it does."""
@@ -73,6 +87,10 @@ class FutureState:
         if self.status == "cancelled":
             return FutureCancelledError(f"{self.key}: {self.reason}")
         return None
+
+
+#: Two threads that begin to wait for one future must not each make it a list.
+_adding = threading.Lock()
 
 
 class Latch:
@@ -93,11 +111,18 @@ class Latch:
         self._lock.acquire()
         self._counting = threading.Lock()
         self._fail_early, self._first = fail_early, first
-        pending = [state for state in states if state.status == "pending"]
-        self._remaining = len(pending) + 1
-        for state in pending:
-            state.when_done(self._done)
-        self._count()
+        self._pending = []
+        is_over = False
+        for state in states:
+            if state.status == "pending":
+                self._pending.append(state)
+            elif first or (fail_early and state.status != "finished"):
+                is_over = True
+        self._remaining = len(self._pending) + 1
+        if not is_over:
+            for state in self._pending:
+                state.when_done(self._done)
+        self._count(is_over)
 
     def _done(self, state: FutureState) -> None:
         self._count(self._first or (self._fail_early and state.status != "finished"))
@@ -110,8 +135,27 @@ class Latch:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait; say whether it happened in time."""
-        with lent_thread():
-            return self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+        happened = False
+        try:
+            if self._lock.acquire(blocking=False):
+                happened = True
+            else:
+                with lent_thread():
+                    happened = self._lock.acquire(timeout=_lock_timeout(timeout))
+        finally:
+            if not happened:  # who asks every second must not leave something behind each time
+                self._leave()
+        if self._remaining <= 0 and (self._first or self._fail_early):
+            self._leave()
+        return happened
+
+    def _leave(self) -> None:
+        for state in self._pending:
+            state.wait_no_more(self._done)
+
+
+def _lock_timeout(seconds: float | None) -> float:
+    return -1 if seconds is None else min(max(seconds, 0.0), threading.TIMEOUT_MAX)
 
 
 class Future:
@@ -186,15 +230,22 @@ class Future:
         if client.asynchronous:
             return self._result(timeout)
         state = self._state
-        if state.status == "pending" and not client._wait_for(state, timeout):
-            raise WaitTimeoutError(f"{self.key} is not done within {timeout:g} s")
+        if state.status == "pending":
+            start = time.monotonic()
+            if not Latch([state]).wait(timeout):
+                raise WaitTimeoutError(f"{self.key} is not done within {timeout:g} s")
+            if timeout is not None:
+                timeout = max(timeout - (time.monotonic() - start), 0.0)
         value = state.value
         if state.status == "finished" and value is not None:
             return loads(value)
-        return client._sync(self._result(timeout))
+        return loads(client._sync(self._blob(timeout)))
+
+    async def _blob(self, timeout: float | None) -> Blob:
+        return (await self.client._blobs([self._state], "raise", timeout, None))[0]
 
     async def _result(self, timeout: float | None = None) -> Any:
-        return (await self.client._values([self._state], "raise", timeout, True))[0]
+        return loads(await uncarried(self._blob(timeout)))
 
     async def _wait(self, timeout: float | None = None) -> FutureState:
         await self.client._all_done([self._state], timeout)
@@ -223,18 +274,16 @@ class Future:
 
         return self.client._maybe_sync(traceback())
 
-    def cancel(self, reason: str | None = None, force: bool = False) -> Any:
+    def cancel(
+        self, reason: str | None = None, msg: str | None = None, force: bool = False
+    ) -> Any:
         """Stop computing it; see `Client.cancel`."""
-        return self.client.cancel([self], force=force, reason=reason)
+        return self.client.cancel([self], force=force, reason=reason, msg=msg)
 
-    def add_done_callback(self, function: Callable[[Future], Any]) -> None:
-        """Call ``function(future)`` in a thread of its own once it is done."""
-        loop = self.client.loop
-
-        def start(state: FutureState) -> None:
-            loop.call_soon_threadsafe(loop.run_in_executor, None, _call_back, function, self)
-
-        self._state.when_done(start)
+    def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
+        """Call ``fn(future)`` once it is done, in the one thread that the client's callbacks share."""
+        callbacks = self.client._callbacks
+        self._state.when_done(lambda state: callbacks.put(partial(_call_back, fn, self)))
 
     def release(self) -> None:
         """Drop this handle, as deleting it does."""
@@ -255,7 +304,7 @@ class Future:
         from hpcdask.client.submission import note_pickled
 
         note_pickled(self)
-        return _unpickled, (self.key, self.client.scheduler_address)
+        return _unpickled, (self.key, self.client.scheduler_id, self.client.scheduler_address)
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -281,27 +330,68 @@ def _call_back(function: Callable[[Future], Any], future: Future) -> None:
         logging.getLogger("hpcdask.client").exception("a callback of %r failed", future)
 
 
-def _unpickled(key: str, scheduler: str) -> Future:
-    from hpcdask.client.client import get_client
+def _unpickled(key: str, scheduler_id: str, address: str) -> Future:
+    from hpcdask.client.client import client_of_scheduler
 
-    return Future(key, get_client(scheduler))
+    return Future(key, client_of_scheduler(scheduler_id, address))
 
 
-async def until_done(states: Iterable[FutureState], first: bool = False) -> None:
-    """Wait on the client's loop until all are done, or the first is."""
+class Callbacks:
+    """Calls functions one after the other in a thread, which lives while there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], Any]] = deque()
+        self._is_running = False
+
+    def put(self, function: Callable[[], Any]) -> None:
+        """Have a function called soon."""
+        with self._lock:
+            self._waiting.append(function)
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._run, name="hpcdask-callbacks", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._is_running = False
+                    return
+                function = self._waiting.popleft()
+            function()
+            del function
+
+
+async def until_done(
+    states: Iterable[FutureState], first: bool = False, fail_early: bool = False
+) -> None:
+    """Wait on the client's loop until all are done, or the first is, or fails."""
     loop = asyncio.get_running_loop()
-    pending = [state for state in states if state.status == "pending"]
+    pending = []
+    for state in states:
+        if state.status == "pending":
+            pending.append(state)
+        elif first or (fail_early and state.status != "finished"):
+            return
     if not pending:
         return
-    remaining = 1 if first else len(pending)
+    remaining = len(pending)
     woken = loop.create_future()
 
     def done(state: FutureState) -> None:
         nonlocal remaining
         remaining -= 1
-        if remaining <= 0 and not woken.done():
+        is_over = not remaining or first or (fail_early and state.status != "finished")
+        if is_over and not woken.done():
             woken.set_result(None)
 
     for state in pending:
         state.when_done(done)
-    await woken
+    try:
+        with lent_thread():
+            await woken
+    finally:
+        if remaining:
+            for state in pending:
+                state.wait_no_more(done)

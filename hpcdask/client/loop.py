@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.execution import current
+from hpcdask.execution import lent_thread
 
 T = TypeVar("T")
 
@@ -33,12 +34,40 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
 
 
+def _forget() -> None:
+    """In a forked child the thread of the loop does not exist."""
+    global _shared
+    _shared = None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def is_in_loop(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether the caller runs on this very loop, and so must not wait for it."""
+    # The public function raises where no loop runs, which takes ten times as long.
+    return asyncio._get_running_loop() is loop
+
+
+class CarriedError(Exception):
+    """Carries the error of a task or a call through the event loop to who asked for it.
+
+    Raised on the loop itself a SystemExit would end it, a CancelledError would cancel what raises
+    it, a StopIteration would become a RuntimeError, and a TimeoutError would be taken for ours.
+    """
+
+    def __init__(self, exc: BaseException) -> None:
+        super().__init__(exc)
+        self.exc = exc
+
+
+async def uncarried(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` and raise a carried error as what it is."""
     try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
+        return await work
+    except CarriedError as carried:
+        exc = carried.exc
+    raise exc
 
 
 def run_sync(
@@ -63,6 +92,8 @@ def run_sync(
     try:
         with lent_thread():
             return future.result(timeout)
+    except CarriedError as carried:
+        exc = carried.exc
     except concurrent.futures.TimeoutError:
         if future.done():  # the coroutine's own error
             raise
@@ -71,20 +102,4 @@ def run_sync(
     except BaseException:
         future.cancel()
         raise
-
-
-def lent_thread() -> Any:
-    """While a task waits, its thread's place may serve other tasks; elsewhere this does nothing."""
-    threads = getattr(current, "threads", None)
-    return _nothing if threads is None else threads.blocked()
-
-
-class _Nothing:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-
-_nothing = _Nothing()
+    raise exc  # here, since in the handler it would get that one as its context

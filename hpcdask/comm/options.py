@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hpcdask.config import comm_settings
 from hpcdask.errors import ConfigError
 from hpcdask.wire.compression import available
 from hpcdask.wire.framing import Limits
@@ -44,3 +45,14 @@ class CommOptions:
                 f"cannot compress with {self.compression!r}: expected 'auto', None or one of "
                 f"{', '.join(available()) or 'none is installed'} (pip install lz4 zstandard)"
             )
+
+    @classmethod
+    def from_environment(cls, token: bytes | None) -> CommOptions:
+        """Options with what ``HPCDASK_COMM_...`` variables set; see `hpcdask.config`."""
+        settings = comm_settings()
+        default = Limits()
+        limits = Limits(
+            settings.pop("max_messages", default.section),
+            settings.pop("max_buffers", default.buffers),
+        )
+        return cls(token=token, limits=limits, **settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import threading
 import time
@@ -270,11 +271,11 @@ async def connect(address: Address, options: CommOptions, timeout: float) -> TCP
             except asyncio.TimeoutError:
                 pass
             except OSError as exc:
-                problem = exc.strerror or str(exc) or problem
+                problem = os.strerror(exc.errno) if exc.errno else str(exc) or problem
         # Nobody there yet: during start-up that is ordinary, so ask again, ever more slowly.
         await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
         pause = min(pause * 1.5, 1.0)
-    raise CommClosedError(f"cannot reach {address} within {timeout:g} s: {problem}")
+    raise CommClosedError(f"cannot reach {address} within {round(timeout, 2):g} s: {problem}")
 
 
 class _SilenceError(CommClosedError):

@@ -16,13 +16,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpcdask import host as hosts
 from hpcdask.errors import HpcdaskError, LaunchError
-from hpcdask.launchers.process import close_all, serve, start_all, stop_signals
+from hpcdask.launchers.process import close_all, event_loop, live, serve, settle, stop_signals
 from hpcdask.nanny import MPI_VARIABLES, Nanny
 from hpcdask.rendezvous import Contact
 from hpcdask.scheduler import Scheduler
@@ -90,16 +90,33 @@ def launch(options: MPIOptions) -> int:
         If mpi4py is missing, or this rank cannot do its part.
     """
     mpi = _mpi4py()
-    comm = mpi.COMM_WORLD
-    if comm.Get_rank() == 0:
-        return asyncio.run(_scheduler_rank(mpi, options))
-    outcome = comm.bcast(None, root=0)
-    world = _world(mpi)
-    mpi.Finalize()
-    if not isinstance(outcome, Contact):
-        return 0  # rank 0 says why; ending with an error here might end it before it has
-    asyncio.run(serve([_nanny(options, world, outcome.address, outcome.token)]))
-    return 0
+    world = find_world(mpi)
+    with contextlib.ExitStack() as stack:
+        options = _with_scheduler_file(options, world, stack)
+        loop = stack.enter_context(event_loop())
+        schedulers: list[Scheduler] = []
+
+        def start() -> Contact:
+            if options.script is not None and not os.path.isfile(options.script[0]):
+                raise LaunchError(f"there is no script {options.script[0]!r} to run")
+            schedulers.append(loop.run_until_complete(_scheduler(options, world)))
+            return schedulers[0].contact()
+
+        try:
+            contact = share_contact(mpi.COMM_WORLD, start)
+        except LaunchError:
+            if world.is_scheduler:
+                raise
+            return 0  # rank 0 says why; ending with an error here might end it before it has
+        finally:
+            mpi.Finalize()
+        services: list[Service] = [*schedulers]
+        if world.is_worker:
+            services.append(_nanny(options, world, contact))
+        if world.is_scheduler and options.script is not None:
+            return loop.run_until_complete(_serve_script(services, options))
+        loop.run_until_complete(serve(services, with_parent=True))
+        return 0
 
 
 def _mpi4py() -> Any:
@@ -116,51 +133,78 @@ def _mpi4py() -> Any:
     return MPI
 
 
-def _world(mpi: Any) -> World:
+# -- Together with the other ranks ----------------------------------------------------------------
+
+
+def find_world(mpi: Any) -> World:
     """Ask MPI who is where; collective."""
     comm = mpi.COMM_WORLD
     rank, size = comm.Get_rank(), comm.Get_size()
     here = comm.Split_type(mpi.COMM_TYPE_SHARED)
-    is_worker = int(rank > 0 or size == 1)
-    workers_here = here.allreduce(is_worker)
+    workers_here = here.allreduce(int(rank > 0 or size == 1))
     here.Free()
     return World(rank, size, max(workers_here, 1))
 
 
-async def _scheduler_rank(mpi: Any, options: MPIOptions) -> int:
-    """Start the scheduler, share the outcome, good or bad, and stay until the end."""
-    comm = mpi.COMM_WORLD
-    folder = None
-    given = dict(options.scheduler)
-    if options.script is not None and not given.get("scheduler_file"):
-        # The script finds the cluster through a scheduler file, as any other client does.
-        folder = tempfile.mkdtemp(prefix="hpc-dask-")
-        given["scheduler_file"] = os.path.join(folder, "scheduler.json")
-    try:
+def share_contact(comm: Any, start: Callable[[], Contact]) -> Contact:
+    """Start the scheduler on rank 0; on every rank return its contact or raise its error.
+
+    The outcome is shared and not only the success, or the other ranks would wait for ever.
+
+    Parameters
+    ----------
+    comm : mpi4py communicator
+        Of all ranks; each calls this.
+    start : callable
+        Called on rank 0.
+
+    Raises
+    ------
+    LaunchError
+        If `start` raises anything.
+    """
+    outcome: Contact | LaunchError | None = None
+    cause: Exception | None = None
+    if comm.Get_rank() == 0:
         try:
-            scheduler = Scheduler(**given)
-            await scheduler
+            outcome = start()
         except (HpcdaskError, OSError) as exc:
-            comm.bcast("rank 0 could not start the scheduler", root=0)
-            _world(mpi)
-            mpi.Finalize()
-            raise LaunchError(str(exc)) from exc
-        comm.bcast(scheduler.contact(), root=0)
-        world = _world(mpi)
-        mpi.Finalize()
-        services: list[Service] = [scheduler]
-        if world.is_worker:
-            services.append(_nanny(options, world, scheduler.address, scheduler.token))
-        if options.script is None:
-            await serve(services)
-            return 0
-        return await _serve_script(services, options.script, given["scheduler_file"])
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            outcome, cause = LaunchError(str(exc)), exc
+        except Exception as exc:
+            outcome, cause = LaunchError(f"rank 0 could not start the scheduler: {exc!r}"), exc
+    outcome = comm.bcast(outcome, root=0)
+    if isinstance(outcome, LaunchError):
+        raise outcome from cause
+    assert outcome is not None
+    return outcome
 
 
-def _nanny(options: MPIOptions, world: World, scheduler: str, token: bytes) -> Nanny:
+# -- What the ranks run ---------------------------------------------------------------------------
+
+
+def _with_scheduler_file(
+    options: MPIOptions, world: World, stack: contextlib.ExitStack
+) -> MPIOptions:
+    """Name a scheduler file if a script is to be run, which finds the cluster through it."""
+    if options.script is None or not world.is_scheduler:
+        return options
+    path = options.scheduler.get("scheduler_file")
+    if not path:
+        folder = tempfile.mkdtemp(prefix="hpc-dask-")
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        path = os.path.join(folder, "scheduler.json")
+    # Absolute, since the script may change its folder.
+    scheduler = {**options.scheduler, "scheduler_file": os.path.abspath(path)}
+    return replace(options, scheduler=scheduler)
+
+
+async def _scheduler(options: MPIOptions, world: World) -> Scheduler:
+    scheduler = Scheduler(**options.scheduler)
+    scheduler.expected_nannies = world.size - 1
+    return await scheduler
+
+
+def _nanny(options: MPIOptions, world: World, contact: Contact) -> Nanny:
     given = dict(options.nanny)
     share = max(hosts.cpu_count() // world.workers_here, 1)
     nthreads = given.pop("nthreads", None) or share
@@ -168,48 +212,78 @@ def _nanny(options: MPIOptions, world: World, scheduler: str, token: bytes) -> N
         given.pop("memory_limit", "auto"), nthreads, world.workers_here
     )
     return Nanny(
-        scheduler,
+        contact.address,
         name=f"{options.name}-{world.rank}",
         nthreads=nthreads,
         memory_limit=memory,
-        token=token or None,
-        auth=bool(token),
+        token=contact.token or None,
+        auth=bool(contact.token),
+        env=_import_path(options.script),
         **given,
     )
 
 
+def _import_path(script: Sequence[str] | None) -> dict[str, str]:
+    """Let workers import the modules that lie beside the script, as the script itself can."""
+    if script is None:
+        return {}
+    folder = os.path.dirname(os.path.realpath(script[0]))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))}
+
+
 # -- A script as the cluster's client -------------------------------------------------------------
 
+#: Ends the script with us, even if we are killed (prctl(2), PR_SET_PDEATHSIG is 1), and then
+#: becomes it. Not in `preexec_fn`, which is unsafe where there are threads.
+_BECOME_SCRIPT = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
-async def _serve_script(
-    services: Sequence[Service], script: Sequence[str], scheduler_file: str
-) -> int:
+
+async def _serve_script(services: Sequence[Service], options: MPIOptions) -> int:
     """Run the script beside the services; all ends with it, and with its exit code."""
-    with stop_signals() as stopped:
+    assert options.script is not None
+    process = _start_script(options.script, options.scheduler["scheduler_file"])
+    ending = asyncio.ensure_future(asyncio.to_thread(process.wait))
+    with stop_signals(with_parent=True) as stopped:
+        living = asyncio.ensure_future(live(services))
         try:
-            process = _start_script(script, scheduler_file)
-            ending = asyncio.ensure_future(asyncio.to_thread(process.wait))
-            await start_all(services)
-            gone = asyncio.ensure_future(services[0].finished())
-            waiting: set[asyncio.Future[Any]] = {ending, stopped, gone}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
+            await _first_of(ending, stopped, living)
+            if living.done() and living.exception() is None:
+                # Somebody has shut the cluster down, perhaps the script itself, which may have
+                # work left to do without it.
+                await _first_of(ending, stopped, patience=_SCRIPT_GRACE)
+                if not ending.done() and not stopped.done():
+                    log.warning("the cluster was shut down; waiting for the script to end")
+                    await _first_of(ending, stopped)
             if not ending.done():
                 number = stopped.result() if stopped.done() else signal.SIGTERM
-                await _end(process, ending, number)
+                # At the same time, since mpirun kills a second after it has sent a signal.
+                await asyncio.gather(
+                    _end(process, ending, number), close_all(services, "asked to end")
+                )
             code = await ending
         finally:
-            await close_all(services, "the script has ended")
+            await settle(living, services, "the script has ended")
     return code if code >= 0 else 128 - code
+
+
+async def _first_of(*futures: asyncio.Future[Any], patience: float | None = None) -> None:
+    await asyncio.wait(futures, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _start_script(script: Sequence[str], scheduler_file: str) -> subprocess.Popen[bytes]:
     """Start it in a process of its own, so that it cannot slow the scheduler down."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(MPI_VARIABLES)}
+    # The file has the token of this cluster, and the environment perhaps that of another.
+    environ.pop("HPCDASK_TOKEN", None)
+    environ.pop("HPCDASK_TOKEN_FILE", None)
     environ["HPCDASK_SCHEDULER_FILE"] = scheduler_file
-    if not os.path.isfile(script[0]):
-        raise LaunchError(f"there is no script {script[0]!r} to run")
-    return subprocess.Popen([sys.executable, *script], env=environ)
+    become = [sys.executable, "-I", "-S", "-c", _BECOME_SCRIPT, str(os.getpid())]
+    return subprocess.Popen([*become, *script], env=environ)
 
 
 async def _end(
@@ -219,5 +293,4 @@ async def _end(
     process.send_signal(number)
     done, _ = await asyncio.wait({ending}, timeout=_SCRIPT_GRACE)
     if not done:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        process.kill()

@@ -1,4 +1,4 @@
-"""Running services in the main thread of a process: signals, and the end of it all."""
+"""Running services in the main thread of a process: its loop, its signals, and the end of it all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,31 @@ from hpcdask.service import Service
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[asyncio.Future[signal.Signals]]:
-    """Give a future that SIGTERM or SIGINT resolves, in place of ending the process."""
+def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Give an event loop that, unlike that of `asyncio.run`, does not wait for threads at its end.
+
+    One of them may be in a function that never returns, called by a client.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        yield loop
+    finally:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()
+
+
+@contextlib.contextmanager
+def stop_signals(with_parent: bool = False) -> Iterator[asyncio.Future[signal.Signals]]:
+    """Give a future that SIGTERM or SIGINT resolves, in place of ending the process.
+
+    Parameters
+    ----------
+    with_parent : bool
+        The end of the parent process counts as a SIGTERM.
+    """
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -26,20 +49,46 @@ def stop_signals() -> Iterator[asyncio.Future[signal.Signals]]:
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
         loop.add_signal_handler(number, stop, number)
+    parent = _open_parent() if with_parent else None
+    if parent is not None:
+        loop.add_reader(parent, stop, signal.SIGTERM)
     try:
         yield stopped
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+        if parent is not None:
+            loop.remove_reader(parent)
+            os.close(parent)
 
 
-async def start_all(services: Sequence[Service]) -> None:
-    """Start services at the same time; if one fails, close all and raise its error."""
+def _open_parent() -> int | None:
+    """A file descriptor that becomes readable when the parent process ends."""
+    try:
+        return os.pidfd_open(os.getppid())
+    except (AttributeError, OSError):  # no Linux, or it is outside of our PID namespace
+        return None
+
+
+async def live(services: Sequence[Service]) -> None:
+    """Start services at the same time and wait until all have ended.
+
+    Raises
+    ------
+    Exception
+        If one cannot start: its error, after all were closed.
+    LaunchError
+        If one ended because it could not go on.
+    """
     outcomes = await asyncio.gather(*(s.start() for s in services), return_exceptions=True)
-    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-    if failed:
-        await close_all(services)
-        raise failed[0]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    if errors:
+        await close_all(services, "another could not start")
+        raise errors[0]
+    await asyncio.gather(*(service.finished() for service in services))
+    failures = [service.failure for service in services if service.failure]
+    if failures:
+        raise LaunchError(failures[0])
 
 
 async def close_all(services: Sequence[Service], reason: str = "asked to end") -> None:
@@ -47,34 +96,34 @@ async def close_all(services: Sequence[Service], reason: str = "asked to end") -
     await asyncio.gather(*(service.close(reason) for service in services))
 
 
-async def serve(services: Sequence[Service]) -> None:
+async def settle(living: asyncio.Future[None], services: Sequence[Service], reason: str) -> None:
+    """End what `live` began, unless it has ended, and raise its error, if it had one."""
+    if not living.done():
+        living.cancel()
+        await asyncio.wait({living})
+        await close_all(services, reason)
+    if not living.cancelled():
+        living.result()
+
+
+async def serve(services: Sequence[Service], with_parent: bool = False) -> None:
     """Run services until a signal comes or all have ended by themselves.
+
+    Parameters
+    ----------
+    with_parent : bool
+        End with the parent process, too.
 
     Raises
     ------
     LaunchError
-        If one cannot start, or has given up.
+        If one cannot start, or ended because it could not go on.
     """
-    with stop_signals() as stopped:
-        starting = asyncio.ensure_future(start_all(services))
-        waiting: set[asyncio.Future[Any]] = {starting, stopped}
+    with stop_signals(with_parent) as stopped:
+        living = asyncio.ensure_future(live(services))
+        waiting: set[asyncio.Future[Any]] = {living, stopped}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-        else:
-            starting.result()
-            ending = asyncio.gather(*(service.finished() for service in services))
-            waiting = {ending, stopped}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            ending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ending
-        await close_all(services)
-    failed = [service for service in services if service.status == "failed"]
-    if failed:
-        raise LaunchError(f"{failed[0]} has failed; its log says why")
+        await settle(living, services, "asked to end")
 
 
 @contextlib.contextmanager

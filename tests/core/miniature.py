@@ -424,24 +424,16 @@ class Miniature:
     def send_graph(self, client: MiniClient, specs: list[TaskSpec], wanted: list[str]) -> None:
         functions = tuple(Function(name.encode(), name, b"code") for name in FUNCTIONS)
         cut = self.random.choice([len(specs), self.random.randint(1, len(specs))])
-        chunks = [(0, specs[:cut])] + ([(cut, specs[cut:])] if cut < len(specs) else [])
-        for first, chunk in chunks:
+        for first, chunk in ((0, specs[:cut]), (cut, specs[cut:])):
+            if not chunk:
+                continue
             here = tuple(spec.key for spec in chunk if spec.key in wanted)
             is_final = first + len(chunk) == len(specs)
             retries = self.random.choice([0, 1, 2])
             priority = float(self.random.choice([0, 0, 1]))
-            client.unsent.append(
-                SubmitTasks(
-                    client.submissions,
-                    functions,
-                    tuple(chunk),
-                    here,
-                    first,
-                    priority,
-                    retries,
-                    is_final,
-                )
-            )
+            order = (first, priority, retries, is_final)
+            message = SubmitTasks(client.submissions, functions, tuple(chunk), here, *order)
+            client.unsent.append(message)
         self.send_chunk(client)
 
     def send_chunk(self, client: MiniClient) -> None:
@@ -568,7 +560,7 @@ class Miniature:
     def live(self, steps: int) -> None:
         """Live through troubled times."""
         for _ in range(steps):
-            if self.random.random() < 0.08:
+            if self.random.random() < 0.25:
                 self.disturb()
             self.step()
 

@@ -1,8 +1,6 @@
-"""Events into the scheduler's state, messages out: tasks, clients, errors and scattered data."""
+"""Events into the scheduler's state, messages out: tasks, clients and errors."""
 
 from __future__ import annotations
-
-import pickle
 
 import pytest
 from core_helpers import (
@@ -19,33 +17,22 @@ from core_helpers import (
     err,
     finish,
     free,
-    plan,
     release,
-    scatter,
     sent,
     started,
     submit,
-    worker_info,
 )
 
-from hpcdask.core.functions import KEPT_FUNCTIONS
 from hpcdask.core.scheduler_state import SchedulerState
-from hpcdask.errors import LostDataError
 from hpcdask.messages import (
     ComputeTask,
-    DataScattered,
-    DefineFunction,
     Dependency,
-    ForgetFunctions,
     FreeKeys,
-    Function,
     Heartbeat,
     KeepUntilDone,
     KeyCancelled,
     KeysAdded,
-    PlacedValue,
     SubmitTasks,
-    TaskDone,
     TaskErred,
     TaskFailed,
     TaskFinished,
@@ -488,179 +475,3 @@ def test_a_copy_counts_as_a_holder_unless_it_comes_too_late() -> None:
     state.keys_added(1.0, B, KeysAdded((Version("x", 1),)))
     state.keys_added(1.0, "tcp://unknown:1", KeysAdded((Version("x", 1),)))
     assert_sent(state, {B: [free(("x", 1))]})
-
-
-# -- Functions ------------------------------------------------------------------------------------
-
-
-def test_a_function_goes_once_to_each_worker() -> None:
-    state = started(A, B)
-    submit(state, {"x": [], "y": [], "z": []})
-    found = sent(state)
-    for address in (A, B):
-        assert [m for m in found[address] if type(m) is DefineFunction] == [DEFINE]
-    release(state, "x", "y", "z")
-    submit(state, {"x": []}, submission=2)
-    found = sent(state)
-    assert DEFINE not in found[A] + found[B]
-
-
-def test_functions_long_unused_are_forgotten() -> None:
-    state = started(A)
-    for number in range(KEPT_FUNCTIONS + 1):
-        function = Function(number.to_bytes(16, "big"), "f", b"")
-        submit(state, {"x": []}, submission=number, function=function)
-        release(state, "x")
-    messages = sent(state)[A]
-    forgotten = [m for m in messages if type(m) is ForgetFunctions]
-    assert forgotten == [ForgetFunctions(((0).to_bytes(16, "big"),))]
-    assert len(state.functions.records) == KEPT_FUNCTIONS
-    submit(state, {"x": []}, function=Function((0).to_bytes(16, "big"), "f", b""))
-    assert type(sent(state)[A][0]) is DefineFunction
-
-
-def test_a_function_in_use_is_not_forgotten() -> None:
-    state = started(A)
-    submit(state, {"keep": []})
-    for number in range(KEPT_FUNCTIONS + 5):
-        function = Function(number.to_bytes(16, "big"), "f", b"")
-        submit(state, {"x": []}, submission=2 + number, function=function)
-        release(state, "x")
-    assert F.function_id in state.functions.records
-
-
-# -- Scattered data -------------------------------------------------------------------------------
-
-
-def test_scattered_values_are_spread_and_their_client_is_told() -> None:
-    state = started(A, B)
-    scatter(state, "x", "y")
-    assert_sent(state, {"c": [done("x", value=None), done("y", value=None)]})
-    assert {state.locate(key).addresses for key in "xy"} == {(A,), (B,)}
-    release(state, "x", "y")
-    found = sent(state)
-    assert sorted(m.versions[0].key for box in (A, B) for m in found[box]) == ["x", "y"]
-    assert not state.tasks
-
-
-def test_values_scattered_one_at_a_time_do_not_all_go_to_one_worker() -> None:
-    state = started(A, B)
-    for number in range(4):
-        scatter(state, f"x{number}")
-    assert len(state.workers[A].has_what) == len(state.workers[B].has_what) == 2
-
-
-def test_a_broadcast_value_is_everywhere() -> None:
-    state = started(A, B)
-    scatter(state, "x", broadcast=True)
-    assert state.locate("x").addresses == (A, B)
-
-
-def test_data_is_not_planned_for_nobody() -> None:
-    state = started()
-    assert plan(state, "x") == []
-
-
-def test_workers_are_found_by_address_or_name() -> None:
-    state = started(A, B)
-    assert [w.address for w in state.find_workers([f"name of {B}"])] == [B]
-    assert [w.address for w in state.find_workers([A, "?"])] == [A]
-    assert len(state.find_workers([])) == 2
-
-
-def test_a_key_that_is_not_in_memory_is_nowhere() -> None:
-    state = started(A)
-    submit(state, {"x": []})
-    assert state.locate("x") == Dependency("x", 0, 0, ())
-    assert state.locate("?") == Dependency("?", 0, 0, ())
-
-
-def test_a_task_uses_scattered_data() -> None:
-    state = started(A)
-    scatter(state, "x")
-    submit(state, {"y": ["x"]})
-    x = Dependency("x", 1, 8, (A,))
-    assert_sent(state, {A: [DEFINE, compute("y", 2, x)], "c": [done("x", value=None)]})
-
-
-def test_data_whose_worker_died_before_it_was_announced_is_lost() -> None:
-    state = started(A)
-    placements = plan(state, "x")
-    state.worker_lost(1.0, A)
-    state.data_scattered(1.0, "c", DataScattered(tuple(placements)))
-    (failed,) = sent(state)["c"]
-    assert isinstance(pickle.loads(failed.error.exception), LostDataError)
-
-
-def test_data_that_lost_one_of_its_workers_is_on_the_other() -> None:
-    state = started(A, B)
-    placements = plan(state, "x", broadcast=True)
-    state.worker_lost(1.0, A)
-    state.data_scattered(1.0, "c", DataScattered(tuple(placements)))
-    assert_sent(state, {"c": [done("x", value=None)]})
-
-
-def test_data_of_a_client_that_left_before_it_announced_it_is_freed() -> None:
-    state = started(A)
-    plan(state, "x")
-    state.client_lost(1.0, "c")
-    assert_sent(state, {A: [free(("x", 1))]})
-
-
-def test_data_scattered_twice_is_kept_once() -> None:
-    state = started(A, clients="cd")
-    scatter(state, "x", "x", client="c")
-    scatter(state, "x", client="d")
-    told = [done("x", value=None)]
-    assert_sent(state, {A: [free(("x", 2)), free(("x", 3))], "c": told, "d": told})
-
-
-def test_data_that_was_not_planned_is_not_believed() -> None:
-    state = started(A)
-    state.data_scattered(1.0, "c", DataScattered((PlacedValue("x", 9, 8, (A,)),)))
-    assert_sent(state, {})
-    assert not state.tasks
-
-
-def test_data_for_a_key_that_is_being_computed_is_freed() -> None:
-    state = started(A, clients="cd")
-    submit(state, {"x": []})
-    sent(state)
-    scatter(state, "x", client="d")
-    assert_sent(state, {A: [free(("x", 2))]})
-    finish(state, A, "x")
-    assert_sent(state, {"c": [done("x")], "d": [done("x")]})
-
-
-def test_data_replaces_the_error_of_its_key() -> None:
-    state = started(A, clients="cd")
-    submit(state, {"x": []})
-    err(state, A, "x")
-    sent(state)
-    scatter(state, "x", client="d")
-    assert_sent(state, {"c": [done("x", value=None)], "d": [done("x", value=None)]})
-
-
-def test_lost_data_fails_what_needs_it_and_can_be_scattered_again() -> None:
-    state = started(A, B)
-    (placed,) = plan(state, "x")
-    state.data_scattered(0.0, "c", DataScattered((placed,)))
-    submit(state, {"y": ["x"], "z": []})
-    sent(state)
-    state.worker_lost(1.0, placed.addresses[0], planned=True)
-    failed = [m for m in sent(state)["c"] if type(m) is TaskFailed]
-    assert [m.key for m in failed] == ["x", "y"]
-    assert {m.error.key for m in failed} == {"x"}
-    scatter(state, "x")
-    assert TaskDone("x", 8, None) in sent(state)["c"]
-
-
-def test_a_worker_that_registers_twice_starts_afresh() -> None:
-    state = started(A)
-    submit(state, {"x": [], "y": []})
-    finish(state, A, "x")
-    sent(state)
-    state.worker_joined(1.0, worker_info(A))
-    found = sent(state)
-    assert found[A][0] == DEFINE
-    assert [m.key for m in found[A][1:]] == ["x", "y"]

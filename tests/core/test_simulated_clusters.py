@@ -1,4 +1,4 @@
-"""Whole clusters in troubled times: one scheduler, some workers, and whatever may happen to them."""
+"""Whole clusters in troubled times: a scheduler, some workers, and whatever may befall them."""
 
 from __future__ import annotations
 

@@ -207,6 +207,21 @@ def test_late_data_is_not_kept() -> None:
     assert (state.tasks, state.nbytes) == ({}, 0)
 
 
+def test_a_late_answer_does_not_disturb_a_newer_request() -> None:
+    state = worker()
+    state.compute_task(0.0, compute("y", 2, on("x", B)))
+    state.keys_freed(0.0, free(("y", 2)))
+    state.compute_task(0.0, compute("z", 4, on("x", C, attempt=3)))
+    asked = told(state)[-1]
+    assert isinstance(asked, Fetch)
+    assert (asked.address, state.tasks["x"].state) == (C, "flight")
+    state.data_arrived(1.0, B, [])
+    assert told(state) == []
+    state.data_arrived(1.0, C, [(Version("x", 3), "value", 8)])
+    assert_worker_sent(state, KeysAdded((Version("x", 3),)))
+    assert executed(state) == ["z"]
+
+
 def test_a_freed_input_sends_back_what_waits_for_it() -> None:
     state = worker()
     state.value_stored(0.0, Version("x", 1), "value", 8)
