@@ -14,9 +14,9 @@ from hpcdask.comm import Comm, connect
 from hpcdask.comm.addresses import parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.errors import (
-    AuthenticationError,
     CommClosedError,
     ConfigError,
+    HandshakeError,
     LaunchError,
     RendezvousTimeoutError,
 )
@@ -142,7 +142,7 @@ async def _by_file(
         try:
             one_try = min(deadline, time.monotonic() + _ONE_TRY)
             link = await _register(contact.address, place.options(contact), hello, one_try)
-        except (CommClosedError, AuthenticationError) as exc:
+        except (CommClosedError, HandshakeError) as exc:
             problem = exc
         else:
             if link.registered.scheduler_id == contact.id:

@@ -439,9 +439,9 @@ class Heartbeat(NamedTuple):
 
 
 class ThreadsLent(NamedTuple):
-    """worker -> scheduler: tasks here wait for other tasks, and their threads run more meanwhile."""
+    """worker -> scheduler: tasks here wait for other tasks; their threads run more meanwhile."""
 
-    count: int  # such tasks now
+    waiting: int  # such tasks now
 
 
 class CloseWorker(NamedTuple):

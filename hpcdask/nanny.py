@@ -226,6 +226,7 @@ class Nanny(Service):
         config = {**self._worker_options, "scheduler": scheduler}
         config["death_timeout"] = self._death_timeout
         config["token"] = None if options.token is None else options.token.hex()
+        config["sys_path"] = sys.path  # a script's own folder, whose modules its tasks may need
         config_line = json.dumps(config, default=os.fspath).encode() + b"\n"
         self._restart_is_asked = False
         self._stderr.clear()
@@ -306,6 +307,9 @@ class Nanny(Service):
                 process.kill()
         await self._has_ended(process)
 
+    def _is_closing(self) -> bool:
+        return not self._wanted
+
     async def _watch(self) -> None:
         """Replace the worker when it dies."""
         failed_starts = 0
@@ -313,7 +317,7 @@ class Nanny(Service):
         while self._wanted:
             assert self.process is not None
             code = await self._has_ended(self.process)
-            if not self._wanted:
+            if self._is_closing():
                 return
             if self._restart_is_asked:
                 log.info("restarting worker %s", self.name)
@@ -336,7 +340,7 @@ class Nanny(Service):
                 except LaunchError as exc:
                     log.error("%s", exc)
                     if failed_starts >= _MAX_FAILED_STARTS:
-                        text = f"the worker of nanny {self.name} failed to start {failed_starts} times"
+                        text = f"worker {self.name} failed to start {failed_starts} times in a row"
                         asyncio.get_running_loop().create_task(self._fail(text))
                         return
 

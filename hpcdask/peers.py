@@ -134,12 +134,19 @@ class Peers:
             task = None
         if task is None:
             task = asyncio.get_running_loop().create_task(self._dial(address))
+            task.add_done_callback(_retrieve)
             self._peers[address] = task
         # Several requests may wait for one dial; one that is cancelled must not cancel it.
         return await asyncio.shield(task)
 
     async def _dial(self, address: str) -> Peer:
         return Peer(await connect(address, self._options, self._connect_timeout))
+
+
+def _retrieve(dial: asyncio.Task[Peer]) -> None:
+    """Those who wait for it see its failure; if all have left, nobody needs to."""
+    if not dial.cancelled():
+        dial.exception()
 
 
 def _close(task: asyncio.Task[Peer]) -> None:

@@ -21,6 +21,7 @@ from hpcdask.errors import CommClosedError, LaunchError, WaitTimeoutError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AwaitWorkers,
+    Blob,
     CallFunction,
     CallOutcomes,
     CallReturned,
@@ -288,11 +289,12 @@ class Scheduler(Service):
             comm.close()
             self._comms.discard(comm)
             return
-        join = {
+        joins: dict[type[Any], Callable[[Comm, Any], None]] = {
             RegisterClient: self._client_joins,
             RegisterWorker: self._worker_joins,
             RegisterNanny: self._nanny_joins,
-        }.get(type(hello))
+        }
+        join = joins.get(type(hello))
         if join is None:
             log.warning("closed the connection of %s: it began with %r", comm.peer, hello)
             comm.close()
@@ -471,7 +473,8 @@ class Scheduler(Service):
 
     async def _inspect(self, name: str, msg: Inspect) -> Reply:
         if msg.what == "identity":
-            return Reply(msg.request, identity(self))
+            about = identity(self.state, self.id, self.name, self.address, self.started)
+            return Reply(msg.request, about)
         return Reply(msg.request, INSPECTIONS[msg.what](self.state, msg.names))
 
     async def _run_on_scheduler(self, name: str, msg: RunOnScheduler) -> CallOutcomes:
@@ -514,6 +517,12 @@ class Scheduler(Service):
         watcher = self._spawn(watch())
         future.add_done_callback(lambda _: watcher.cancel())
         return future
+
+    async def call_worker(self, address: str, function: Blob) -> Blob | TaskError:
+        """Call a pickled (function, args, kwargs) on one worker, and return its pickled result."""
+        asked = await self._call(self.workers[address], function, True)
+        answer: Blob | TaskError = await _result_or_error(address, asked)
+        return answer
 
     async def _await_workers(self, name: str, msg: AwaitWorkers) -> Reply:
         await self._until(lambda: len(self.workers) >= msg.n_workers, msg.timeout)

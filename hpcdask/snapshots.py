@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcdask.core.records import WorkerRecord
 from hpcdask.core.scheduler_state import SchedulerState
-
-if TYPE_CHECKING:
-    from hpcdask.scheduler import Scheduler
 
 
 def who_has(state: SchedulerState, keys: Iterable[str]) -> dict[str, list[str]]:
@@ -44,18 +41,19 @@ INSPECTIONS: dict[str, Callable[[SchedulerState, Iterable[str]], dict[str, Any]]
 }
 
 
-def identity(scheduler: Scheduler) -> dict[str, Any]:
-    """What ``Client.scheduler_info()`` returns."""
+def identity(
+    state: SchedulerState, scheduler_id: str, name: str, address: str, started: float
+) -> dict[str, Any]:
+    """What ``Client.scheduler_info()`` returns; `started` is in seconds since the epoch."""
+    workers = {address: worker_identity(worker) for address, worker in state.workers.items()}
     return {
         "type": "Scheduler",
-        "id": scheduler.id,
-        "name": scheduler.name,
-        "address": scheduler.address,
+        "id": scheduler_id,
+        "name": name,
+        "address": address,
         "services": {},
-        "started": scheduler.started,
-        "workers": {
-            address: worker_identity(worker) for address, worker in scheduler.state.workers.items()
-        },
+        "started": started,
+        "workers": workers,
     }
 
 

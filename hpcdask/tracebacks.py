@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from types import CodeType, TracebackType
+from typing import Any
 
 from hpcdask.errors import RemoteError
 from hpcdask.messages import Blob, TaskError
@@ -54,13 +55,14 @@ def to_exception(error: TaskError) -> BaseException:
         the remote lines; `key` and `worker` are its attributes and, from Python 3.11, in a note.
     """
     try:
-        exc: BaseException = loads(error.exception)
+        exc: Any = loads(error.exception)
     except Exception as problem:
         exc = RemoteError(
             f"the exception of {error.key or 'the call'} cannot be read here: {problem!r}"
         )
     if not isinstance(exc, BaseException):
         exc = RemoteError(repr(exc))
+    rebuilt: BaseException = exc
     where = " on ".join(filter(None, (f"task {error.key!r}" if error.key else "", error.worker)))
     if where and hasattr(exc, "add_note"):
         exc.add_note(f"hpcdask: {where}")
@@ -68,7 +70,7 @@ def to_exception(error: TaskError) -> BaseException:
         exc.key, exc.worker = error.key, error.worker
     except (AttributeError, TypeError):  # a class with slots, say
         pass
-    return exc.with_traceback(to_traceback(error))
+    return rebuilt.with_traceback(to_traceback(error))
 
 
 def to_traceback(error: TaskError) -> TracebackType | None:

@@ -228,7 +228,7 @@ class Worker(Service):
             log.info("Stopped worker at %s: %s", self.address, reason)
 
     def _scheduler_lost(self, reason: CommClosedError) -> None:
-        text = f"lost the scheduler at {self.scheduler_address}: {reason}"
+        text = f"lost the scheduler: {reason}"
         asyncio.get_running_loop().create_task(self._fail(text))
 
     async def _beat(self, interval: float) -> None:

@@ -33,6 +33,7 @@ def main() -> int:
     """Run a worker until it is closed; return the exit code."""
     status = os.fdopen(int(sys.argv[1]), "w")
     config = json.loads(sys.stdin.buffer.readline())
+    sys.path += [folder for folder in config.pop("sys_path", ()) if folder not in sys.path]
     logs.configure(config.pop("log_level", "info"))
     return asyncio.run(_run(config, status))
 

@@ -17,8 +17,19 @@ PACKAGE = ROOT / "hpcdask"
 # `_version` is a constant and open to all.
 INNER = {"errors", "messages"}
 ABOVE_SHELLS = INNER | {"config", "core", "wire", "comm", "host", "rendezvous"}
+#: What the shells have in common, besides what they are made of.
+COMMON = {
+    "service",
+    "dialling",
+    "peers",
+    "execution",
+    "calls",
+    "tracebacks",
+    "snapshots",
+    "logs",
+}
 SHELLS = {"scheduler", "worker", "nanny"}
-ABOVE_CLIENT = ABOVE_SHELLS | SHELLS
+ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS
 ABOVE_EDGES = ABOVE_CLIENT | {"client", "coordination", "plugins"}
 ANYTHING = None
 
@@ -32,8 +43,12 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "comm": INNER | {"wire", "config"},
     "host": {"errors"},
     "rendezvous": {"errors"},
-    **dict.fromkeys(SHELLS, ABOVE_SHELLS | SHELLS),
-    "client": ABOVE_CLIENT,
+    **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
+    **dict.fromkeys(SHELLS, ABOVE_SHELLS | COMMON | SHELLS),
+    # The process that a nanny starts: a worker and its log.
+    "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
+    # A bare Client() starts a LocalCluster; that import is within the function that does it.
+    "client": ABOVE_CLIENT | {"launchers"},
     "coordination": ABOVE_CLIENT | {"client"},
     "plugins": ABOVE_CLIENT | {"client", "coordination"},
     "launchers": ANYTHING,

@@ -28,7 +28,7 @@ mpi_options = options.together(
     ),
     click.option(
         "--nthreads",
-        type=int,
+        type=click.IntRange(min=0),
         default=0,
         help="Threads per worker. Default: the host's CPUs / its worker ranks.",
     ),

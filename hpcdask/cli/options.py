@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from hpcdask import logs
-from hpcdask.errors import HpcdaskError
+from hpcdask.errors import ConfigError, HpcdaskError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,17 +65,36 @@ def log_level(default: str) -> Callable[[F], F]:
 
 
 def run(command: str, level: str, work: Callable[[], int | None]) -> None:
-    """Run a command's work and exit: 0 if it ended as asked, 1 with one clear line if not."""
+    """Run a command's work and exit.
+
+    The code is 0 if it ended as asked, or what `work` returns; with one clear line it is 2 if an
+    option has a value that it cannot have, and 1 if anything else went wrong.
+    """
     logs.configure(level)
     try:
-        code = work()
+        code = work() or 0
     except (HpcdaskError, OSError) as exc:
         click.echo(f"{command}: {exc}", err=True)
-        code = 1
+        code = 2 if isinstance(exc, ConfigError) else 1
     except KeyboardInterrupt:
         code = 130
+    _exit(code)
+
+
+def _exit(code: int) -> None:
+    """Exit, without waiting for threads that may be in a task or a call that never returns."""
+    waited_for = [t for t in threading.enumerate() if not t.daemon]
+    if len(waited_for) == 1:  # the main thread
+        sys.exit(code)
     sys.stdout.flush()
-    sys.exit(code or 0)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def import_from_here() -> None:
+    """Let --preload and tasks import modules of the current folder, as ``python -m`` does."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def print_version(name: str) -> Callable[[F], F]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
@@ -57,10 +56,8 @@ def scheduler(pid_file: str | None, log_level: str, no_auth: bool, **given: Any)
         from hpcdask.launchers import process
         from hpcdask.scheduler import Scheduler
 
-        async def serve() -> None:
-            await process.serve([Scheduler(auth=not no_auth, **given)])
-
-        with process.pid_file(pid_file):
-            asyncio.run(serve())
+        options.import_from_here()
+        with process.pid_file(pid_file), process.event_loop() as loop:
+            loop.run_until_complete(process.serve([Scheduler(auth=not no_auth, **given)]))
 
     options.run("hpc-dask scheduler", log_level, work)

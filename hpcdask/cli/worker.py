@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Any
 
 import click
 
 from hpcdask.cli import options
+from hpcdask.errors import ConfigError
 
 
 @click.command()
@@ -33,7 +33,10 @@ from hpcdask.cli import options
     "--protocol", type=click.Choice(["tcp"]), default="tcp", show_default=True, help="Transport."
 )
 @click.option(
-    "--nthreads", type=int, default=0, help="Threads per worker. Default: CPUs / workers."
+    "--nthreads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Threads per worker. Default: CPUs / workers.",
 )
 @click.option(
     "--nworkers",
@@ -84,16 +87,15 @@ def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
     SCHEDULER is host, host:port or tcp://host:port; or give --scheduler-file. Ends with code 0
     on SIGTERM and SIGINT and when the scheduler says so.
     """
-    _refuse_contradictions(given)
 
     def work() -> None:
         from hpcdask.launchers import process
 
-        async def serve() -> None:
-            await process.serve(_services(log_level, **given))
-
-        with process.pid_file(pid_file):
-            asyncio.run(serve())
+        options.import_from_here()
+        _refuse_contradictions(given)
+        services = _services(log_level, **given)
+        with process.pid_file(pid_file), process.event_loop() as loop:
+            loop.run_until_complete(process.serve(services))
 
     options.run("hpc-dask worker", log_level, work)
 
@@ -101,20 +103,20 @@ def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
 def _refuse_contradictions(given: dict[str, Any]) -> None:
     several = given["nworkers"] != "1"
     if not given["nanny"] and several:
-        raise click.UsageError("--no-nanny runs one worker in this process; drop --nworkers")
+        raise ConfigError("--no-nanny runs one worker in this process; drop --nworkers")
     if not given["nanny"] and given["preload_nanny"]:
-        raise click.UsageError("--preload-nanny needs a nanny; drop --no-nanny")
+        raise ConfigError("--preload-nanny needs a nanny; drop --no-nanny")
     if given["contact_address"] and not given["listen_address"]:
-        raise click.UsageError("--contact-address needs --listen-address, for which it stands")
+        raise ConfigError("--contact-address needs --listen-address, for which it stands")
     if given["listen_address"]:
         if several:
-            raise click.UsageError("--listen-address is one address; it cannot serve --nworkers")
+            raise ConfigError("--listen-address is one address; it cannot serve --nworkers")
         if given["port"] != "0" or given["host"]:
-            raise click.UsageError("give either --listen-address or --worker-port and --host")
+            raise ConfigError("give either --listen-address or --worker-port and --host")
     if given["interface"] and given["host"]:
-        raise click.UsageError("give either --interface or --host")
+        raise ConfigError("give either --interface or --host")
     if not given["scheduler"] and not given["scheduler_file"]:
-        raise click.UsageError(
+        raise ConfigError(
             "no scheduler given: add its address, as in tcp://host:8786, or --scheduler-file"
         )
 
@@ -135,11 +137,26 @@ def _shape(nworkers: str, nthreads: int) -> tuple[int, int]:
     try:
         n = int(nworkers)
     except ValueError:
-        raise click.UsageError(f"--nworkers {nworkers!r} is neither a number nor 'auto'") from None
+        raise ConfigError(f"--nworkers {nworkers!r} is neither a number nor 'auto'") from None
     n = cpus + 1 + n if n < 0 else n
     if n < 1:
-        raise click.UsageError(f"--nworkers {nworkers} gives {n} workers on {cpus} CPUs")
+        raise ConfigError(f"--nworkers {nworkers} gives {n} workers on {cpus} CPUs")
     return n, nthreads or max(cpus // n, 1)
+
+
+def _try_out(given: dict[str, Any]) -> None:
+    """Raise here what would else be raised in a worker process, a second later."""
+    from hpcdask import host as hosts
+    from hpcdask.comm.addresses import parse_address
+
+    for option in ("scheduler", "listen_address", "contact_address"):
+        if given[option]:
+            parse_address(given[option])
+    if given["interface"]:
+        hosts.interface_address(given["interface"])
+    if given["local_directory"]:
+        hosts.local_directory(given["local_directory"])
+    hosts.parse_timedelta(given["death_timeout"])
 
 
 def _services(
@@ -159,10 +176,11 @@ def _services(
     from hpcdask.nanny import Nanny
     from hpcdask.worker import Worker
 
+    _try_out(given)
     n, threads = _shape(nworkers, nthreads)
     ports = parse_ports(given["port"])
     if ports != [0] and len(ports) < n:
-        raise click.UsageError(f"{n} workers need {n} ports; {given['port']} has {len(ports)}")
+        raise ConfigError(f"{n} workers need {n} ports; {given['port']} has {len(ports)}")
     memory = hosts.resolve_memory_limit(memory_limit, threads, n)
     services: list[Any] = []
     for i in range(n):

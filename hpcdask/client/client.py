@@ -12,7 +12,7 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -20,8 +20,8 @@ from typing import Any
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, graphs, scattering
-from hpcdask.client.future import Future, FutureState, Latch, until_done
-from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
+from hpcdask.client.future import Callbacks, Future, FutureState, Latch, until_done
+from hpcdask.client.loop import CarriedError, is_in_loop, run_sync, shared_loop, uncarried
 from hpcdask.client.submission import (
     fresh_key,
     pack_arguments,
@@ -31,7 +31,7 @@ from hpcdask.client.submission import (
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, ConfigError, WaitTimeoutError
-from hpcdask.execution import current
+from hpcdask.execution import current_worker
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AwaitWorkers,
@@ -63,6 +63,8 @@ log = logging.getLogger("hpcdask.client")
 CHUNK = 1000
 #: Seconds of one question to the scheduler about the number of workers.
 _AWAIT = 5.0
+#: Seconds that the scheduler may take to say that something has not happened in time.
+_ANSWER = 1.0
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _default: list[weakref.ref[Client]] = []
@@ -110,6 +112,9 @@ class Client:
     [1, 2, 3]
     """
 
+    loop: asyncio.AbstractEventLoop
+    _starting: asyncio.Task[Client] | None
+
     def __init__(
         self,
         address: Any = None,
@@ -126,9 +131,44 @@ class Client:
         auth: bool = True,
         **cluster_options: Any,
     ) -> None:
+        self._prepare(
+            address,
+            timeout=timeout,
+            set_as_default=set_as_default,
+            scheduler_file=scheduler_file,
+            asynchronous=asynchronous,
+            name=name,
+            direct_to_workers=direct_to_workers,
+            token=token,
+            token_file=token_file,
+            auth=auth,
+            **cluster_options,
+        )
+        if asynchronous:
+            self.loop = asyncio.get_running_loop()
+            self._starting = self.loop.create_task(self._start())
+        else:
+            self.loop = loop or shared_loop()
+            self._sync(self._start())
+
+    def _prepare(
+        self,
+        address: Any,
+        *,
+        timeout: float | str = 30,
+        set_as_default: bool = True,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        asynchronous: bool = False,
+        name: str | None = None,
+        direct_to_workers: bool | None = None,
+        token: bytes | str | None = None,
+        token_file: str | None = None,
+        auth: bool = True,
+        **cluster_options: Any,
+    ) -> None:
         self.id = f"Client-{name + '-' if name else ''}{uuid.uuid4()}"
         self.name = name or self.id
-        self.asynchronous = asynchronous
+        self._asynchronous = asynchronous
         self.status = "connecting"
         self.cluster: Any = None
         self.direct_to_workers = direct_to_workers
@@ -153,28 +193,64 @@ class Client:
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
         self._set_as_default = set_as_default
-        self._starting: asyncio.Task[Any] | None = None
-        if asynchronous:
-            self.loop = asyncio.get_running_loop()
-            self._starting = self.loop.create_task(self._start())
-        else:
-            self.loop = loop or shared_loop()
-            self._sync(self._start())
+        self._starting = None
+        self._closing: asyncio.Task[None] | None = None
+        self._callbacks = Callbacks()
+        self._ending = ""  # why it is closed
         _clients.add(self)
+
+    @classmethod
+    def _of_worker(cls, worker: Any) -> Client:
+        """A client on a worker's loop, for its tasks; it connects while it is used already."""
+        client = cls.__new__(cls)
+        options = worker.options
+        client._prepare(
+            worker.scheduler_address,
+            name=f"worker-{worker.name}",
+            set_as_default=False,
+            token=options.token,
+            auth=options.token is not None,
+        )
+        client.loop = worker.loop
+        client.loop.call_soon_threadsafe(client._start_soon)
+        return client
+
+    def _start_soon(self) -> None:
+        self._starting = self.loop.create_task(self._start())
+        self._starting.add_done_callback(_retrieve)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether methods return awaitables: if it was made so, or when called on its loop."""
+        return self._asynchronous or is_in_loop(self.loop)
 
     # -- Life -------------------------------------------------------------------------------------
 
     async def _start(self) -> Client:
+        try:
+            await self._connect()
+            return self
+        except BaseException as exc:
+            self.status, self._ending = "closed", f"the client could not connect: {exc}"
+            self._give_up(self._ending)
+            if self._owns_cluster:
+                await self.cluster._close()
+            raise
+
+    async def _connected(self) -> None:
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
+
+    async def _connect(self) -> None:
         place = await self._find_place()
         self._link = await reach_scheduler(place, self._introduce, self._timeout)
         self._options = self._link.options
         self._peers = Peers(self._options, connect_timeout=min(self._timeout, 5.0))
         self._link.comm.start(self._on_batch, self._on_closed)
         self.status = "running"
-        self._requests_flush()
+        self._flush()
         if self._set_as_default:
             _default.append(weakref.ref(self))
-        return self
 
     async def _find_place(self) -> SchedulerPlace:
         """Decide which scheduler is meant."""
@@ -212,26 +288,33 @@ class Client:
 
     def close(self, timeout: float | str | None = None) -> Any:
         """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""
-        if self.status == "closed" and not self.asynchronous:
-            return None
         limit = self._timeout if timeout is None else self._seconds(timeout)
         if self.asynchronous:
-            return asyncio.wait_for(self._close(), limit)
-        if is_in_loop(self.loop):
-            return self.loop.create_task(self._close())
+            return _limited(self._close(), limit)
+        if self._closing is not None and self._closing.done():
+            return None
         return self._sync(self._close(), limit)
 
     async def _close(self) -> None:
-        if self.status == "closed":
-            return
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close_once())
+        await asyncio.shield(self._closing)
+
+    async def _close_once(self) -> None:
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
+        was_lost = self.status == "closed"
         self.status = "closed"
         for reference in list(_default):
             if reference() in (self, None):
                 _default.remove(reference)
         if self._link is not None:
-            self._flush()
+            if not was_lost:
+                self._flush()
             self._link.comm.close()
             self._peers.close()
+        self._ending = self._ending or "it was closed"
         self._give_up("the client was closed")
         if self._owns_cluster and self.cluster is not None:
             await self.cluster._close()
@@ -246,9 +329,12 @@ class Client:
 
     def _on_closed(self, reason: CommClosedError) -> None:
         if self.status != "closed":
-            self.status = "closed"
-            log.warning("client %s lost the scheduler: %s", self.name, reason)
-            self._give_up(f"the scheduler is gone ({reason})")
+            self.status, self._ending = "closed", f"the scheduler is gone ({reason})"
+            # Who closes the cluster object of this very program knows that.
+            is_known = getattr(self.cluster, "status", "") in ("closing", "closed")
+            level = logging.INFO if is_known else logging.WARNING
+            log.log(level, "client %s lost the scheduler: %s", self.name, reason)
+            self._give_up(self._ending)
 
     def __enter__(self) -> Client:
         if self.asynchronous:
@@ -269,20 +355,12 @@ class Client:
     ) -> None:
         await self._close()
 
-    def __await__(self) -> Any:
+    def __await__(self) -> Generator[Any, Any, Client]:
         async def started() -> Client:
-            if self._starting is not None:
-                await self._starting
+            await self._connected()
             return self
 
         return started().__await__()
-
-    def __del__(self) -> None:
-        if getattr(self, "status", "closed") == "running" and not self.loop.is_closed():
-            link = self._link
-            if link is not None:
-                with contextlib.suppress(RuntimeError):
-                    self.loop.call_soon_threadsafe(link.comm.close)
 
     def __repr__(self) -> str:
         return f"<Client: {self.scheduler_address!r}, {self.status}>"
@@ -295,7 +373,15 @@ class Client:
     @property
     def scheduler_address(self) -> str:
         """Address of the scheduler; empty before the connection stands."""
-        return "" if self._link is None else self._link.address
+        if self._link is None:
+            return ""
+        # To a cluster in this process the connection is by another one, that helps nobody else.
+        return str(getattr(self.cluster, "scheduler_address", "") or self._link.address)
+
+    @property
+    def scheduler_id(self) -> str:
+        """Id of the scheduler, which has several addresses."""
+        return "" if self._link is None else self._link.registered.scheduler_id
 
     # -- Talking to the scheduler -----------------------------------------------------------------
 
@@ -308,13 +394,15 @@ class Client:
     def _maybe_sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
         """An awaitable for asynchronous clients, else what it gives."""
         if self.asynchronous:
-            return work if timeout is None else _limited(work, timeout)
+            return _limited(work, timeout)
         return self._sync(work, timeout)
 
     def _send(self, message: Message) -> None:
         """Queue a message from any thread; all that is queued leaves together, at once."""
         if self.status == "closed":
-            raise CommClosedError(f"client {self.name} is closed; make a new Client")
+            raise CommClosedError(
+                f"client {self.name} is closed, since {self._ending}; make a new Client"
+            )
         with self._lock:
             self._outbox.append(message)
         self._requests_flush()
@@ -329,7 +417,7 @@ class Client:
 
     def _flush(self) -> None:
         if self._link is None:
-            return  # `_start` asks again
+            return  # `_connect` does it again
         self._flush_is_due = False
         with self._lock:
             if self._released:
@@ -353,8 +441,11 @@ class Client:
     async def _ask(self, make: Any, *fields: Any) -> Any:
         """Send the request ``make(number, *fields)`` and wait for its answer."""
         number, future = self._requests.new()
-        self._send(make(number, *fields))
-        return await future
+        try:
+            self._send(make(number, *fields))
+            return await future
+        finally:
+            future.cancel()
 
     def _on_batch(self, batch: list[Message]) -> None:
         futures = self._futures
@@ -409,14 +500,6 @@ class Client:
         future.client, future.key, future._state = self, state.key, state
         return future
 
-    def _wait_for(self, state: FutureState, timeout: float | None) -> bool:
-        """Block this thread until one future is done."""
-        if is_in_loop(self.loop):
-            raise RuntimeError(
-                "waiting here would block the event loop that brings the result; await it instead"
-            )
-        return Latch([state]).wait(timeout)
-
     async def _all_done(
         self, states: Iterable[FutureState], timeout: float | None, first: bool = False
     ) -> None:
@@ -429,12 +512,12 @@ class Client:
                 f"{len(pending)} futures are not done within {timeout:g} s: {some}"
             ) from None
 
-    async def _values(
+    async def _blobs(
         self, states: list[FutureState], errors: str, timeout: float | None, direct: bool | None
     ) -> list[Any]:
-        """Values of futures, in order; see `hpcdask.client.collecting`."""
+        """Pickled values of futures, in order; see `hpcdask.client.collecting`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return await collecting.values(self, states, errors, deadline, direct)
+        return await collecting.blobs_of(self, states, errors, deadline, direct)
 
     # -- Submitting -------------------------------------------------------------------------------
 
@@ -476,9 +559,12 @@ class Client:
         """
         function = pack_function(func)
         arguments, dependencies = pack_arguments(args, kwargs)
+        is_named = key is not None
         if key is None:
             key = pure_key(function, arguments) if pure else fresh_key(function.name)
         with self._lock:
+            if is_named and self._released:
+                self._release_keys()  # those with this very key may have been dropped just now
             state = self._futures.get(key)
             if state is None or state.status == "cancelled":
                 state = self._new_state(key) if state is None else _revived(state)
@@ -532,12 +618,12 @@ class Client:
         futures: list[Future] = []
         with self._lock:
             self._submissions += 1
-        number, size = self._submissions, batch_size or CHUNK
+            number = self._submissions
+        size = batch_size or CHUNK
         for first in range(0, max(len(calls), 1), size):
-            chunk = calls[first : first + size]
-            specs = []
-            with self._lock:
-                for position, args in enumerate(chunk, first):
+            packed = []
+            try:
+                for position, args in enumerate(calls[first : first + size], first):
                     arguments, dependencies = pack_arguments(args, kwargs)
                     if keys is not None:
                         name = keys[position]
@@ -546,10 +632,21 @@ class Client:
                         name = name if key is None else f"{key}-{name}"
                     else:
                         name = fresh_key(str(key or function.name))
-                    state = self._futures.get(name)
+                    packed.append(TaskSpec(name, 0, arguments, dependencies))
+            except BaseException:
+                if first:  # the scheduler holds the earlier chunks until it has the last
+                    self._send(SubmitTasks(number, (), (), (), first, priority, retries, True))
+                raise
+            # All of the chunk is packed: from here on nothing fails half-way.
+            specs = []
+            with self._lock:
+                if keys is not None and self._released:
+                    self._release_keys()
+                for spec in packed:
+                    state = self._futures.get(spec.key)
                     if state is None or state.status == "cancelled":
-                        state = self._new_state(name) if state is None else _revived(state)
-                        specs.append(TaskSpec(name, 0, arguments, dependencies))
+                        state = self._new_state(spec.key) if state is None else _revived(state)
+                        specs.append(spec)
                     state.refs += 1
                     futures.append(self._future(state))
                 final = first + size >= len(calls)
@@ -656,12 +753,17 @@ class Client:
             futures = list(futures)
         found: dict[str, FutureState] = {}
         collecting.find_states(futures, found)
+
+        def rebuilt(blobs: list[Any]) -> Any:
+            pairs = zip(found, blobs, strict=True)
+            values = {k: loads(blob) for k, blob in pairs if blob is not collecting.SKIPPED}
+            return collecting.replaced(futures, values)
+
         seconds = self._seconds(timeout)
-        if not self.asynchronous and not asynchronous:
+        states = list(found.values())
+        is_sync = not (self.asynchronous or asynchronous)
+        if is_sync:
             start = time.monotonic()
-            states = list(found.values())
-            if is_in_loop(self.loop):
-                raise RuntimeError("gather would block the event loop; await it instead")
             if not Latch(states, fail_early=errors == "raise").wait(seconds):
                 pending = sum(state.status == "pending" for state in states)
                 raise WaitTimeoutError(f"{pending} futures are not done within {seconds:g} s")
@@ -671,14 +773,14 @@ class Client:
             if seconds is not None:
                 seconds = max(seconds - (time.monotonic() - start), 0.0)
 
-        async def work() -> Any:
-            states = list(found.values())
-            values = await self._values(states, errors, seconds, direct)
-            pairs = zip(found, values, strict=True)
-            kept = {key: value for key, value in pairs if value is not collecting.SKIPPED}
-            return collecting.replaced(futures, kept)
+        # Values are rebuilt where they were asked for: that may take long, and run any code.
+        if is_sync:
+            return rebuilt(self._sync(self._blobs(states, errors, seconds, direct)))
 
-        return self._maybe_sync(work())
+        async def work() -> Any:
+            return rebuilt(await uncarried(self._blobs(states, errors, seconds, direct)))
+
+        return work()
 
     def scatter(
         self,
@@ -704,20 +806,26 @@ class Client:
         hash : bool
             Whether equal data has equal keys and is kept once.
         timeout : float or str, optional
-            Seconds to wait for workers and for the transfer; by default the client's timeout.
+            Seconds for all of it. By default only the wait for a first worker has a limit, that of
+            the client.
 
         Returns
         -------
         Future, or a list, tuple, set or dict of them as `data` is
         """
         limit = self._seconds(timeout)
-        work = scattering.scatter(
-            self, data, _names(workers), broadcast, direct, hash, limit or self._timeout
-        )
-        return self._maybe_sync(work, limit)
+        packed = scattering.pack(data, hash)
+        patience = self._timeout if limit is None else limit
+        work = scattering.scatter(self, packed, _names(workers), broadcast, direct, limit, patience)
+        return self._maybe_sync(work)
 
     def cancel(
-        self, futures: Any, force: bool = False, reason: str | None = None, msg: str | None = None
+        self,
+        futures: Any,
+        force: bool = False,
+        reason: str | None = None,
+        msg: str | None = None,
+        timeout: float | str | None = None,
     ) -> Any:
         """Stop computing futures and all that depends on them.
 
@@ -728,12 +836,14 @@ class Client:
         futures : future, or nested lists and dicts of them
         force : bool
             Although other clients want them too.
-        reason : str, optional
+        reason, msg : str, optional
             Told by the error that waiting for them raises.
+        timeout : float or str, optional
+            Seconds to wait for the scheduler's answer; by default the client's timeout.
         """
         found: dict[str, FutureState] = {}
         collecting.find_states(futures, found)
-        why = reason or msg or "cancelled by the client"
+        why = ": ".join(filter(None, (reason, msg))) or "cancelled by the client"
         self._send(CancelKeys(tuple(found), force, why))
 
         async def until_told() -> None:
@@ -743,7 +853,8 @@ class Client:
                     state.reason = why
                     state.end("cancelled")
 
-        return self._maybe_sync(until_told())
+        limit = self._timeout if timeout is None else self._seconds(timeout)
+        return self._maybe_sync(until_told(), limit)
 
     # -- The cluster ------------------------------------------------------------------------------
 
@@ -831,7 +942,8 @@ class Client:
                         f"{there} of {n_workers} workers have registered within {seconds:g} s"
                     )
 
-        return self._maybe_sync(work())
+        # The scheduler keeps the time, and says how many there are; unless it says nothing at all.
+        return self._maybe_sync(work(), None if seconds is None else seconds + _ANSWER)
 
     def who_has(self, futures: Any = None, timeout: float | str | None = None) -> Any:
         """Addresses of the workers that hold each key; of all keys by default."""
@@ -887,23 +999,22 @@ class Client:
                 asking.cancel()
             return self
 
-        return self._maybe_sync(work())
+        return self._maybe_sync(work(), seconds + _ANSWER)
 
     def shutdown(self, timeout: float | str | None = None) -> Any:
         """End the scheduler, all workers and nannies, and this client."""
-        limit = self._seconds(timeout) or self._timeout
+        limit = self._timeout if timeout is None else self._seconds(timeout)
 
         async def work() -> None:
-            assert self._link is not None
             if self.cluster is not None and hasattr(self.cluster, "_close"):
                 await self._close()
                 await self.cluster._close()
                 return
-            self._send(Shutdown(f"client {self.name} asked for it"))
-            self._flush()
-            self.status = "closed"  # the end of the connection is what we asked for
-            await asyncio.wait_for(self._link.comm.wait_closed(), limit)
-            self.status = "running"
+            if self.status == "running" and self._link is not None:
+                self._send(Shutdown(f"client {self.name} asked for it"))
+                self._flush()
+                self.status, self._ending = "closed", "it has shut the cluster down"
+                await self._link.comm.wait_closed()
             await self._close()
 
         return self._maybe_sync(work(), limit)
@@ -949,13 +1060,22 @@ async def _nothing_asked() -> dict[str, Any]:
     return {}
 
 
-async def _limited(work: Coroutine[Any, Any, Any], timeout: float) -> Any:
+async def _limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
     try:
         return await asyncio.wait_for(work, timeout)
-    except asyncio.TimeoutError as exc:
-        if isinstance(exc, WaitTimeoutError):
+    except CarriedError as carried:
+        exc = carried.exc
+    except asyncio.TimeoutError as late:
+        if timeout is None or isinstance(late, WaitTimeoutError):
             raise
         raise WaitTimeoutError(f"not done within {timeout:g} s") from None
+    raise exc
+
+
+def _retrieve(starting: asyncio.Task[Any]) -> None:
+    """What uses the client tells of its failure."""
+    if not starting.cancelled():
+        starting.exception()
 
 
 def _called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
@@ -963,7 +1083,7 @@ def _called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
     for address, error in outcomes.raised:
         exc = to_exception(error)
         if on_error == "raise":
-            raise exc
+            raise CarriedError(exc)
         if on_error == "return":
             results[address] = exc
     return results
@@ -998,12 +1118,15 @@ def get_client(address: str | None = None, timeout: float | str = 30) -> Client:
     ...     client = get_client()
     ...     return sum(client.gather(client.map(abs, range(n))))
     """
-    worker = getattr(current, "worker", None)
+    worker = current_worker()
     if worker is not None and address in (None, worker.scheduler_address):
-        return _client_of(worker, timeout)
-    client = default_client()
-    if client is not None and address in (None, client.scheduler_address):
+        client = _client_of(worker)
+        if not is_in_loop(client.loop):
+            client._sync(client._connected(), hosts.parse_timedelta(timeout))
         return client
+    default = default_client()
+    if default is not None and address in (None, default.scheduler_address):
+        return default
     for client in list(_clients):
         if client.status == "running" and client.scheduler_address == address:
             return client
@@ -1014,30 +1137,37 @@ def get_client(address: str | None = None, timeout: float | str = 30) -> Client:
     return Client(address, timeout=timeout, set_as_default=False)
 
 
+def client_of_scheduler(scheduler_id: str, address: str) -> Client:
+    """The client that holds a future of that scheduler which was unpickled here."""
+    worker = current_worker()
+    if worker is not None and worker.scheduler_id == scheduler_id:
+        return _client_of(worker)
+    default = default_client()
+    for client in (default, *_clients):
+        is_its = client is not None and client.scheduler_id == scheduler_id
+        if client is not None and is_its and client.status == "running":
+            return client
+    return get_client(address)
+
+
 _of_workers = threading.Lock()
 
 
-def _client_of(worker: Any, timeout: float | str) -> Client:
+def _client_of(worker: Any) -> Client:
     """The client that all tasks of a worker share; it lives on the worker's loop."""
     with _of_workers:
         if worker._client is None or worker._client.status == "closed":
-            options = worker.options
-            worker._client = Client(
-                worker.scheduler_address,
-                loop=worker.loop,
-                timeout=timeout,
-                set_as_default=False,
-                name=f"worker-{worker.name}",
-                token=options.token,
-                auth=options.token is not None,
-            )
+            worker._client = Client._of_worker(worker)
         return worker._client  # type: ignore[no-any-return]
 
 
 @atexit.register
-def _close_all() -> None:
-    """Let no cluster outlive the program that made it."""
+def close_all() -> None:
+    """Let no client, nor a cluster that it made, outlive the program."""
     for client in list(_clients):
-        if client.status == "running" and not client.asynchronous:
+        if client.status == "running" and not client._asynchronous:
             with contextlib.suppress(Exception):
                 client.close(timeout=5)
+
+
+os.register_at_fork(after_in_child=_clients.clear)  # they are the parent's

@@ -111,24 +111,25 @@ class Latch:
         self._lock.acquire()
         self._counting = threading.Lock()
         self._fail_early, self._first = fail_early, first
-        self._pending = []
-        is_over = False
-        for state in states:
-            if state.status == "pending":
-                self._pending.append(state)
-            elif first or (fail_early and state.status != "finished"):
-                is_over = True
+        states = list(states)
+        self._pending = [state for state in states if state.status == "pending"]
         self._remaining = len(self._pending) + 1
-        if not is_over:
-            for state in self._pending:
-                state.when_done(self._done)
-        self._count(is_over)
+        self._is_early = False
+        if len(self._pending) < len(states) and (
+            first or (fail_early and any([s.status in ("error", "cancelled") for s in states]))
+        ):
+            self._count(now=True)
+            return
+        for state in self._pending:
+            state.when_done(self._done)
+        self._count()
 
     def _done(self, state: FutureState) -> None:
         self._count(self._first or (self._fail_early and state.status != "finished"))
 
     def _count(self, now: bool = False) -> None:
         with self._counting:
+            self._is_early |= now
             self._remaining = 0 if now and self._remaining > 0 else self._remaining - 1
             if self._remaining == 0:
                 self._lock.release()
@@ -145,7 +146,7 @@ class Latch:
         finally:
             if not happened:  # who asks every second must not leave something behind each time
                 self._leave()
-        if self._remaining <= 0 and (self._first or self._fail_early):
+        if self._is_early:
             self._leave()
         return happened
 
@@ -242,7 +243,8 @@ class Future:
         return loads(client._sync(self._blob(timeout)))
 
     async def _blob(self, timeout: float | None) -> Blob:
-        return (await self.client._blobs([self._state], "raise", timeout, None))[0]
+        blobs = await self.client._blobs([self._state], "raise", timeout, None)
+        return blobs[0]  # type: ignore[no-any-return]
 
     async def _result(self, timeout: float | None = None) -> Any:
         return loads(await uncarried(self._blob(timeout)))
@@ -274,14 +276,12 @@ class Future:
 
         return self.client._maybe_sync(traceback())
 
-    def cancel(
-        self, reason: str | None = None, msg: str | None = None, force: bool = False
-    ) -> Any:
+    def cancel(self, reason: str | None = None, msg: str | None = None, force: bool = False) -> Any:
         """Stop computing it; see `Client.cancel`."""
         return self.client.cancel([self], force=force, reason=reason, msg=msg)
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
-        """Call ``fn(future)`` once it is done, in the one thread that the client's callbacks share."""
+        """Call ``fn(future)`` once it is done, in the thread that the client's callbacks share."""
         callbacks = self.client._callbacks
         self._state.when_done(lambda state: callbacks.put(partial(_call_back, fn, self)))
 

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hpcdask.client.collecting import limited
 from hpcdask.client.future import Future
 from hpcdask.client.submission import data_key, fresh_key
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.execution import sizeof
-from hpcdask.messages import AwaitWorkers, DataScattered, PlanScatter, StoredValue, StoreForClient
+from hpcdask.messages import (
+    AwaitWorkers,
+    Blob,
+    DataScattered,
+    PlacedValue,
+    PlanScatter,
+    StoredValue,
+    StoreForClient,
+)
 from hpcdask.wire.serialize import dumps
 
 if TYPE_CHECKING:
     from hpcdask.client.client import Client
 
 
-async def scatter(
-    client: Client,
-    data: Any,
-    workers: tuple[str, ...],
-    broadcast: bool,
-    direct: bool | None,
-    hash: bool,
-    timeout: float,
-) -> Any:
-    """See `Client.scatter`."""
+#: Seconds of one question to the scheduler whether there is a worker.
+_PATIENCE = 5.0
+
+
+class Packed(NamedTuple):
+    """Data to scatter, pickled."""
+
+    data: Any
+    keys: list[str]  # of its items, in order
+    blobs: dict[str, tuple[Blob, int]]  # by key; with the sizes in memory
+
+
+def pack(data: Any, hash: bool) -> Packed:
+    """Pickle the items of `data`, and give them keys."""
     names, items = _items(data)
     blobs = {}
     keys = []
@@ -40,7 +53,30 @@ async def scatter(
         renamed = dict(zip(keys, map(str, names), strict=True))
         keys = [renamed[key] for key in keys]
         blobs = {renamed[key]: blob for key, blob in blobs.items()}
-    await _put(client, blobs, workers, broadcast, direct, time.monotonic() + timeout)
+    return Packed(data, keys, blobs)
+
+
+async def scatter(
+    client: Client,
+    packed: Packed,
+    workers: tuple[str, ...],
+    broadcast: bool,
+    direct: bool | None,
+    timeout: float | None,
+    patience: float,
+) -> Any:
+    """See `Client.scatter`; `patience` is how long to wait for a first worker at most."""
+    data, keys, blobs = packed
+    deadline = None if timeout is None else time.monotonic() + timeout
+    placements = await _placed(client, blobs, workers, broadcast, deadline, patience)
+    by_worker: dict[str, list[StoredValue]] = {}
+    for placed in placements:
+        stored = StoredValue(placed.key, placed.attempt, blobs[placed.key][0])
+        for address in placed.addresses:
+            by_worker.setdefault(address, []).append(stored)
+    sending = asyncio.gather(*(_send(client, a, v, direct) for a, v in by_worker.items()))
+    await limited(sending, deadline)
+    client._send(DataScattered(placements))
     futures = [Future(key, client) for key in keys]
     if isinstance(data, dict):
         return dict(zip(data, futures, strict=True))
@@ -57,32 +93,28 @@ def _items(data: Any) -> tuple[list[Any] | None, list[Any]]:
     return None, [data]
 
 
-async def _put(
+async def _placed(
     client: Client,
-    blobs: dict[str, tuple[Any, int]],
+    blobs: dict[str, tuple[Blob, int]],
     workers: tuple[str, ...],
     broadcast: bool,
-    direct: bool | None,
-    deadline: float,
-) -> None:
+    deadline: float | None,
+    patience: float,
+) -> tuple[PlacedValue, ...]:
+    """Ask the scheduler where to put values, until there is a worker."""
+    until = time.monotonic() + patience
     sizes = tuple((key, nbytes) for key, (_, nbytes) in blobs.items())
     while True:
-        plan = await client._ask(PlanScatter, sizes, workers, broadcast)
+        plan = await limited(client._ask(PlanScatter, sizes, workers, broadcast), deadline)
         if plan.placements or not blobs:
-            break
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise WaitTimeoutError("there is no worker to scatter data to")
-        await client._ask(AwaitWorkers, 1, min(left, 5.0))
-        if workers:
-            await asyncio.sleep(0.1)  # those named may be others than the one that is there
-    by_worker: dict[str, list[StoredValue]] = {}
-    for placed in plan.placements:
-        stored = StoredValue(placed.key, placed.attempt, blobs[placed.key][0])
-        for address in placed.addresses:
-            by_worker.setdefault(address, []).append(stored)
-    await asyncio.gather(*(_send(client, a, v, direct) for a, v in by_worker.items()))
-    client._send(DataScattered(plan.placements))
+            return plan.placements  # type: ignore[no-any-return]
+        # Those named may be others than the one that is there.
+        pause = asyncio.sleep(0.1) if workers else client._ask(AwaitWorkers, 1, _PATIENCE)
+        try:
+            await limited(pause, until)
+        except WaitTimeoutError:
+            names = f"none of {', '.join(workers)}" if workers else "no worker"
+            raise WaitTimeoutError(f"there is {names} to scatter data to") from None
 
 
 async def _send(

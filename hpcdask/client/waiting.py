@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from hpcdask.client import collecting
 from hpcdask.client.client import Client
+from hpcdask.client.collecting import SKIPPED
 from hpcdask.client.future import Future, FutureState, Latch, until_done
-from hpcdask.client.loop import lent_thread
+from hpcdask.client.loop import uncarried
 from hpcdask.errors import WaitTimeoutError
+from hpcdask.execution import lent_thread
 from hpcdask.messages import KeepUntilDone
+from hpcdask.wire.serialize import loads
 
 ALL_COMPLETED = "ALL_COMPLETED"
 FIRST_COMPLETED = "FIRST_COMPLETED"
@@ -244,7 +246,8 @@ class as_completed:
         while self._done.empty():
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), self._left())
+                with lent_thread():
+                    await asyncio.wait_for(self._arrived.wait(), self._left())
             except asyncio.TimeoutError:
                 raise WaitTimeoutError(
                     f"{self._n_left} futures were not done within {self._timeout}"
@@ -254,8 +257,9 @@ class as_completed:
         if not self.with_results:
             return future
         errors = "raise" if self.raise_errors else "skip"
-        [value] = await future.client._values([future._state], errors, self._left(), None)
-        return future, future._state.exception() if value is collecting.SKIPPED else value
+        work = future.client._blobs([future._state], errors, self._left(), None)
+        [blob] = await uncarried(work)
+        return future, future._state.exception() if blob is SKIPPED else loads(blob)
 
 
 __all__ = [

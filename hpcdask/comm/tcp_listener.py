@@ -38,7 +38,7 @@ async def listen(
     if len(ports) > 1:
         where += f" to {ports[-1]}"
     cure = {
-        errno.EADDRINUSE: "it is in use; choose another with --port, or 0 for any free one",
+        errno.EADDRINUSE: "it is in use; choose another, or 0 for any free one",
         errno.EADDRNOTAVAIL: "this machine has no such address; see --interface and --host",
         errno.EACCES: "ports below 1024 are for root",
     }.get(problem.errno or 0, problem.strerror)
@@ -170,7 +170,8 @@ class TCPListener(Listener):
             raise refusal
 
     def close(self) -> None:
-        for sock in self._socks:
+        while self._socks:
+            sock = self._socks.pop()
             self._loop.remove_reader(sock.fileno())
             sock.close()
         for task in list(self._strangers):

@@ -122,7 +122,7 @@ class SchedulerState(Transitions):
         """Tasks of a worker wait for others, which must find room or all would wait for ever."""
         worker = self.workers.get(address)
         if worker is not None:
-            worker.nthreads = worker.info.nthreads + msg.count
+            worker.nthreads = worker.info.nthreads + msg.waiting
             self._fill(worker)
 
     # -- Events: clients want things --------------------------------------------------------------

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import inspect
 import itertools
 import logging
 import math
+import os
 import time
 import uuid
 import weakref
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from hpcdask import host as hosts
 from hpcdask import logs
 from hpcdask.calls import call
-from hpcdask.client.client import Client
+from hpcdask.client.client import Client, close_all
 from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, WaitTimeoutError
@@ -30,6 +32,8 @@ from hpcdask.worker import Worker
 
 _clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
 _numbers = itertools.count()
+#: Seconds that the end of a cluster may take.
+_ENDING = 30.0
 
 
 class LocalCluster:
@@ -110,9 +114,13 @@ class LocalCluster:
         self._token = token if token is not None else new_token()
         self._local_directory = local_directory
         self._worker_kwargs = worker_kwargs
-        self._log_level = logging.INFO if silence_logs is False else silence_logs
+        # As a program that gives True means it: silence.
+        self._log_level: int | str = logging.WARNING if silence_logs is True else silence_logs
+        if silence_logs is False:
+            self._log_level = logging.INFO
         if not logging.getLogger("hpcdask").handlers:
-            logs.configure(self._log_level)  # type: ignore[arg-type]
+            logs.configure(self._log_level)
+        _check_options(worker_kwargs)
         self._scheduler_options: dict[str, Any] = {
             "host": None if interface else host or "127.0.0.1",
             "port": scheduler_port,
@@ -129,7 +137,12 @@ class LocalCluster:
             self.loop = loop or asyncio.get_running_loop()
         else:
             self.loop = loop or shared_loop()
-            run_sync(self.loop, self._started())
+            try:
+                run_sync(self.loop, self._started())
+            except BaseException:  # Ctrl-C, say: what has been started until then must end
+                if self.loop.is_running():
+                    run_sync(self.loop, self._close(), _ENDING)
+                raise
         _clusters.add(self)
 
     # -- Life -------------------------------------------------------------------------------------
@@ -148,7 +161,7 @@ class LocalCluster:
             await self.scheduler
             await self._scale_to(self._n_workers)
         except BaseException:
-            await self._close()
+            await self._end()
             self.status = "failed"
             raise
         self.status = "running"
@@ -156,6 +169,9 @@ class LocalCluster:
     async def _scale_to(self, n: int) -> None:
         assert self._scaling is not None
         async with self._scaling:
+            for name, worker in list(self.workers.items()):
+                if worker.status in ("closed", "failed"):  # it gave up, or was told to end
+                    del self.workers[name]
             new = [self._new_worker() for _ in range(n - len(self.workers))]
             started = await asyncio.gather(*(w.start() for w in new), return_exceptions=True)
             for worker, outcome in zip(new, started, strict=True):
@@ -179,10 +195,11 @@ class LocalCluster:
         }
         if not self.processes:
             return Worker(self.scheduler.inproc_address, protocol="inproc", **options)
-        where = {"interface": self._interface} if self._interface else {"host": self._host}
-        level = self._log_level
-        options["log_level"] = level if isinstance(level, (int, str)) else "info"
-        return Nanny(self.scheduler.address, **where, **options)
+        if self._interface:
+            options["interface"] = self._interface
+        else:
+            options["host"] = self._host
+        return Nanny(self.scheduler.address, log_level=self._log_level, **options)
 
     async def _close(self) -> None:
         if self._closing is None:
@@ -191,6 +208,12 @@ class LocalCluster:
 
     async def _close_once(self) -> None:
         self.status = "closing"
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
+        await self._end()
+
+    async def _end(self) -> None:
         workers, self.workers = list(self.workers.values()), {}
         await asyncio.gather(*(w.close("the cluster ends") for w in workers))
         if hasattr(self, "scheduler"):
@@ -203,7 +226,7 @@ class LocalCluster:
             return self._close()
         if self.status in ("closed", "created"):
             return None
-        limit = 30.0 if timeout is None else hosts.parse_timedelta(timeout)
+        limit = _ENDING if timeout is None else hosts.parse_timedelta(timeout)
         if is_in_loop(self.loop):
             return self.loop.create_task(self._close())
         return run_sync(self.loop, self._close(), limit)
@@ -216,7 +239,7 @@ class LocalCluster:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __await__(self) -> Any:
+    def __await__(self) -> Generator[Any, Any, LocalCluster]:
         async def started() -> LocalCluster:
             await self._started()
             return self
@@ -251,14 +274,14 @@ class LocalCluster:
         """Return a new client of this cluster."""
         return Client(self, asynchronous=self.asynchronous)
 
-    def scale(self, n: int) -> Any:
+    def scale(self, n: int, timeout: float | str | None = None) -> Any:
         """Have `n` workers; returns when they have registered, or are gone.
 
         Those that go are the youngest; values that only they hold are computed again.
         """
         if n < 0:
             raise ValueError(f"a cluster cannot have {n} workers")
-        return self._maybe_sync(self._scale_to(n))
+        return self._maybe_sync(self._scale_to(n), timeout)
 
     def wait_for_workers(self, n_workers: int, timeout: float | str | None = None) -> Any:
         """Wait until so many workers have registered."""
@@ -281,7 +304,11 @@ class LocalCluster:
         return self._maybe_sync(work())
 
     def get_logs(
-        self, cluster: bool = True, scheduler: bool = True, workers: bool | Iterable[str] = True
+        self,
+        cluster: bool = True,
+        scheduler: bool = True,
+        workers: bool | Iterable[str] = True,
+        timeout: float | str | None = None,
     ) -> Any:
         """Last log lines.
 
@@ -304,24 +331,25 @@ class LocalCluster:
                 result.update(await self._worker_logs(names))
             return result
 
-        return self._maybe_sync(work())
+        return self._maybe_sync(work(), timeout)
 
     async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
         function = dumps((logs.recent, (), {}))
         result = {}
         for worker in self.scheduler.state.find_workers(names):
             if not self.processes:
-                answer: Any = await call(function, worker.address, {}, in_thread=False)
+                answer: Any = await call(function, worker.address, {}, threaded=False)
             else:
-                comm = self.scheduler.workers[worker.address]
-                answer = await self.scheduler._call(comm, function, wait=True)
-                answer = (await answer).value
+                answer = await self.scheduler.call_worker(worker.address, function)
             if type(answer) is not TaskError:
                 result[worker.address] = "\n".join(line for _, line in loads(answer))
         return result
 
-    def _maybe_sync(self, work: Any) -> Any:
-        return work if self.asynchronous else run_sync(self.loop, work)
+    def _maybe_sync(self, work: Any, timeout: float | str | None = None) -> Any:
+        limit = None if timeout is None else hosts.parse_timedelta(timeout)
+        if self.asynchronous:
+            return work if limit is None else asyncio.wait_for(work, limit)
+        return run_sync(self.loop, work, limit)
 
     def __repr__(self) -> str:
         nthreads = sum(worker.nthreads for worker in self.workers.values())
@@ -329,6 +357,14 @@ class LocalCluster:
             f"LocalCluster({self.name}, {self.scheduler_address!r}, workers={len(self.workers)}, "
             f"threads={nthreads}, {self.status})"
         )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what neither `Worker` nor `Nanny` takes, before a worker process dies of it."""
+    known = inspect.signature(Worker).parameters.keys() | inspect.signature(Nanny).parameters.keys()
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise TypeError(f"neither LocalCluster nor its workers have an option {', '.join(unknown)}")
 
 
 def default_shape(n_workers: int | None, nthreads: int | None) -> tuple[int, int]:
@@ -347,7 +383,11 @@ def default_shape(n_workers: int | None, nthreads: int | None) -> tuple[int, int
 @atexit.register
 def _close_all() -> None:
     """Let no cluster outlive the program that made it."""
+    close_all()  # first, or they would complain that the scheduler is gone
     for cluster in list(_clusters):
         if cluster.status == "running" and not cluster.asynchronous:
             with contextlib.suppress(Exception):
                 cluster.close(timeout=10)
+
+
+os.register_at_fork(after_in_child=_clusters.clear)  # they are the parent's

@@ -105,11 +105,11 @@ def launch(options: MPIOptions) -> int:
         try:
             contact = share_contact(mpi.COMM_WORLD, start)
         except LaunchError:
+            mpi.Finalize()
             if world.is_scheduler:
                 raise
             return 0  # rank 0 says why; ending with an error here might end it before it has
-        finally:
-            mpi.Finalize()
+        mpi.Finalize()
         services: list[Service] = [*schedulers]
         if world.is_worker:
             services.append(_nanny(options, world, contact))

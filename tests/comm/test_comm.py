@@ -128,7 +128,7 @@ def test_what_is_queued_still_arrives_when_its_sender_closes(address: str) -> No
             a.close()
             assert (await theirs.heard(5002))[-1] == KeyLost("last")
             assert "closed" in str(await theirs.told_the_end())
-            await asyncio.wait_for(a.wait_closed(), 10)
+            await asyncio.wait_for(a.wait_closed(), 3)
             assert mine.reasons == []
             assert len(theirs.reasons) == 1
 
@@ -158,7 +158,7 @@ def test_both_ends_may_close_at_once(address: str) -> None:
                 comm.send_now(numbered(0, 100))
                 comm.close()
                 comm.close()
-            await asyncio.wait_for(asyncio.gather(a.wait_closed(), b.wait_closed()), 10)
+            await asyncio.wait_for(asyncio.gather(a.wait_closed(), b.wait_closed()), 3)
             assert a.closed
             assert b.closed
             assert [ear.reasons for ear in ears] == [[], []]

@@ -1,0 +1,373 @@
+"""``hpc-dask scheduler`` and ``hpc-dask worker``: processes that start, serve and end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import stat
+import threading
+import time
+
+import psutil
+import pytest
+from waiting import wait_until
+
+from hpcdask import Client, host
+from hpcdask.launchers.local import default_shape
+
+#: Seconds that a command may take to end when it is told to.
+PROMPT = 3.0
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+def start_scheduler(home, *options, **env):
+    """Start a scheduler on a free port; return it and its address."""
+    scheduler = home.hpc_dask("scheduler", "--port", "0", *options, **env)
+    return scheduler, scheduler.line(r"Scheduler at: +(tcp://\S+)")
+
+
+def workers_of(scheduler):
+    """(name, nthreads) of the workers that the scheduler says have registered."""
+    found = re.findall(r"Register worker (\S+), (\d+) threads", scheduler.err)
+    return sorted((name, int(nthreads)) for name, nthreads in found)
+
+
+def client_of(home, address):
+    return Client(address, token=home.token, set_as_default=False, timeout=20)
+
+
+def sleep_for_ever():
+    while True:
+        time.sleep(3600)
+
+
+# -- Starting and ending --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_scheduler_and_worker_say_where_they_are_and_end_with_0_at_a_signal(home, number):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address)
+    worker.line(r"Start worker at: +tcp://\S+:\d+")
+    assert worker.line(r"Registered to: +(tcp://\S+)") == address
+    assert worker.end(number, PROMPT) == 0
+    assert scheduler.end(number, PROMPT) == 0
+    for command in (worker, scheduler):
+        command.all_gone(1)
+        assert "Traceback" not in command.err
+    assert home.left_in_scratch() == []
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+def test_a_task_that_never_returns_does_not_keep_a_worker(home, nanny, number):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address, "--nthreads", "1", nanny)
+    with client_of(home, address) as client:
+        future = client.submit(sleep_for_ever)
+        client.run(sleep_for_ever, wait=False)
+        wait_until(lambda: "processing" in str(client.scheduler_info()) and executing(client))
+        assert worker.end(number, PROMPT) == 0
+        worker.all_gone(1)
+        future.cancel()
+    assert scheduler.end(number, PROMPT) == 0
+
+
+def executing(client):
+    """Whether a worker is in a task."""
+    return any(client.run_on_scheduler(_processing).values())
+
+
+def _processing(dask_scheduler):
+    return {name: len(w.processing) for name, w in dask_scheduler.state.workers.items()}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_task_that_never_returns_does_not_keep_a_scheduler(home, number):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address, "--nthreads", "1")
+    with client_of(home, address) as client:
+        client.submit(sleep_for_ever)
+        wait_until(lambda: executing(client))
+        assert scheduler.end(number, PROMPT) == 0
+    assert worker.code(PROMPT) == 0, "an ordered shutdown is no error"
+    worker.all_gone(1)
+
+
+def test_a_signal_ends_a_worker_that_waits_for_its_scheduler(home):
+    worker = home.hpc_dask("worker", "--scheduler-file", "missing.json")
+    worker.line("waiting for a scheduler: scheduler file missing.json does not exist")
+    assert worker.end(signal.SIGTERM, PROMPT) == 0
+
+
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+def test_the_loss_of_its_scheduler_ends_a_worker_with_an_error(home, nanny):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address, nanny, "--log-level", "warning")
+    scheduler.line("Register worker")
+    assert scheduler.end(signal.SIGKILL) == -signal.SIGKILL
+    assert worker.code(PROMPT) == 1
+    assert worker.err.splitlines() == [
+        f"hpc-dask worker: lost the scheduler at {address}: closed by the other side"
+    ]
+    worker.all_gone(1)
+
+
+def test_an_idle_scheduler_ends_by_itself_and_its_workers_with_it(home):
+    scheduler, address = start_scheduler(home, "--idle-timeout", "500ms")
+    worker = home.hpc_dask("worker", address)
+    assert scheduler.code(20) == 0
+    assert "idle for 0.5 s" in scheduler.err
+    assert worker.code(PROMPT) in (0, 1)  # 1 if it came too late
+
+
+def test_a_killed_nanny_takes_its_worker_along(home):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address)
+    worker.line("Registered to: ")
+    assert worker.end(signal.SIGKILL) == -signal.SIGKILL
+    worker.all_gone(5)
+    assert home.left_in_scratch() == []
+
+
+def test_pid_files_are_there_while_the_process_is(home):
+    scheduler, address = start_scheduler(home, "--pid-file", "scheduler.pid")
+    worker = home.hpc_dask("worker", address, "--pid-file", "worker.pid")
+    worker.line("Registered to: ")
+    for command, name in ((worker, "worker.pid"), (scheduler, "scheduler.pid")):
+        path = home.folder / name
+        assert int(path.read_text()) == command.process.pid
+        assert command.end() == 0
+        assert not path.exists()
+
+
+# -- Tokens ---------------------------------------------------------------------------------------
+
+
+def test_two_shells_of_one_user_share_the_users_token(home):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address)
+    worker.line("Registered to: ")
+    path = home.folder / "config/hpcdask/token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with client_of(home, address) as client:
+        assert client.submit(pow, 2, 10).result(timeout=20) == 1024
+
+
+def test_another_user_is_refused_on_both_sides(new_home):
+    mine, others = new_home("mine"), new_home("others")
+    scheduler, address = start_scheduler(mine)
+    worker = others.hpc_dask("worker", address)
+    assert worker.code() == 1
+    assert "another cluster token" in worker.err
+    scheduler.line("refused a connection from tcp://.*another cluster token")
+    assert workers_of(scheduler) == []
+
+
+def test_the_token_is_in_no_command_line_and_no_environment(home):
+    scheduler, address = start_scheduler(home, "--scheduler-file", "s.json")
+    worker = home.hpc_dask("worker", "--scheduler-file", "s.json")
+    worker.line("Registered to: ")
+    processes = [*scheduler.processes(), *worker.processes()]
+    assert len(processes) >= 3
+    for process in processes:
+        for name in ("cmdline", "environ"):
+            with open(f"/proc/{process.pid}/{name}", "rb") as file:
+                assert home.token.hex() not in file.read().decode(errors="replace")
+    for command in (scheduler, worker):
+        assert command.end() == 0
+        assert home.token.hex() not in command.err + command.out
+
+
+# -- Where and how many ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{port}", "localhost:{port}", "tcp://127.0.0.1:{port}"])
+def test_a_worker_reads_all_forms_of_an_address(home, form):
+    scheduler, address = start_scheduler(home, "--host", "127.0.0.1")
+    worker = home.hpc_dask("worker", form.format(port=address.rpartition(":")[2]), "--no-nanny")
+    worker.line("Registered to: ")
+    assert worker.line(r"Start worker at: +tcp://(\S+):") == "127.0.0.1"
+
+
+def test_ipv6_addresses_work(home):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as exc:
+        pytest.skip(f"this machine has no IPv6 loopback address: {exc}")
+    scheduler, address = start_scheduler(home, "--host", "::1")
+    assert re.fullmatch(r"tcp://\[::1\]:\d+", address)
+    worker = home.hpc_dask("worker", address)
+    worker.line(r"Start worker at: +tcp://\[::1\]:\d+")
+    worker.line("Registered to: ")
+    with client_of(home, address) as client:
+        assert client.submit(pow, 2, 5).result(timeout=20) == 32
+
+
+def test_the_default_port_is_8786(home):
+    try:
+        socket.create_server(("", 8786)).close()
+    except OSError as exc:
+        pytest.skip(f"port 8786 is not free here: {exc}")
+    scheduler = home.hpc_dask("scheduler")
+    scheduler.line(r"Scheduler at: +tcp://\S+:8786\b")
+    home.hpc_dask("worker", "127.0.0.1", "--no-nanny").line("Registered to: ")
+
+
+def test_the_first_free_port_of_a_range_is_taken(home):
+    with socket.create_server(("", 0)) as taken:
+        first = taken.getsockname()[1]
+        scheduler = home.hpc_dask("scheduler", "--port", f"{first}:{first + 20}")
+        port = int(scheduler.line(r"Scheduler at: +tcp://\S+:(\d+)"))
+        assert first < port <= first + 20
+        worker = home.hpc_dask(
+            "worker", f"127.0.0.1:{port}", "--worker-port", f"{first}:{first + 20}"
+        )
+        assert first < int(worker.line(r"Start worker at: +tcp://\S+:(\d+)")) <= first + 20
+
+
+def test_workers_share_a_range_of_ports(home):
+    with socket.create_server(("", 0)) as taken:
+        first = taken.getsockname()[1] + 1
+    ports = range(first, first + 20)
+    scheduler, address = start_scheduler(home)
+    home.hpc_dask("worker", address, "--nworkers", "3", "--worker-port", f"{first}:{first + 19}")
+    wait_until(lambda: len(workers_of(scheduler)) == 3, 30)
+    found = re.findall(r"Register worker .* at tcp://\S+:(\d+)", scheduler.err)
+    assert len(set(found)) == 3
+    assert all(int(port) in ports for port in found)
+
+
+def test_an_interface_pins_scheduler_and_worker(home):
+    scheduler, address = start_scheduler(home, "--interface", "lo")
+    assert address.startswith("tcp://127.0.0.1:")
+    worker = home.hpc_dask("worker", address, "--interface", "127.0.0.0/8")
+    assert worker.line(r"Start worker at: +tcp://(\S+):\d+") == "127.0.0.1"
+
+
+def test_listening_and_advertised_address_may_differ(home):
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask(
+        "worker",
+        address,
+        *("--listen-address", f"tcp://0.0.0.0:{port}"),
+        *("--contact-address", f"tcp://localhost:{port}"),
+    )
+    scheduler.line(rf"Register worker .* at tcp://localhost:{port}\b")
+    with client_of(home, address) as client:
+        assert client.submit(bytes, 10).result(timeout=20) == bytes(10)
+    assert worker.end() == 0
+
+
+def test_a_scheduler_advertises_the_contact_address_it_is_given(home):
+    scheduler, address = start_scheduler(home, "--contact-address", "tcp://localhost")
+    assert re.fullmatch(r"tcp://localhost:\d+", address)
+    home.hpc_dask("worker", address, "--no-nanny").line("Registered to: ")
+
+
+CPUS = host.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "nthreads"),
+    [
+        ("--name a", ["a"], CPUS),
+        ("--name a --nthreads 3", ["a"], 3),
+        ("--name a --nworkers 2", ["a-0", "a-1"], max(CPUS // 2, 1)),
+        ("--name a --nworkers 2 --nthreads 5", ["a-0", "a-1"], 5),
+        ("--name a --no-nanny --nthreads 2", ["a"], 2),
+    ],
+)
+def test_workers_have_the_names_and_threads_asked_for(home, options, names, nthreads):
+    scheduler, address = start_scheduler(home)
+    home.hpc_dask("worker", address, *options.split())
+    expected = [(name, nthreads) for name in names]
+    wait_until(lambda: workers_of(scheduler) == expected, 30, f"{expected}")
+
+
+@pytest.mark.skipif(CPUS > 16, reason="would start a worker for each of so many CPUs")
+@pytest.mark.parametrize(
+    ("nworkers", "number", "nthreads"),
+    [("auto", *default_shape(None, None)), ("-1", CPUS, 1), (f"-{CPUS}", 1, CPUS)],
+)
+def test_the_number_of_workers_can_follow_the_cpus(home, nworkers, number, nthreads):
+    scheduler, address = start_scheduler(home)
+    home.hpc_dask("worker", address, "--nworkers", nworkers)
+    wait_until(lambda: len(workers_of(scheduler)) == number, 30)
+    assert {threads for _, threads in workers_of(scheduler)} == {nthreads}
+
+
+def info_of_workers(client, number=1):
+    client.wait_for_workers(number, timeout=30)
+    return list(client.scheduler_info()["workers"].values())
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("2GiB", 2 * 2**30),
+        ("500 MB", 500 * 10**6),
+        ("123456789", 123456789),
+        ("0.25", host.memory_limit() * 0.25),
+        ("auto", host.memory_limit() / CPUS),
+        ("0", 0),
+    ],
+)
+def test_a_memory_limit_may_be_bytes_a_size_a_fraction_or_none(home, text, nbytes):
+    scheduler, address = start_scheduler(home)
+    home.hpc_dask("worker", address, "--nthreads", "1", "--memory-limit", text)
+    with client_of(home, address) as client:
+        [info] = info_of_workers(client)
+        assert info["memory_limit"] == pytest.approx(nbytes, rel=0.01)
+
+
+def test_workers_of_one_command_share_the_memory_and_the_cpus(home):
+    scheduler, address = start_scheduler(home)
+    home.hpc_dask("worker", address, "--nworkers", "2")
+    with client_of(home, address) as client:
+        infos = info_of_workers(client, 2)
+        assert sum(info["memory_limit"] for info in infos) <= host.memory_limit()
+        share = str(infos[0]["nthreads"])
+        environs = client.run(os.environ.get, "OMP_NUM_THREADS")
+        assert set(environs.values()) == {os.environ.get("OMP_NUM_THREADS", share)}
+
+
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+def test_scratch_is_made_where_it_is_wanted_and_removed_at_the_end(home, nanny):
+    scratch = home.folder / "elsewhere"
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address, nanny, "--local-directory", scratch)
+    with client_of(home, address) as client:
+        [info] = info_of_workers(client)
+    folder = info["local_directory"]
+    assert folder.startswith(f"{scratch}/")
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    assert worker.end() == 0
+    assert not os.path.exists(folder)
+
+
+def test_an_idle_cluster_uses_no_cpu(home):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address)
+    worker.line("Registered to: ")
+    processes = [*scheduler.processes(), *worker.processes()]
+    before = [sum(p.cpu_times()[:2]) for p in processes]
+    threading.Event().wait(2)  # the length of the measurement
+    used = {str(p): sum(p.cpu_times()[:2]) - b for p, b in zip(processes, before, strict=True)}
+    assert all(seconds < 0.1 for seconds in used.values()), used
+
+
+def test_a_worker_that_is_killed_is_replaced(home):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address, "--name", "a")
+    with client_of(home, address) as client:
+        [info] = info_of_workers(client)
+        psutil.Process(info["pid"]).kill()
+        wait_until(lambda: [i["pid"] for i in info_of_workers(client)] != [info["pid"]], 30)
+        assert client.submit(pow, 2, 3).result(timeout=20) == 8
+    worker.line("was killed by SIGKILL; starting another")
+    assert worker.end() == 0
