@@ -104,8 +104,11 @@ async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -
     return await _register(address, place.options(), hello, deadline)
 
 
-async def _register(address: str, options: CommOptions, hello: Hello, deadline: float) -> Link:
-    comm = await connect(address, options, max(deadline - time.monotonic(), 0.05))
+async def _register(
+    address: str, options: CommOptions, hello: Hello, deadline: float, was_there: bool = False
+) -> Link:
+    left = max(deadline - time.monotonic(), 0.05)
+    comm = await connect(address, options, left, was_there=was_there)
     try:
         comm.send(await hello(address, options))
         left = max(deadline - time.monotonic(), 0.05)
@@ -141,7 +144,9 @@ async def _by_file(
             break
         try:
             one_try = min(deadline, time.monotonic() + _ONE_TRY)
-            link = await _register(contact.address, place.options(contact), hello, one_try)
+            options = place.options(contact)
+            # The file is written when the scheduler listens: who refuses is not there any more.
+            link = await _register(contact.address, options, hello, one_try, was_there=True)
         except (CommClosedError, HandshakeError) as exc:
             problem = exc
         else:

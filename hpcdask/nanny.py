@@ -191,9 +191,7 @@ class Nanny(Service):
             log.info("Closed nanny %s: %s", self.name, reason)
 
     def _scheduler_lost(self, reason: CommClosedError) -> None:
-        assert self._link is not None
-        text = f"lost the scheduler at {self._link.address}: {reason}"
-        asyncio.get_running_loop().create_task(self._fail(text))
+        asyncio.get_running_loop().create_task(self._fail(f"lost the scheduler: {reason}"))
 
     def _from_scheduler(self, batch: list[Message]) -> None:
         for message in batch:

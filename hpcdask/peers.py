@@ -20,9 +20,9 @@ from hpcdask.messages import (
     Reply,
     StoredValue,
     StoreKeys,
+    TaskError,
     Version,
 )
-from hpcdask.tracebacks import to_exception
 
 
 class Requests:
@@ -46,7 +46,7 @@ class Requests:
         if future is None or future.done():
             return
         if type(message) is Failure:
-            future.set_exception(as_exception(to_exception(message.error)))
+            future.set_exception(RequestFailedError(message.error))
         else:
             future.set_result(message)
 
@@ -57,9 +57,12 @@ class Requests:
                 future.set_exception(reason)
 
 
-def as_exception(exc: BaseException) -> Exception:
-    """Return `exc`, wrapped if it is a KeyboardInterrupt or the like that a loop would die of."""
-    return exc if isinstance(exc, Exception) else RuntimeError(repr(exc))
+class RequestFailedError(Exception):
+    """The answer is an error. It stays pickled: only who asked in the first place opens it."""
+
+    def __init__(self, error: TaskError) -> None:
+        super().__init__(f"a request to {error.worker or 'the scheduler'} failed")
+        self.error = error
 
 
 class Peer:
@@ -140,7 +143,7 @@ class Peers:
         return await asyncio.shield(task)
 
     async def _dial(self, address: str) -> Peer:
-        return Peer(await connect(address, self._options, self._connect_timeout))
+        return Peer(await connect(address, self._options, self._connect_timeout, was_there=True))
 
 
 def _retrieve(dial: asyncio.Task[Peer]) -> None:

@@ -66,7 +66,7 @@ from hpcdask.messages import (
     WorkerClosing,
     WorkerDied,
 )
-from hpcdask.peers import Peers, Requests
+from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.rendezvous import (
     Contact,
     remove_scheduler_file,
@@ -232,7 +232,8 @@ class Scheduler(Service):
     async def _close(self, reason: str) -> None:
         if self.scheduler_file is not None:
             remove_scheduler_file(self.scheduler_file, self.id)
-        await self._until(lambda: self._nannies_joined >= self.expected_nannies, _FAREWELL)
+        if self.has_run:
+            await self._until(lambda: self._nannies_joined >= self.expected_nannies, _FAREWELL)
         for listener in self._listeners:
             listener.close()
         if hasattr(self, "_peers"):
@@ -431,6 +432,8 @@ class Scheduler(Service):
         """Answer a request; whatever goes wrong is the answer, too."""
         try:
             answer = await _REQUESTS[type(message)](self, name, message)
+        except RequestFailedError as exc:
+            answer = Failure(message.request, exc.error)
         except Exception as exc:
             answer = Failure(message.request, to_task_error(exc))
         comm.send(answer)
@@ -559,6 +562,8 @@ class Scheduler(Service):
 async def _result_or_error(address: str, future: asyncio.Future[Any]) -> Any:
     try:
         return (await future).value
+    except RequestFailedError as exc:
+        return exc.error
     except Exception as exc:
         return to_task_error(exc, worker=address)
 

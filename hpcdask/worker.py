@@ -228,8 +228,7 @@ class Worker(Service):
             log.info("Stopped worker at %s: %s", self.address, reason)
 
     def _scheduler_lost(self, reason: CommClosedError) -> None:
-        text = f"lost the scheduler: {reason}"
-        asyncio.get_running_loop().create_task(self._fail(text))
+        asyncio.get_running_loop().create_task(self._fail(f"lost the scheduler: {reason}"))
 
     async def _beat(self, interval: float) -> None:
         """Tell the scheduler how we are, every `interval` seconds."""

@@ -53,7 +53,7 @@ from hpcdask.messages import (
     TaskSpec,
     WantKeys,
 )
-from hpcdask.peers import Peers, Requests
+from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.tracebacks import to_exception
 from hpcdask.wire.serialize import dumps, loads
 
@@ -444,6 +444,8 @@ class Client:
         try:
             self._send(make(number, *fields))
             return await future
+        except RequestFailedError as exc:
+            raise CarriedError(to_exception(exc.error)) from None
         finally:
             future.cancel()
 

@@ -276,9 +276,9 @@ class Future:
 
         return self.client._maybe_sync(traceback())
 
-    def cancel(self, reason: str | None = None, msg: str | None = None, force: bool = False) -> Any:
+    def cancel(self, reason: str | None = None, msg: str | None = None) -> Any:
         """Stop computing it; see `Client.cancel`."""
-        return self.client.cancel([self], force=force, reason=reason, msg=msg)
+        return self.client.cancel([self], reason=reason, msg=msg)
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
         """Call ``fn(future)`` once it is done, in the thread that the client's callbacks share."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.collecting import limited
 from hpcdask.client.future import Future
+from hpcdask.client.loop import CarriedError
 from hpcdask.client.submission import data_key, fresh_key
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.execution import sizeof
@@ -20,6 +21,8 @@ from hpcdask.messages import (
     StoredValue,
     StoreForClient,
 )
+from hpcdask.peers import RequestFailedError
+from hpcdask.tracebacks import to_exception
 from hpcdask.wire.serialize import dumps
 
 if TYPE_CHECKING:
@@ -125,6 +128,8 @@ async def _send(
         try:
             await client._peers.store(address, values)
             return
+        except RequestFailedError as exc:
+            raise CarriedError(to_exception(exc.error)) from None
         except CommClosedError:
             client._unreachable.add(address)
     await client._ask(StoreForClient, address, tuple(values))

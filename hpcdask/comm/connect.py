@@ -8,7 +8,9 @@ from hpcdask.comm.base import Comm, Listener, OnComm
 from hpcdask.comm.options import CommOptions
 
 
-async def connect(address: str, options: CommOptions, timeout: float | None = None) -> Comm:
+async def connect(
+    address: str, options: CommOptions, timeout: float | None = None, *, was_there: bool = False
+) -> Comm:
     """Open a connection and prove that both ends hold the token.
 
     Parameters
@@ -17,6 +19,9 @@ async def connect(address: str, options: CommOptions, timeout: float | None = No
         As `parse_address` reads it.
     timeout : float, optional
         Seconds for all of it; by default ``options.connect_timeout``.
+    was_there : bool
+        The listener is known to have started, so a refusal means that it is gone. By default it is
+        waited for.
 
     Raises
     ------
@@ -32,7 +37,7 @@ async def connect(address: str, options: CommOptions, timeout: float | None = No
     timeout = options.connect_timeout if timeout is None else timeout
     if target.protocol == "inproc":
         return await inproc.connect(target.host, timeout)
-    return await tcp.connect(target, options, timeout)
+    return await tcp.connect(target, options, timeout, was_there)
 
 
 async def listen(

@@ -245,7 +245,9 @@ def configure(sock: socket.socket) -> None:
 # -- Dialling -------------------------------------------------------------------------------------
 
 
-async def connect(address: Address, options: CommOptions, timeout: float) -> TCPComm:
+async def connect(
+    address: Address, options: CommOptions, timeout: float, was_there: bool = False
+) -> TCPComm:
     """Open a connection within `timeout` seconds; see `hpcdask.comm.connect`."""
     host = address.host or "127.0.0.1"
     deadline = time.monotonic() + timeout
@@ -272,6 +274,8 @@ async def connect(address: Address, options: CommOptions, timeout: float) -> TCP
                 pass
             except OSError as exc:
                 problem = os.strerror(exc.errno) if exc.errno else str(exc) or problem
+                if was_there and isinstance(exc, ConnectionRefusedError):
+                    raise CommClosedError(f"cannot reach {address}: {problem}") from None
         # Nobody there yet: during start-up that is ordinary, so ask again, ever more slowly.
         await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
         pause = min(pause * 1.5, 1.0)

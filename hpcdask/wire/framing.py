@@ -12,12 +12,12 @@ Every length is checked against a limit before memory is taken for it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from hpcdask.errors import ProtocolError
 from hpcdask.wire.compression import Buffer, Codec, decompress, maybe_compress
+from hpcdask.wire.memory import room
 
 _HEAD = struct.Struct("<II")
 _BUFFER = struct.Struct("<QQB")
@@ -123,7 +123,7 @@ class FrameReader:
                 yield from self._section_is(data[:length])
                 data = data[length:]
             else:
-                self._section = _room(length)
+                self._section = room(length)
                 self._target = memoryview(self._section)
 
     def _check(self, length: int) -> None:
@@ -172,7 +172,7 @@ class FrameReader:
                 self._buffers[-1] = decompress(codec, self._buffers[-1], size)
         while len(self._buffers) < self._n_buffers:
             wire = self._descriptors[len(self._buffers)][0]
-            buffer = _room(wire)
+            buffer = room(wire)
             self._buffers.append(buffer)
             if wire:
                 self._target = memoryview(buffer)
@@ -180,25 +180,3 @@ class FrameReader:
         frame = Frame(self._control, self._buffers)
         self._control, self._buffers, self._descriptors = b"", [], []
         yield frame
-
-
-#: Buffers from here on are not zeroed first; that would take a third of the time to receive them.
-_UNZEROED = 2**20
-
-
-def _room(nbytes: int) -> bytearray:
-    """Memory to receive into. What it holds before is arbitrary."""
-    try:
-        return bytearray(nbytes) if nbytes < _UNZEROED else _unzeroed()(None, nbytes)
-    except MemoryError as exc:
-        raise ProtocolError(f"no memory for {nbytes} bytes that were announced") from exc
-
-
-@cache
-def _unzeroed() -> Callable[[None, int], bytearray]:
-    """Python's own C function; `bytearray(n)` always writes n zeros."""
-    import ctypes  # 3 ms, and many processes never need it
-
-    # A prototype of our own: attributes set on `pythonapi` itself would hold for everybody.
-    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)
-    return prototype(("PyByteArray_FromStringAndSize", ctypes.pythonapi))

@@ -73,10 +73,15 @@ def test_a_cancelled_call_can_be_submitted_again(client: Client, gate: Path) -> 
     assert again.result(timeout=10) == 1
 
 
+def _n_clients_that_want(future: Future, cluster: LocalCluster) -> int:
+    task = cluster.scheduler.state.tasks.get(future.key)
+    return 0 if task is None else len(task.wanted_by)
+
+
 def test_cancelling_spares_what_another_client_wants(cluster: LocalCluster, gate: Path) -> None:
     with Client(cluster) as one, Client(cluster) as two:
         mine, theirs = one.submit(wait_for_file, gate, 1), two.submit(wait_for_file, gate, 1)
-        wait_until(lambda: len(cluster.scheduler.state.tasks[mine.key].wanted_by) == 2)
+        wait_until(lambda: _n_clients_that_want(mine, cluster) == 2)
         one.cancel(mine)
         assert mine.cancelled()
         gate.touch()
@@ -86,7 +91,7 @@ def test_cancelling_spares_what_another_client_wants(cluster: LocalCluster, gate
 def test_cancelling_by_force_spares_nobody(cluster: LocalCluster, gate: Path) -> None:
     with Client(cluster) as one, Client(cluster) as two:
         mine, theirs = one.submit(wait_for_file, gate, 1), two.submit(wait_for_file, gate, 1)
-        wait_until(lambda: len(cluster.scheduler.state.tasks[mine.key].wanted_by) == 2)
+        wait_until(lambda: _n_clients_that_want(mine, cluster) == 2)
         one.cancel([mine], force=True)
         with pytest.raises(FutureCancelledError):
             theirs.result(timeout=10)

@@ -112,15 +112,15 @@ def stranger(listener: Listener, *first_words: bytes) -> Iterator[socket.socket]
 
 async def hangs_up(sock: socket.socket, timeout: float = 10) -> bytes:
     """All that the other side says until it hangs up."""
-    loop, said = asyncio.get_running_loop(), b""
+    loop, said = asyncio.get_running_loop(), bytearray()
     try:
         while True:
-            words = await asyncio.wait_for(loop.sock_recv(sock, 4096), timeout)
+            words = await asyncio.wait_for(loop.sock_recv(sock, 2**18), timeout)
             if not words:
-                return said
+                return bytes(said)
             said += words
     except ConnectionError:  # it had not read all that we said
-        return said
+        return bytes(said)
 
 
 async def shake_hands(sock: socket.socket, token: bytes = TOKEN) -> bytes:

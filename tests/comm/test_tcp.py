@@ -223,7 +223,7 @@ def test_the_first_free_port_of_a_range_is_taken() -> None:
             port = where(one)[1]
             async with listening("tcp://127.0.0.1", ports=f"{port}:{port + 50}") as (two, _):
                 assert port < where(two)[1] <= port + 50
-            with pytest.raises(OSError, match=f"port {port}: it is in use.*--port"):
+            with pytest.raises(OSError, match=f"port {port}: it is in use; choose another"):
                 await listen("tcp://127.0.0.1", print, OPTIONS, port)
 
     run(main())
@@ -555,6 +555,23 @@ def test_a_peer_that_resets_ends_its_connection_even_within_a_frame() -> None:
                 sock.close()
                 await ear.told_the_end()
                 assert ear.messages == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [MIB, 30 * MIB])
+def test_all_that_was_sent_arrives_although_its_sender_closes_with_bytes_unread(size: int) -> None:
+    async def main() -> None:
+        async with listening(LOCAL) as (listener, comms):
+            with stranger(listener) as sock:
+                await shake_hands(sock)
+                await eventually(lambda: comms)
+                sock.send(bytes(1000))  # is there, but the loop has had no turn to read it
+                comms[0].send(CallReturned(1, Frames([bytes(size)])))
+                comms[0].close()
+                assert len(await hangs_up(sock)) > size
+                sock.close()
+                await asyncio.wait_for(comms[0].wait_closed(), 3)
 
     run(main())
 

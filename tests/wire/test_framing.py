@@ -81,18 +81,19 @@ def test_buffers_are_sent_as_they_are_and_not_copied() -> None:
     assert all(a is b for a, b in zip(sent, buffers, strict=True))
 
 
-def test_a_large_buffer_is_received_straight_into_its_final_memory() -> None:
-    stream = memoryview(laid_out([(b"control", [b"x" * 2 * MIB])]))
+@pytest.mark.parametrize("size", [MIB // 2, 2 * MIB, 9 * MIB + 1])
+def test_a_large_buffer_is_received_straight_into_its_final_memory(size: int) -> None:
+    stream = memoryview(laid_out([(b"control", [b"x" * size])]))
     reader = FrameReader(LIMITS)
-    head = len(stream) - 2 * MIB
+    head = len(stream) - size
     assert list(reader.feed(stream[:head])) == []
     assert reader.target is not None
     final = reader.target.obj
     reader.target[:] = stream[head:]
-    (frame,) = reader.filled(2 * MIB)
+    (frame,) = reader.filled(size)
     assert frame.buffers[0] is final
     assert type(final) is bytearray
-    assert final == b"x" * 2 * MIB
+    assert final == b"x" * size
     final.append(1)  # nothing of the reader holds on to it
 
 

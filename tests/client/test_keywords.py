@@ -1,0 +1,55 @@
+"""Names are those of distributed, so that a program ports by its import line."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import hpcdask
+
+distributed = pytest.importorskip("distributed")
+
+#: What we have beyond: a limit to every wait, and the cluster's token.
+OURS = {"timeout", "token", "token_file", "auth"}
+
+PAIRS = [
+    *((f"Client.{name}", ()) for name in ("submit", "map", "gather", "scatter", "cancel", "run")),
+    *((f"Client.{name}", ()) for name in ("wait_for_workers", "who_has")),
+    ("Client.run_on_scheduler", ("wait",)),
+    *((f"Client.{name}", ()) for name in ("has_what", "nthreads", "processing", "shutdown")),
+    *((f"Client.{name}", ()) for name in ("restart", "close", "scheduler_info", "get")),
+    ("Client.__init__", ()),
+    *((f"Future.{name}", ()) for name in ("result", "exception", "traceback", "cancel")),
+    *((f"Future.{name}", ()) for name in ("add_done_callback", "release", "done", "cancelled")),
+    ("Future.__init__", ()),
+    *((f"as_completed.{name}", ()) for name in ("__init__", "add", "update", "next_batch")),
+    *((f"as_completed.{name}", ()) for name in ("batches", "clear", "count", "is_empty")),
+    ("wait", ()),
+    ("fire_and_forget", ()),
+    ("get_client", ()),
+    ("get_worker", ()),
+    # These reach their workers by **kwargs.
+    ("LocalCluster.__init__", ("memory_limit", "local_directory")),
+    ("LocalCluster.get_logs", ()),
+    ("LocalCluster.scale", ()),
+    ("LocalCluster.close", ()),
+    ("LocalCluster.wait_for_workers", ()),
+]
+
+
+def parameters(module: object, dotted: str) -> set[str]:
+    for name in dotted.split("."):
+        module = getattr(module, name)
+    signature = inspect.signature(module)  # type: ignore[arg-type]
+    return {
+        p.name
+        for p in signature.parameters.values()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+
+
+@pytest.mark.parametrize(("name", "known"), PAIRS, ids=[name for name, _ in PAIRS])
+def test_our_keywords_exist_in_distributed(name: str, known: tuple[str, ...]) -> None:
+    ours, theirs = parameters(hpcdask, name), parameters(distributed, name)
+    assert ours - theirs - OURS - set(known) == set()

@@ -1,0 +1,197 @@
+"""A cluster on this machine: its life, its size, its logs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from waiting import wait_for_file, wait_until
+
+from hpcdask import Client, LocalCluster, WorkerStartError, get_worker, wait
+from hpcdask.errors import ConfigError
+
+
+def increment(x: int) -> int:
+    return x + 1
+
+
+def own_pid(_: int = 0) -> int:
+    return os.getpid()
+
+
+def test_a_cluster_lives_as_long_as_its_block() -> None:
+    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster:
+        pids = [nanny.pid for nanny in cluster.workers.values()]
+        assert len(pids) == 2
+        assert all(psutil.pid_exists(pid) for pid in pids)
+        assert cluster.status == "running"
+        assert repr(cluster).startswith("LocalCluster(")
+        with Client(cluster) as client:
+            assert client.submit(increment, 1).result(timeout=10) == 2
+    assert cluster.status == "closed"
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    cluster.close()
+
+
+def test_a_cluster_closes_within_a_second() -> None:
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1)
+    start = time.monotonic()
+    cluster.close()
+    assert time.monotonic() - start < 1
+
+
+def test_a_cluster_of_busy_workers_closes_soon(tmp_path: Path) -> None:
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1)
+    with Client(cluster) as client:
+        futures = client.map(wait_for_file, [tmp_path / "never"] * 4, range(4))
+        wait_until(lambda: all(client.processing(timeout=5).values()))
+        del futures
+    start = time.monotonic()
+    cluster.close()
+    assert time.monotonic() - start < 2
+
+
+def test_workers_are_threads_if_asked_for() -> None:
+    with LocalCluster(n_workers=2, threads_per_worker=2, processes=False) as cluster:
+        assert cluster.scheduler_address.startswith("inproc://")
+        with Client(cluster) as client:
+            assert set(client.gather(client.map(own_pid, range(4)), timeout=10)) == {os.getpid()}
+            value = object()  # is not even pickled on its way from task to task
+            future = client.submit(lambda: value)
+            assert client.submit(lambda x: type(x).__name__, future).result(timeout=10) == "object"
+        assert psutil.Process().children() == []
+
+
+def test_a_cluster_has_the_shape_that_is_asked_for() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=3, memory_limit="1 GiB") as cluster:
+        with Client(cluster) as client:
+            [worker] = client.scheduler_info(timeout=5)["workers"].values()
+            assert worker["nthreads"] == 3
+            assert worker["memory_limit"] == 2**30
+
+
+def test_a_cluster_grows_and_shrinks_with_right_results() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        futures = client.map(increment, range(100))
+        wait(futures, timeout=10)
+        cluster.scale(3)
+        assert len(client.nthreads(timeout=5)) == 3
+        more = client.map(increment, range(100, 400))
+        wait(more, timeout=10)
+        assert len([keys for keys in client.has_what(timeout=5).values() if keys]) == 3
+        cluster.scale(1)
+        assert len(client.nthreads(timeout=5)) == len(cluster.workers) == 1
+        assert client.gather(futures + more, timeout=20) == list(range(1, 401))
+        cluster.scale(0)
+        late = client.submit(increment, 1, pure=False)
+        assert late.status == "pending"
+        cluster.scale(1)
+        assert late.result(timeout=10) == 2
+        with pytest.raises(ValueError, match="-1 workers"):
+            cluster.scale(-1)
+
+
+def test_a_shrinking_cluster_is_not_held_up_by_a_busy_worker(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
+        futures = client.map(wait_for_file, [tmp_path / "go"] * 2, range(2))
+        wait_until(lambda: all(client.processing(timeout=5).values()))
+        start = time.monotonic()
+        cluster.scale(1)
+        assert time.monotonic() - start < 3
+        (tmp_path / "go").touch()
+        assert client.gather(futures, timeout=20) == [0, 1]
+        # An end that was planned is not held against the task that it hit.
+        assert {task.failures for task in cluster.scheduler.state.tasks.values()} == {0}
+
+
+def test_workers_are_waited_for() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster:
+        cluster.wait_for_workers(1, timeout=5)
+        with pytest.raises(TimeoutError, match=r"1 of 2 workers have registered within 0\.1 s"):
+            cluster.wait_for_workers(2, timeout=0.1)
+
+
+def test_logs_of_all_parts_can_be_read() -> None:
+    def complain() -> str:
+        import logging
+
+        logging.getLogger("hpcdask.test").warning("a task complains")
+        return get_worker().address
+
+    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
+        address = client.submit(complain).result(timeout=10)
+        logs = cluster.get_logs(timeout=10)
+        assert logs.keys() == {"Cluster", "Scheduler", *client.nthreads(timeout=5)}
+        assert "a task complains" in logs[address]
+        assert "Register worker" in logs["Scheduler"]
+        only = cluster.get_logs(cluster=False, scheduler=False, workers=[address], timeout=10)
+        assert only.keys() == {address}
+
+
+def test_several_clusters_live_side_by_side() -> None:
+    options = {"n_workers": 1, "threads_per_worker": 1}
+    with LocalCluster(**options) as one, LocalCluster(**options) as two:
+        with Client(one) as first, Client(two) as second:
+            assert first.submit(own_pid).result(timeout=10) != second.submit(own_pid).result(10)
+            first.shutdown()
+            assert one.status == "closed"
+            assert second.submit(increment, 1).result(timeout=10) == 2
+
+
+def test_an_interface_is_listened_on_if_named() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, interface="lo") as cluster:
+        assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
+        with Client(cluster) as client:
+            assert client.submit(increment, 1).result(timeout=10) == 2
+
+
+def test_settings_that_do_not_exist_are_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="have an option nthread"):
+        LocalCluster(n_workers=1, nthread=2)
+    with pytest.raises(ConfigError, match="no dashboard"):
+        LocalCluster(n_workers=1, dashboard_address=":8787")
+
+
+@pytest.mark.parametrize(
+    ("preload", "what"),
+    [("raise RuntimeError('not today')", "not today"), ("import os; os._exit(7)", "code 7")],
+)
+def test_a_worker_that_dies_at_its_start_tells_why(
+    tmp_path: Path, preload: str, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "preloaded.py"
+    path.write_text(preload)
+    start = time.monotonic()
+    with pytest.raises(WorkerStartError, match=what):
+        LocalCluster(n_workers=2, threads_per_worker=1, preload=[str(path)])
+    assert time.monotonic() - start < 10
+
+
+def test_what_a_worker_said_last_is_in_its_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "preloaded.py"
+    path.write_text("import os, sys\nprint('no licence left', file=sys.stderr, flush=True)\n")
+    with path.open("a") as file:
+        file.write("os._exit(3)\n")
+    with pytest.raises(WorkerStartError, match=r"exited with code 3.*\n.*no licence left"):
+        LocalCluster(n_workers=1, threads_per_worker=1, preload=[str(path)])
+    assert "no licence left" in capfd.readouterr().err
+
+
+def test_what_tasks_print_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
+    with Client(n_workers=1, threads_per_worker=1) as client:
+        client.submit(os.write, 1, b"to stdout\n").result(timeout=10)
+        client.submit(os.write, 2, b"to stderr\n").result(timeout=10)
+    printed = capfd.readouterr()
+    assert printed.out == "to stdout\n"
+    assert printed.err == "to stderr\n"
+
+
+def test_many_small_clusters_leave_nothing() -> None:
+    for _ in range(10):
+        with Client(n_workers=1, threads_per_worker=1, processes=False) as client:
+            assert client.submit(increment, 1).result(timeout=10) == 2

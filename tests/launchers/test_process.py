@@ -1,0 +1,161 @@
+"""Services in the main thread of a process: how they start, live and end together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from hpcdask.errors import LaunchError
+from hpcdask.launchers.process import event_loop, live, pid_file, serve, stop_signals
+from hpcdask.service import Service
+
+
+class Pretender(Service):
+    """A service that notes what happens to it."""
+
+    def __init__(self, error=None, slow=False):
+        super().__init__()
+        self.error, self.slow = error, slow
+        self.closed_because = None
+
+    async def _start(self):
+        if self.slow:
+            await asyncio.sleep(3600)
+        if self.error is not None:
+            raise self.error
+
+    async def _close(self, reason):
+        self.closed_because = reason
+
+
+def run(main):
+    with event_loop() as loop:
+        return loop.run_until_complete(main)
+
+
+def test_one_that_cannot_start_ends_all_and_its_error_is_raised():
+    fine, broken = Pretender(), Pretender(LaunchError("no port is free"))
+    with pytest.raises(LaunchError, match="no port is free"):
+        run(serve([fine, broken]))
+    assert fine.status == "closed"
+    assert broken.status == "failed"
+
+
+def test_they_live_until_the_last_has_ended():
+    first, second = Pretender(), Pretender()
+
+    async def main():
+        living = asyncio.ensure_future(live([first, second]))
+        await asyncio.sleep(0)
+        await first.close("enough")
+        await asyncio.wait({living}, timeout=0.05)
+        assert not living.done()
+        await second.close("enough")
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+
+
+def test_one_that_could_not_go_on_makes_the_end_an_error():
+    service = Pretender()
+
+    async def main():
+        living = asyncio.ensure_future(serve([service]))
+        while service.status != "running":
+            await asyncio.sleep(0)
+        await service._fail("lost the scheduler")
+        await asyncio.wait_for(living, 5)
+
+    with pytest.raises(LaunchError, match="lost the scheduler"):
+        run(main())
+    assert service.status == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("slow", [False, True], ids=["running", "starting"])
+def test_a_signal_ends_them_in_order_whether_running_or_starting(number, slow):
+    service = Pretender(slow=slow)
+
+    async def main():
+        living = asyncio.ensure_future(serve([service]))
+        while service.status != ("starting" if slow else "running"):
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), number)
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert service.closed_because is not None
+
+
+def test_a_service_that_is_closed_while_it_starts_is_no_error():
+    class ClosedMeanwhile(Pretender):
+        async def _start(self):
+            closing = asyncio.ensure_future(self.close("the scheduler says so"))
+            await asyncio.sleep(0)
+            await closing
+            raise LaunchError("the worker was killed before it had started")
+
+    service = ClosedMeanwhile()
+    run(serve([service]))
+    assert service.status == "closed"
+    assert service.closed_because == "the scheduler says so"
+
+
+def test_the_loop_does_not_wait_for_a_thread_that_never_returns():
+    release = threading.Event()
+
+    async def main():
+        asyncio.get_running_loop().run_in_executor(None, release.wait)
+        return "ended"
+
+    try:
+        assert run(main()) == "ended"
+    finally:
+        release.set()
+
+
+def test_the_end_of_the_parent_process_counts_as_sigterm(tmp_path):
+    program = tmp_path / "child.py"
+    program.write_text(
+        "import asyncio, os\n"
+        "from hpcdask.launchers.process import stop_signals\n"
+        "async def main():\n"
+        "    with stop_signals(with_parent=True) as stopped:\n"
+        "        print(os.getpid(), flush=True)\n"
+        "        print((await stopped).name, flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    code = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, {str(program)!r}])\n"
+        "time.sleep(3600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline().strip().isdigit()
+        parent.kill()
+        assert parent.stdout.read() == b"SIGTERM\n"
+
+
+def test_a_signal_handler_is_removed_at_the_end():
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def main():
+        with stop_signals():
+            assert signal.getsignal(signal.SIGTERM) != before
+
+    run(main())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_pid_file_goes_even_after_an_error(tmp_path):
+    path = tmp_path / "pid"
+    with pytest.raises(ZeroDivisionError), pid_file(str(path)):
+        assert path.read_text() == f"{os.getpid()}\n"
+        raise ZeroDivisionError
+    assert not path.exists()

@@ -1,0 +1,91 @@
+"""The ranks together: each of these tests runs on every rank of one ``mpirun`` at the same time.
+
+``mpirun -np 3 python -m pytest --with-mpi --only-mpi tests/mpi``
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcdask.errors import ConfigError, LaunchError
+from hpcdask.launchers.mpi import find_world, share_contact
+from hpcdask.rendezvous import Contact
+
+# pytest-mpi takes every test in a folder named "mpi" for one that ranks run together.
+pytestmark = pytest.mark.mpi(min_size=2)
+
+CONTACT = Contact(
+    type="Scheduler",
+    id="Scheduler-1",
+    address="tcp://10.0.0.1:8786",
+    dashboard="",
+    token=bytes(range(32)),
+    started=1.0,
+    version="1",
+    host="here",
+    pid=1,
+    job="",
+)
+
+
+@pytest.fixture
+def mpi():
+    return pytest.importorskip("mpi4py.MPI")
+
+
+@pytest.fixture
+def comm(mpi):
+    """A communicator of all ranks, and a proof that they leave the test in step."""
+    comm = mpi.COMM_WORLD
+    yield comm
+    assert comm.allreduce(1) == comm.Get_size()
+
+
+def test_every_rank_gets_the_contact_that_rank_0_has_made(comm):
+    calls = []
+
+    def start():
+        calls.append(comm.Get_rank())
+        return CONTACT
+
+    assert share_contact(comm, start) == CONTACT
+    assert calls == ([0] if comm.Get_rank() == 0 else [])
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (LaunchError("port 8786 is in use"), "port 8786 is in use"),
+        (ConfigError("'x' is no port"), "'x' is no port"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ZeroDivisionError("a fault of ours"), "rank 0 could not start the scheduler: ZeroDiv"),
+    ],
+)
+def test_every_rank_raises_the_error_of_rank_0(comm, error, text):
+    def start():
+        raise error
+
+    with pytest.raises(LaunchError, match=text) as caught:
+        share_contact(comm, start)
+    assert caught.value.__cause__ is (error if comm.Get_rank() == 0 else None)
+
+
+def test_an_error_that_cannot_be_pickled_reaches_every_rank_too(comm):
+    class UnpicklableError(Exception):
+        def __init__(self, one, two):
+            super().__init__(one)
+
+    def start():
+        raise UnpicklableError("one", lambda: None)
+
+    with pytest.raises(LaunchError, match="UnpicklableError"):
+        share_contact(comm, start)
+
+
+def test_ranks_know_their_place_and_their_neighbours(mpi, comm):
+    world = find_world(mpi)
+    assert (world.rank, world.size) == (comm.Get_rank(), comm.Get_size())
+    assert world.is_scheduler == (world.rank == 0)
+    assert world.is_worker == (world.rank > 0)
+    # These ranks share a host: mpirun was started without a list of others.
+    assert world.workers_here == world.size - 1
