@@ -29,12 +29,15 @@ class TokenError(HpcdaskError, PermissionError):
     """A token or token file is unusable: unreadable, malformed, or readable by others."""
 
 
-class RendezvousError(HpcdaskError, ValueError):
+class RendezvousError(HpcdaskError, OSError):
     """A scheduler file cannot be written, or holds something that is not one."""
 
 
-class RendezvousTimeoutError(RendezvousError, TimeoutError):
+class RendezvousTimeoutError(TimeoutError, RendezvousError):
     """No usable scheduler file, or no scheduler that answers to it, within the deadline."""
+
+    # In this order: where tblib pickles exceptions (as where distributed is imported), it calls
+    # __new__ of the first builtin base, which must be the one whose memory layout we have.
 
 
 class InterfaceNotFoundError(HpcdaskError, ValueError):

@@ -74,6 +74,10 @@ MPI_VARIABLES = (
 _nannies: weakref.WeakSet[Nanny] = weakref.WeakSet()
 
 
+class _KilledAtStartError(WorkerStartError):
+    """A signal ended the worker before it had registered."""
+
+
 class Nanny(Service):
     """Keeps one worker process alive.
 
@@ -151,13 +155,13 @@ class Nanny(Service):
         if self.place.scheduler_file:
             # Of a scheduler file there is one reader per nanny; the worker is told what it says.
             link = await self._register()
-            await self._start_worker(link.address, link.options)
+            await self._start_first_worker(link.address, link.options)
         else:
             # Both can connect at the same time: spawning Python takes the longest.
             options = self.place.options()
             work = [
                 asyncio.ensure_future(self._register()),
-                asyncio.ensure_future(self._start_worker(self.place.address or "", options)),
+                asyncio.ensure_future(self._start_first_worker(self.place.address or "", options)),
             ]
             try:
                 await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
@@ -213,6 +217,19 @@ class Nanny(Service):
 
     # -- The worker process -----------------------------------------------------------------------
 
+    async def _start_first_worker(self, scheduler: str, options: CommOptions) -> None:
+        """Start a worker, and another if it is killed meanwhile: that is not its fault.
+
+        A worker that fails by itself would fail again, and whoever starts us should know at once.
+        """
+        for is_last in (*[False] * (_MAX_FAILED_STARTS - 1), True):
+            try:
+                return await self._start_worker(scheduler, options)
+            except _KilledAtStartError as exc:
+                if is_last or self._is_closing():
+                    raise
+                log.warning("starting another worker: %s", exc)
+
     async def _start_worker(self, scheduler: str, options: CommOptions) -> None:
         """Start a process with a fresh interpreter and wait until its worker has registered.
 
@@ -262,9 +279,8 @@ class Nanny(Service):
             ) from None
         if not answer:
             code = await self._has_ended(process)
-            raise WorkerStartError(
-                f"worker {self.name} {_ending(code)} before it had started" + self._tail()
-            )
+            text = f"worker {self.name} {_ending(code)} before it had started" + self._tail()
+            raise _KilledAtStartError(text) if code < 0 else WorkerStartError(text)
         status = json.loads(answer)
         if "error" in status:
             await self._has_ended(process)

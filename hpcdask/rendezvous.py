@@ -551,8 +551,8 @@ async def wait_for_contact(
 def _timeout_error(reader: SchedulerFileReader, timeout: float) -> RendezvousTimeoutError:
     return RendezvousTimeoutError(
         f"no scheduler within {round(timeout, 2):g} s: {reader.describe(time.time())}. "
-        f"Check that one was started with --scheduler-file {_quoted(reader.path)} and that this host "
-        f"({socket.gethostname()}) sees that folder."
+        f"Check that one was started with --scheduler-file {_quoted(reader.path)} and that "
+        f"this host ({socket.gethostname()}) sees that folder."
     )
 
 

@@ -271,7 +271,7 @@ class Client:
         from hpcdask.launchers.local import LocalCluster
 
         options = {"dashboard_address": None, **self._cluster_options}
-        self.cluster = LocalCluster(asynchronous=True, loop=self.loop, **options)
+        self.cluster = LocalCluster(asynchronous=self._asynchronous, loop=self.loop, **options)
         self._owns_cluster = True
         await self.cluster
         return cluster_place(self.cluster)
@@ -559,6 +559,8 @@ class Client:
         >>> client.submit(max, [3, 5, 4]).result()
         5
         """
+        if kwargs:
+            kwargs = _own_keywords(kwargs)
         function = pack_function(func)
         arguments, dependencies = pack_arguments(args, kwargs)
         is_named = key is not None
@@ -611,6 +613,8 @@ class Client:
         >>> client.gather(client.map(pow, [2, 3], [10, 2]))
         [1024, 9]
         """
+        if kwargs:
+            kwargs = _own_keywords(kwargs)
         if kwargs and not pack_arguments((), kwargs)[1]:
             # Without futures among them they are pickled once, with the function.
             func, kwargs = partial(func, **kwargs), {}
@@ -699,6 +703,7 @@ class Client:
         >>> client.get({"x": 1, "y": (abs, -2), "z": (max, "x", "y")}, "z")
         2
         """
+        _own_keywords(unused)
         graph = graphs.pack(dsk, keys)
         with self._lock:
             self._submissions += 1
@@ -1035,6 +1040,24 @@ def cluster_place(cluster: Any) -> SchedulerPlace:
             f"Client() takes an address or a cluster with a scheduler_address, not {cluster!r:.80}"
         )
     return SchedulerPlace(address)
+
+
+#: Keywords of distributed's `submit` that are no arguments of the function, and that mean nothing
+#: here; and those that would mean something which this version cannot do.
+_MEANINGLESS = {"fifo_timeout", "allow_other_workers"}
+_UNSUPPORTED = {"workers", "resources", "actor", "actors"}
+
+
+def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords that are for the function; refuse those that we cannot serve."""
+    for name in _UNSUPPORTED & kwargs.keys():
+        if kwargs[name]:
+            raise TypeError(
+                f"this version cannot do {name}=; to give a function an argument of that name, "
+                "wrap it in functools.partial"
+            )
+    reserved = _MEANINGLESS | _UNSUPPORTED
+    return {name: value for name, value in kwargs.items() if name not in reserved}
 
 
 def _revived(state: FutureState) -> FutureState:

@@ -102,7 +102,7 @@ class LocalCluster:
         if isinstance(dashboard_address, str) and dashboard_address not in ("", ":0"):
             raise ConfigError("this version has no dashboard; leave dashboard_address out")
         self.name = name or f"LocalCluster-{uuid.uuid4().hex[:8]}"
-        self.asynchronous = asynchronous
+        self._asynchronous = asynchronous
         self.processes = processes
         self.status = "created"
         self.workers: dict[str, Nanny | Worker] = {}
@@ -137,6 +137,9 @@ class LocalCluster:
             self.loop = loop or asyncio.get_running_loop()
         else:
             self.loop = loop or shared_loop()
+            if is_in_loop(self.loop):  # a client makes it there, and awaits it
+                _clusters.add(self)
+                return
             try:
                 run_sync(self.loop, self._started())
             except BaseException:  # Ctrl-C, say: what has been started until then must end
@@ -144,6 +147,11 @@ class LocalCluster:
                     run_sync(self.loop, self._close(), _ENDING)
                 raise
         _clusters.add(self)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether methods return awaitables: if it was made so, or when called on its loop."""
+        return self._asynchronous or is_in_loop(self.loop)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -227,8 +235,6 @@ class LocalCluster:
         if self.status in ("closed", "created"):
             return None
         limit = _ENDING if timeout is None else hosts.parse_timedelta(timeout)
-        if is_in_loop(self.loop):
-            return self.loop.create_task(self._close())
         return run_sync(self.loop, self._close(), limit)
 
     def __enter__(self) -> LocalCluster:
@@ -385,7 +391,7 @@ def _close_all() -> None:
     """Let no cluster outlive the program that made it."""
     close_all()  # first, or they would complain that the scheduler is gone
     for cluster in list(_clusters):
-        if cluster.status == "running" and not cluster.asynchronous:
+        if cluster.status == "running" and not cluster._asynchronous:
             with contextlib.suppress(Exception):
                 cluster.close(timeout=10)
 

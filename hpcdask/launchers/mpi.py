@@ -92,7 +92,8 @@ def launch(options: MPIOptions) -> int:
     mpi = _mpi4py()
     world = find_world(mpi)
     with contextlib.ExitStack() as stack:
-        options = _with_scheduler_file(options, world, stack)
+        files = stack.enter_context(contextlib.ExitStack())
+        options = _with_scheduler_file(options, world, files)
         loop = stack.enter_context(event_loop())
         schedulers: list[Scheduler] = []
 
@@ -114,7 +115,7 @@ def launch(options: MPIOptions) -> int:
         if world.is_worker:
             services.append(_nanny(options, world, contact))
         if world.is_scheduler and options.script is not None:
-            return loop.run_until_complete(_serve_script(services, options))
+            return loop.run_until_complete(_serve_script(services, options, files.close))
         loop.run_until_complete(serve(services, with_parent=True))
         return 0
 
@@ -243,7 +244,9 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
-async def _serve_script(services: Sequence[Service], options: MPIOptions) -> int:
+async def _serve_script(
+    services: Sequence[Service], options: MPIOptions, remove_files: Callable[[], None]
+) -> int:
     """Run the script beside the services; all ends with it, and with its exit code."""
     assert options.script is not None
     process = _start_script(options.script, options.scheduler["scheduler_file"])
@@ -261,7 +264,9 @@ async def _serve_script(services: Sequence[Service], options: MPIOptions) -> int
                     await _first_of(ending, stopped)
             if not ending.done():
                 number = stopped.result() if stopped.done() else signal.SIGTERM
-                # At the same time, since mpirun kills a second after it has sent a signal.
+                # Files first and the rest at the same time: mpirun kills us very soon, Open MPI 5
+                # a quarter of a second after it has passed a SIGTERM on.
+                remove_files()
                 await asyncio.gather(
                     _end(process, ending, number), close_all(services, "asked to end")
                 )

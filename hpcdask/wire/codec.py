@@ -143,7 +143,10 @@ def _compiled_check(hint: Any) -> Callable[[Any], bool]:
     more than all else that the scheduler does to receive it.
     """
     source = f"lambda value: {_expression(hint, 'value')}"
-    return cast(Callable[[Any], bool], eval(source, {"Frames": Frames, "NoneType": type(None)}))
+    # Compiled first: to evaluate a string makes CPython forget that a program is ending by Ctrl-C,
+    # and then its exit code does not say so.
+    code = compile(source, "<record>", "eval")
+    return cast(Callable[[Any], bool], eval(code, {"Frames": Frames, "NoneType": type(None)}))
 
 
 def _expression(hint: Any, value: str) -> str:

@@ -136,21 +136,23 @@ def test_a_restart_forgets_tasks_and_gives_fresh_processes(tmp_path: Path) -> No
         assert client.submit(increment, 1).result(timeout=10) == 2
 
 
-def hold_the_interpreter(seconds: float) -> None:
-    """As C code does that never gives the interpreter's lock back."""
+def hold_the_interpreter(started: Path) -> None:
+    """As C code does that does not give the interpreter's lock back."""
     import ctypes
 
-    # PyDLL keeps the lock during the call.
-    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    usleep = ctypes.PyDLL(None).usleep  # PyDLL keeps the lock during a call
+    started.touch()
+    usleep(100_000_000)
 
 
 def test_a_restart_ends_workers_that_hold_the_interpreter(tmp_path: Path) -> None:
     with Client(n_workers=2, threads_per_worker=1) as client:
-        stuck = client.submit(hold_the_interpreter, 100)
-        wait_until(lambda: [stuck.key] in client.processing(timeout=5).values())
+        stuck = client.submit(hold_the_interpreter, tmp_path / "started")
+        wait_until((tmp_path / "started").exists)
         start = time.monotonic()
         client.restart(timeout=30)
         assert time.monotonic() - start < 6
+        assert stuck.cancelled()
         assert client.gather(client.map(increment, range(10)), timeout=10) == list(range(1, 11))
 
 

@@ -175,6 +175,16 @@ def test_what_is_no_function_is_refused(client: Client) -> None:
         client.submit(7)  # type: ignore[arg-type]
 
 
+def test_keywords_that_would_steer_a_task_are_refused_and_not_passed_on(client: Client) -> None:
+    for name in ("workers", "resources", "actor"):
+        for call in (client.submit, lambda f, x, **kw: client.map(f, [x], **kw)):
+            with pytest.raises(TypeError, match=f"cannot do {name}="):
+                call(increment, 1, **{name: "x"})
+        with pytest.raises(TypeError, match=f"cannot do {name}="):
+            client.get({"x": 1}, "x", **{name: "x"})
+    assert client.submit(increment, 1, workers=None, fifo_timeout=60).result(timeout=10) == 2
+
+
 def test_threads_share_a_client(client: Client) -> None:
     def work(n: int) -> int:
         futures = client.map(operator.add, range(50), [n] * 50)

@@ -241,3 +241,19 @@ def test_a_closed_client_says_that_it_is_closed(cluster: LocalCluster, gate: Pat
             use()
     with pytest.raises(FutureCancelledError, match="the client was closed"):
         pending.result(timeout=5)
+
+
+@pytest.mark.parametrize("kind", ["computed", "scattered"])
+def test_a_future_that_passes_through_a_task_is_kept_all_the_way(kind: str) -> None:
+    with Client(n_workers=2, threads_per_worker=1) as client:
+        for start in range(0, 200, 50):
+            values = list(range(start + 1, start + 51))
+            if kind == "computed":
+                holders = [Holder(client.submit(increment, n - 1)) for n in values]
+            else:  # which cannot be computed again
+                holders = [Holder(future) for future in client.scatter(values, timeout=10)]
+            passed = client.map(lambda holder: holder, holders)
+            del holders
+            got = client.gather(passed, timeout=20)
+            del passed
+            assert [holder.future.result(timeout=10) for holder in got] == values

@@ -66,11 +66,10 @@ def test_workers_are_threads_if_asked_for() -> None:
 
 
 def test_a_cluster_has_the_shape_that_is_asked_for() -> None:
-    with LocalCluster(n_workers=1, threads_per_worker=3, memory_limit="1 GiB") as cluster:
-        with Client(cluster) as client:
-            [worker] = client.scheduler_info(timeout=5)["workers"].values()
-            assert worker["nthreads"] == 3
-            assert worker["memory_limit"] == 2**30
+    with Client(n_workers=1, threads_per_worker=3, memory_limit="1 GiB") as client:
+        [worker] = client.scheduler_info(timeout=5)["workers"].values()
+        assert worker["nthreads"] == 3
+        assert worker["memory_limit"] == 2**30
 
 
 def test_a_cluster_grows_and_shrinks_with_right_results() -> None:
@@ -133,12 +132,16 @@ def test_logs_of_all_parts_can_be_read() -> None:
 
 def test_several_clusters_live_side_by_side() -> None:
     options = {"n_workers": 1, "threads_per_worker": 1}
-    with LocalCluster(**options) as one, LocalCluster(**options) as two:
-        with Client(one) as first, Client(two) as second:
-            assert first.submit(own_pid).result(timeout=10) != second.submit(own_pid).result(10)
-            first.shutdown()
-            assert one.status == "closed"
-            assert second.submit(increment, 1).result(timeout=10) == 2
+    with (
+        LocalCluster(**options) as one,
+        LocalCluster(**options) as two,
+        Client(one) as first,
+        Client(two) as second,
+    ):
+        assert first.submit(own_pid).result(timeout=10) != second.submit(own_pid).result(10)
+        first.shutdown()
+        assert one.status == "closed"
+        assert second.submit(increment, 1).result(timeout=10) == 2
 
 
 def test_an_interface_is_listened_on_if_named() -> None:
