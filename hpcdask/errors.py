@@ -29,7 +29,7 @@ class TokenError(HpcdaskError, PermissionError):
     """A token or token file is unusable: unreadable, malformed, or readable by others."""
 
 
-class RendezvousError(HpcdaskError, OSError):
+class RendezvousError(HpcdaskError, ValueError):
     """A scheduler file cannot be written, or holds something that is not one."""
 
 

@@ -41,6 +41,11 @@ def current_worker() -> Any:
     return getattr(current, "worker", None) or _worker.get()
 
 
+def runs_task() -> bool:
+    """Whether a task runs in the calling thread."""
+    return getattr(current, "threads", None) is not None
+
+
 def coroutine_is_of(worker: object) -> None:
     """Let `current_worker` give `worker` in the running asyncio task."""
     _worker.set(worker)

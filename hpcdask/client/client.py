@@ -449,6 +449,10 @@ class Client:
         finally:
             future.cancel()
 
+    async def _is_known(self, key: str) -> None:
+        """Wait until the scheduler has read all that was sent so far."""
+        await self._ask(Inspect, "who_has", (key,))
+
     def _on_batch(self, batch: list[Message]) -> None:
         futures = self._futures
         for message in batch:
@@ -854,7 +858,9 @@ class Client:
         self._send(CancelKeys(tuple(found), force, why))
 
         async def until_told() -> None:
-            await self._ask(Inspect, "nthreads", ())  # its answer comes after theirs
+            for key in found:
+                await self._is_known(key)  # once is enough: its answer comes after theirs
+                break
             for state in found.values():
                 if state.status != "cancelled":
                     state.reason = why

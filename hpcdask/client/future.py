@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.client.loop import uncarried
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
-from hpcdask.execution import lent_thread
+from hpcdask.execution import lent_thread, runs_task
 from hpcdask.messages import Blob, TaskError
 from hpcdask.tracebacks import to_exception, to_traceback
 from hpcdask.wire.serialize import loads
@@ -333,7 +333,14 @@ def _call_back(function: Callable[[Future], Any], future: Future) -> None:
 def _unpickled(key: str, scheduler_id: str, address: str) -> Future:
     from hpcdask.client.client import client_of_scheduler
 
-    return Future(key, client_of_scheduler(scheduler_id, address))
+    client = client_of_scheduler(scheduler_id, address)
+    is_news = key not in client._futures
+    future = Future(key, client)
+    if is_news and runs_task():
+        # The task's end is told on another connection, and would release what it depends on: the
+        # scheduler must know before that this future holds it.
+        client._sync(client._is_known(key))
+    return future
 
 
 class Callbacks:
