@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from hpcdask._version import __version__
 
 if TYPE_CHECKING:
-    from hpcdask.client.client import Client, default_client, get_client
+    from hpcdask.client.client import Client
+    from hpcdask.client.current import default_client, get_client
     from hpcdask.client.future import Future
     from hpcdask.client.waiting import (
         ALL_COMPLETED,
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Client": "client.client",
-    "default_client": "client.client",
-    "get_client": "client.client",
+    "default_client": "client.current",
+    "get_client": "client.current",
     "Future": "client.future",
     "ALL_COMPLETED": "client.waiting",
     "FIRST_COMPLETED": "client.waiting",

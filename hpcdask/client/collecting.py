@@ -22,7 +22,7 @@ from hpcdask.messages import (
 from hpcdask.tracebacks import to_exception
 
 if TYPE_CHECKING:
-    from hpcdask.client.client import Client
+    from hpcdask.client.connection import Connection
 
 log = logging.getLogger("hpcdask.client")
 
@@ -71,7 +71,7 @@ def replaced(futures: Any, values: dict[str, Any]) -> Any:
 
 
 async def blobs_of(
-    client: Client,
+    client: Connection,
     states: list[FutureState],
     errors: str,
     deadline: float | None,
@@ -136,7 +136,7 @@ async def limited(work: Any, deadline: float | None) -> Any:
 
 
 async def _fetch(
-    client: Client, keys: list[str], direct: bool | None
+    client: Connection, keys: list[str], direct: bool | None
 ) -> tuple[dict[str, Blob], dict[str, TaskError]]:
     """Ask holders for values once; keys that nobody gave are in neither result."""
     direct = client.direct_to_workers if direct is None else direct
@@ -166,7 +166,9 @@ async def _fetch(
     return blobs, failed
 
 
-async def _fetch_from(client: Client, address: str, wanted: list[Dependency]) -> KeyValues | None:
+async def _fetch_from(
+    client: Connection, address: str, wanted: list[Dependency]
+) -> KeyValues | None:
     """Ask one worker; None if it cannot be reached from here."""
     try:
         return await client._peers.fetch(address, [Version(d.key, d.attempt) for d in wanted])

@@ -184,7 +184,7 @@ class Future:
 
     def __init__(self, key: str, client: Client | None = None) -> None:
         if client is None:
-            from hpcdask.client.client import get_client
+            from hpcdask.client.current import get_client
 
             client = get_client()
         self.key = key
@@ -331,7 +331,7 @@ def _call_back(function: Callable[[Future], Any], future: Future) -> None:
 
 
 def _unpickled(key: str, scheduler_id: str, address: str) -> Future:
-    from hpcdask.client.client import client_of_scheduler
+    from hpcdask.client.current import client_of_scheduler
 
     client = client_of_scheduler(scheduler_id, address)
     is_news = key not in client._futures

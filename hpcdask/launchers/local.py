@@ -19,7 +19,8 @@ from typing import Any
 from hpcdask import host as hosts
 from hpcdask import logs
 from hpcdask.calls import call
-from hpcdask.client.client import Client, close_all
+from hpcdask.client.client import Client
+from hpcdask.client.connection import close_all
 from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, WaitTimeoutError

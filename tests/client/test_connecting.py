@@ -268,7 +268,7 @@ def test_a_connection_that_fails_after_the_cluster_was_made_leaves_nothing(
     async def fail(*args: object) -> None:
         raise CommClosedError("cannot reach it")
 
-    monkeypatch.setattr("hpcdask.client.client.reach_scheduler", fail)
+    monkeypatch.setattr("hpcdask.client.connection.reach_scheduler", fail)
     with pytest.raises(CommClosedError, match="cannot reach it"):
         Client(n_workers=1, threads_per_worker=1)
 

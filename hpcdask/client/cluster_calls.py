@@ -1,0 +1,216 @@
+"""What a client asks of the cluster as a whole: who is there, calls on all, restart, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hpcdask.client import collecting
+from hpcdask.client.connection import Connection
+from hpcdask.client.future import FutureState
+from hpcdask.client.loop import CarriedError
+from hpcdask.errors import WaitTimeoutError
+from hpcdask.messages import (
+    AwaitWorkers,
+    CallOutcomes,
+    Inspect,
+    RestartWorkers,
+    RunOnScheduler,
+    RunOnWorkers,
+    Shutdown,
+)
+from hpcdask.tracebacks import to_exception
+from hpcdask.wire.serialize import dumps, loads
+
+#: Seconds of one question to the scheduler about the number of workers.
+_AWAIT = 5.0
+#: Seconds that the scheduler may take to say that something has not happened in time.
+_ANSWER = 1.0
+
+
+class ClusterCalls(Connection):
+    """The part of `hpcdask.Client` that is not about tasks."""
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        workers: Any = None,
+        wait: bool = True,
+        nanny: bool = False,
+        on_error: str = "raise",
+        timeout: float | str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a function on all workers now, outside the task queue.
+
+        Parameters
+        ----------
+        function : callable
+            If it has a parameter ``dask_worker`` it gets the `Worker`. May be async.
+        workers : str or list of str, optional
+            Addresses or names; all by default.
+        wait : bool
+            For what they return.
+        nanny : bool
+            Call it on the workers' nannies instead (``dask_nanny``).
+        on_error : {"raise", "return", "ignore"}
+            What to do with exceptions: raise one, return them, or leave those workers out.
+
+        Returns
+        -------
+        dict
+            Address -> what it returned. None without `wait`.
+        """
+        if on_error not in ("raise", "return", "ignore"):
+            raise ValueError(f"on_error must be 'raise', 'return' or 'ignore', not {on_error!r}")
+        blob = dumps((function, args, kwargs))
+
+        async def work() -> dict[str, Any] | None:
+            outcomes = await self._ask(RunOnWorkers, blob, worker_names(workers), wait, nanny)
+            return _called(outcomes, on_error) if wait else None
+
+        return self._maybe_sync(work(), self._seconds(timeout))
+
+    def run_on_scheduler(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        wait: bool = True,
+        timeout: float | str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a function in the scheduler's process.
+
+        If it has a parameter ``dask_scheduler`` it gets the `Scheduler`. It runs on the event
+        loop, so it must be quick; it may be async.
+        """
+        blob = dumps((function, args, kwargs))
+
+        async def work() -> Any:
+            outcomes = await self._ask(RunOnScheduler, blob, wait)
+            return next(iter(_called(outcomes, "raise").values()), None)
+
+        return self._maybe_sync(work(), self._seconds(timeout))
+
+    def wait_for_workers(self, n_workers: int, timeout: float | str | None = None) -> Any:
+        """Wait until so many workers have registered.
+
+        Raises
+        ------
+        WaitTimeoutError
+            If they have not within `timeout` seconds; says how many have.
+        """
+        seconds = self._seconds(timeout)
+
+        async def work() -> None:
+            deadline = None if seconds is None else time.monotonic() + seconds
+            while True:
+                left = _AWAIT if deadline is None else min(deadline - time.monotonic(), _AWAIT)
+                there = (await self._ask(AwaitWorkers, n_workers, max(left, 0.0))).value
+                if there >= n_workers:
+                    return
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimeoutError(
+                        f"{there} of {n_workers} workers have registered within {seconds:g} s"
+                    )
+
+        # The scheduler keeps the time, and says how many there are; unless it says nothing at all.
+        return self._maybe_sync(work(), None if seconds is None else seconds + _ANSWER)
+
+    def who_has(self, futures: Any = None, timeout: float | str | None = None) -> Any:
+        """Addresses of the workers that hold each key; of all keys by default."""
+        found: dict[str, FutureState] = {}
+        if futures is not None:
+            collecting.find_states(futures, found)
+            if not found:
+                return self._maybe_sync(_nothing_asked(), None)
+        return self._inspect("who_has", tuple(found), timeout)
+
+    def has_what(self, workers: Any = None, timeout: float | str | None = None) -> Any:
+        """Keys that each worker holds."""
+        return self._inspect("has_what", worker_names(workers), timeout)
+
+    def nthreads(self, workers: Any = None, timeout: float | str | None = None) -> Any:
+        """Threads of each worker."""
+        return self._inspect("nthreads", worker_names(workers), timeout)
+
+    ncores = nthreads
+
+    def processing(self, workers: Any = None, timeout: float | str | None = None) -> Any:
+        """Keys of tasks that each worker was given and has not finished."""
+        return self._inspect("processing", worker_names(workers), timeout)
+
+    def scheduler_info(self, timeout: float | str | None = None, **unused: Any) -> Any:
+        """What the scheduler tells of itself and its workers."""
+        return self._inspect("identity", (), timeout)
+
+    def _inspect(self, what: str, names: tuple[str, ...], timeout: float | str | None) -> Any:
+        async def work() -> Any:
+            return (await self._ask(Inspect, what, names)).value
+
+        return self._maybe_sync(work(), self._seconds(timeout))
+
+    def restart(self, timeout: float | str | None = None, wait_for_workers: bool = True) -> Any:
+        """Forget all tasks and give every worker a new process.
+
+        Parameters
+        ----------
+        timeout : float or str, optional
+            Seconds to wait for the new workers; two minutes by default.
+        wait_for_workers : bool
+            Whether to wait at all.
+        """
+        seconds = self._seconds(timeout) or 120.0
+
+        async def work() -> Any:
+            asking = asyncio.ensure_future(self._ask(RestartWorkers, seconds))
+            if wait_for_workers:
+                await asking
+            else:
+                self._flush()
+                asking.cancel()
+            return self
+
+        return self._maybe_sync(work(), seconds + _ANSWER)
+
+    def shutdown(self, timeout: float | str | None = None) -> Any:
+        """End the scheduler, all workers and nannies, and this client."""
+        limit = self._timeout if timeout is None else self._seconds(timeout)
+
+        async def work() -> None:
+            if self.cluster is not None and hasattr(self.cluster, "_close"):
+                await self._close()
+                await self.cluster._close()
+                return
+            if self.status == "running" and self._link is not None:
+                self._send(Shutdown(f"client {self.name} asked for it"))
+                self._flush()
+                self.status, self._ending = "closed", "it has shut the cluster down"
+                await self._link.comm.wait_closed()
+            await self._close()
+
+        return self._maybe_sync(work(), limit)
+
+
+def worker_names(workers: Any) -> tuple[str, ...]:
+    if workers is None:
+        return ()
+    return (workers,) if isinstance(workers, str) else tuple(map(str, workers))
+
+
+async def _nothing_asked() -> dict[str, Any]:
+    return {}
+
+
+def _called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
+    results = {address: loads(blob) for address, blob in outcomes.returned}
+    for address, error in outcomes.raised:
+        exc = to_exception(error)
+        if on_error == "raise":
+            raise CarriedError(exc)
+        if on_error == "return":
+            results[address] = exc
+    return results

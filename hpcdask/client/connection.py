@@ -1,0 +1,513 @@
+"""A client's connection with its scheduler: its life, its messages, and the futures it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Coroutine, Generator, Iterable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from hpcdask import host as hosts
+from hpcdask._version import __version__
+from hpcdask.client import collecting
+from hpcdask.client.future import Callbacks, Future, FutureState, until_done
+from hpcdask.client.loop import CarriedError, is_in_loop, run_sync, shared_loop
+from hpcdask.comm.options import CommOptions
+from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
+from hpcdask.errors import CommClosedError, ConfigError, WaitTimeoutError
+from hpcdask.messages import (
+    PROTOCOL_VERSION,
+    Inspect,
+    KeyCancelled,
+    KeyLost,
+    Message,
+    RegisterClient,
+    ReleaseKeys,
+    TaskDone,
+    TaskFailed,
+    WantKeys,
+)
+from hpcdask.peers import Peers, RequestFailedError, Requests
+from hpcdask.tracebacks import to_exception
+
+log = logging.getLogger("hpcdask.client")
+
+C = TypeVar("C", bound="Connection")
+
+#: Clients of this process, and those that set themselves as default, the latest last.
+clients: weakref.WeakSet[Any] = weakref.WeakSet()
+defaults: list[weakref.ref[Any]] = []
+
+
+class Connection:
+    """What a client is made of before it has anything to say; see `hpcdask.Client`."""
+
+    loop: asyncio.AbstractEventLoop
+    _starting: asyncio.Task[Any] | None
+
+    def __init__(
+        self,
+        address: Any = None,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        timeout: float | str = 30,
+        set_as_default: bool = True,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        asynchronous: bool = False,
+        name: str | None = None,
+        direct_to_workers: bool | None = None,
+        token: bytes | str | None = None,
+        token_file: str | None = None,
+        auth: bool = True,
+        **cluster_options: Any,
+    ) -> None:
+        self._prepare(
+            address,
+            timeout=timeout,
+            set_as_default=set_as_default,
+            scheduler_file=scheduler_file,
+            asynchronous=asynchronous,
+            name=name,
+            direct_to_workers=direct_to_workers,
+            token=token,
+            token_file=token_file,
+            auth=auth,
+            **cluster_options,
+        )
+        if asynchronous:
+            self.loop = asyncio.get_running_loop()
+            self._starting = self.loop.create_task(self._start())
+        else:
+            self.loop = loop or shared_loop()
+            self._sync(self._start())
+
+    def _prepare(
+        self,
+        address: Any,
+        *,
+        timeout: float | str = 30,
+        set_as_default: bool = True,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        asynchronous: bool = False,
+        name: str | None = None,
+        direct_to_workers: bool | None = None,
+        token: bytes | str | None = None,
+        token_file: str | None = None,
+        auth: bool = True,
+        **cluster_options: Any,
+    ) -> None:
+        self.id = f"Client-{name + '-' if name else ''}{uuid.uuid4()}"
+        self.name = name or self.id
+        self._asynchronous = asynchronous
+        self.status = "connecting"
+        self.cluster: Any = None
+        self.direct_to_workers = direct_to_workers
+        self._timeout = hosts.parse_timedelta(timeout)
+        self._place = SchedulerPlace(
+            address if isinstance(address, str) else None,
+            None if scheduler_file is None else os.fspath(scheduler_file),
+            token,
+            token_file,
+            auth,
+        )
+        self._given, self._cluster_options = address, cluster_options
+        self._owns_cluster = False
+        self._futures: dict[str, FutureState] = {}
+        self._lock = threading.RLock()
+        self._outbox: list[Message] = []
+        self._released: deque[str] = deque()  # keys whose handles were dropped, one entry each
+        self._flush_is_due = False
+        self._submissions = 0
+        self._link: Link | None = None
+        self._requests = Requests()
+        self._options: CommOptions | None = None
+        self._unreachable: set[str] = set()  # workers that only the scheduler can reach
+        self._set_as_default = set_as_default
+        self._starting = None
+        self._closing: asyncio.Task[None] | None = None
+        self._callbacks = Callbacks()
+        self._ending = ""  # why it is closed
+        clients.add(self)
+
+    @classmethod
+    def _of_worker(cls: type[C], worker: Any) -> C:
+        """A client on a worker's loop, for its tasks; it connects while it is used already."""
+        client = cls.__new__(cls)
+        options = worker.options
+        client._prepare(
+            worker.scheduler_address,
+            name=f"worker-{worker.name}",
+            set_as_default=False,
+            token=options.token,
+            auth=options.token is not None,
+        )
+        client.loop = worker.loop
+        client.loop.call_soon_threadsafe(client._start_soon)
+        return client
+
+    def _start_soon(self) -> None:
+        self._starting = self.loop.create_task(self._start())
+        self._starting.add_done_callback(_retrieve)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether methods return awaitables: if it was made so, or when called on its loop."""
+        return self._asynchronous or is_in_loop(self.loop)
+
+    # -- Life -------------------------------------------------------------------------------------
+
+    async def _start(self: C) -> C:
+        try:
+            await self._connect()
+            return self
+        except BaseException as exc:
+            self.status, self._ending = "closed", f"the client could not connect: {exc}"
+            self._give_up(self._ending)
+            if self._owns_cluster:
+                await self.cluster._close()
+            raise
+
+    async def _connected(self) -> None:
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
+
+    async def _connect(self) -> None:
+        place = await self._find_place()
+        self._link = await reach_scheduler(place, self._introduce, self._timeout)
+        self._options = self._link.options
+        self._peers = Peers(self._options, connect_timeout=min(self._timeout, 5.0))
+        self._link.comm.start(self._on_batch, self._on_closed)
+        self.status = "running"
+        self._flush()
+        if self._set_as_default:
+            defaults.append(weakref.ref(self))
+
+    async def _find_place(self) -> SchedulerPlace:
+        """Decide which scheduler is meant."""
+        place, given = self._place, self._given
+        if given is not None and not isinstance(given, str):
+            self.cluster = given
+            if hasattr(given, "_started"):
+                await given._started()
+            return cluster_place(given)
+        if place.address or place.scheduler_file:
+            self._refuse_cluster_options()
+            return place
+        by_file = os.environ.get("HPCDASK_SCHEDULER_FILE")
+        by_address = os.environ.get("HPCDASK_SCHEDULER_ADDRESS")
+        if by_file or by_address:
+            self._refuse_cluster_options()
+            return SchedulerPlace(by_address, by_file, place.token, place.token_file, place.auth)
+        from hpcdask.launchers.local import LocalCluster
+
+        options = {"dashboard_address": None, **self._cluster_options}
+        self.cluster = LocalCluster(asynchronous=self._asynchronous, loop=self.loop, **options)
+        self._owns_cluster = True
+        await self.cluster
+        return cluster_place(self.cluster)
+
+    def _refuse_cluster_options(self) -> None:
+        if self._cluster_options:
+            raise TypeError(
+                f"Client() got {sorted(self._cluster_options)}, which are options of a new "
+                "LocalCluster; here it connects to an existing cluster"
+            )
+
+    async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
+        return RegisterClient(self.id, PROTOCOL_VERSION, __version__)
+
+    def close(self, timeout: float | str | None = None) -> Any:
+        """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""
+        limit = self._timeout if timeout is None else self._seconds(timeout)
+        if self.asynchronous:
+            return limited(self._close(), limit)
+        if self._closing is not None and self._closing.done():
+            return None
+        return self._sync(self._close(), limit)
+
+    async def _close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close_once())
+        await asyncio.shield(self._closing)
+
+    async def _close_once(self) -> None:
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
+        was_lost = self.status == "closed"
+        self.status = "closed"
+        for reference in list(defaults):
+            if reference() in (self, None):
+                defaults.remove(reference)
+        if self._link is not None:
+            if not was_lost:
+                self._flush()
+            self._link.comm.close()
+            self._peers.close()
+        self._ending = self._ending or "it was closed"
+        self._give_up("the client was closed")
+        if self._owns_cluster and self.cluster is not None:
+            await self.cluster._close()
+
+    def _give_up(self, reason: str) -> None:
+        """Nothing will come any more."""
+        self._requests.fail(CommClosedError(reason))
+        for state in list(self._futures.values()):
+            if state.status == "pending":
+                state.reason = reason
+                state.end("cancelled")
+
+    def _on_closed(self, reason: CommClosedError) -> None:
+        if self.status != "closed":
+            self.status, self._ending = "closed", f"the scheduler is gone ({reason})"
+            # Who closes the cluster object of this very program knows that.
+            is_known = getattr(self.cluster, "status", "") in ("closing", "closed")
+            level = logging.INFO if is_known else logging.WARNING
+            log.log(level, "client %s lost the scheduler: %s", self.name, reason)
+            self._give_up(self._ending)
+
+    def __enter__(self: C) -> C:
+        if self.asynchronous:
+            raise TypeError("an asynchronous client needs 'async with'")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self: C) -> C:
+        return await self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._close()
+
+    def __await__(self: C) -> Generator[Any, Any, C]:
+        async def started() -> C:
+            await self._connected()
+            return self
+
+        return started().__await__()
+
+    def __repr__(self) -> str:
+        return f"<Client: {self.scheduler_address!r}, {self.status}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Client cannot be pickled; within a task, get_client() returns one that is connected"
+        )
+
+    @property
+    def scheduler_address(self) -> str:
+        """Address of the scheduler; empty before the connection stands."""
+        if self._link is None:
+            return ""
+        # To a cluster in this process the connection is by another one, that helps nobody else.
+        return str(getattr(self.cluster, "scheduler_address", "") or self._link.address)
+
+    @property
+    def scheduler_id(self) -> str:
+        """Id of the scheduler, which has several addresses."""
+        return "" if self._link is None else self._link.registered.scheduler_id
+
+    # -- Talking to the scheduler -----------------------------------------------------------------
+
+    def _seconds(self, timeout: float | str | None) -> float | None:
+        return timeout if timeout is None else hosts.parse_timedelta(timeout)
+
+    def _sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
+        return run_sync(self.loop, work, timeout)
+
+    def _maybe_sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
+        """An awaitable for asynchronous clients, else what it gives."""
+        if self.asynchronous:
+            return limited(work, timeout)
+        return self._sync(work, timeout)
+
+    def _send(self, message: Message) -> None:
+        """Queue a message from any thread; all that is queued leaves together, at once."""
+        if self.status == "closed":
+            raise CommClosedError(
+                f"client {self.name} is closed, since {self._ending}; make a new Client"
+            )
+        with self._lock:
+            self._outbox.append(message)
+        self._requests_flush()
+
+    def _requests_flush(self) -> None:
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            try:
+                self.loop.call_soon_threadsafe(self._flush)
+            except RuntimeError:  # the loop is closed, at interpreter exit
+                pass
+
+    def _flush(self) -> None:
+        if self._link is None:
+            return  # `_connect` does it again
+        self._flush_is_due = False
+        with self._lock:
+            if self._released:
+                self._release_keys()
+            messages, self._outbox = self._outbox, []
+        self._link.comm.send_now(messages)
+
+    def _release_keys(self) -> None:
+        gone = []
+        while self._released:
+            key = self._released.popleft()
+            state = self._futures.get(key)
+            if state is not None:
+                state.refs -= 1
+                if not state.refs:
+                    del self._futures[key]
+                    gone.append(key)
+        if gone:
+            self._outbox.append(ReleaseKeys(tuple(gone)))
+
+    async def _ask(self, make: Any, *fields: Any) -> Any:
+        """Send the request ``make(number, *fields)`` and wait for its answer."""
+        number, future = self._requests.new()
+        try:
+            self._send(make(number, *fields))
+            return await future
+        except RequestFailedError as exc:
+            raise CarriedError(to_exception(exc.error)) from None
+        finally:
+            future.cancel()
+
+    async def _is_known(self, key: str) -> None:
+        """Wait until the scheduler has read all that was sent so far."""
+        await self._ask(Inspect, "who_has", (key,))
+
+    def _on_batch(self, batch: list[Message]) -> None:
+        futures = self._futures
+        for message in batch:
+            kind = type(message)
+            if kind is TaskDone:
+                state = futures.get(message.key)
+                if state is not None:
+                    state.value = message.value
+                    state.end("finished")
+            elif kind is TaskFailed:
+                state = futures.get(message.key)
+                if state is not None:
+                    state.error = message.error
+                    state.end("error")
+            elif kind is KeyLost:
+                state = futures.get(message.key)
+                if state is not None:
+                    state.lost()
+            elif kind is KeyCancelled:
+                state = futures.get(message.key)
+                if state is not None:
+                    state.reason = message.reason
+                    state.end("cancelled")
+            else:
+                self._requests.answered(message)
+
+    # -- Futures ----------------------------------------------------------------------------------
+
+    def _hold(self, key: str) -> FutureState:
+        """Count one more future of a key, which the scheduler should know."""
+        with self._lock:
+            state = self._futures.get(key)
+            if state is None:
+                state = self._new_state(key)
+                self._send(WantKeys((key,)))
+            state.refs += 1
+            return state
+
+    def _new_state(self, key: str) -> FutureState:
+        state = self._futures[key] = FutureState(key)
+        return state
+
+    def _let_go(self, key: str) -> None:
+        self._released.append(key)
+        if self.status == "running":
+            self._requests_flush()
+
+    def _future(self: Any, state: FutureState) -> Future:
+        """A handle for a state that was counted already."""
+        future = Future.__new__(Future)
+        future.client, future.key, future._state = self, state.key, state
+        return future
+
+    async def _all_done(
+        self, states: Iterable[FutureState], timeout: float | None, first: bool = False
+    ) -> None:
+        try:
+            await asyncio.wait_for(until_done(states, first), timeout)
+        except asyncio.TimeoutError:
+            pending = [state.key for state in states if state.status == "pending"]
+            some = ", ".join(pending[:3]) + (" ..." if len(pending) > 3 else "")
+            raise WaitTimeoutError(
+                f"{len(pending)} futures are not done within {timeout:g} s: {some}"
+            ) from None
+
+    async def _blobs(
+        self, states: list[FutureState], errors: str, timeout: float | None, direct: bool | None
+    ) -> list[Any]:
+        """Pickled values of futures, in order; see `hpcdask.client.collecting`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return await collecting.blobs_of(self, states, errors, deadline, direct)
+
+
+def cluster_place(cluster: Any) -> SchedulerPlace:
+    """How a client reaches a cluster object: what it says itself, or its address."""
+    if hasattr(cluster, "place"):
+        return cluster.place  # type: ignore[no-any-return]
+    address = getattr(cluster, "scheduler_address", None)
+    if not isinstance(address, str):
+        raise ConfigError(
+            f"Client() takes an address or a cluster with a scheduler_address, not {cluster!r:.80}"
+        )
+    return SchedulerPlace(address)
+
+
+#: Keywords of distributed's `submit` that are no arguments of the function, and that mean nothing
+#: here; and those that would mean something which this version cannot do.
+_MEANINGLESS = {"fifo_timeout", "allow_other_workers"}
+_UNSUPPORTED = {"workers", "resources", "actor", "actors"}
+
+
+async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+    try:
+        return await asyncio.wait_for(work, timeout)
+    except CarriedError as carried:
+        exc = carried.exc
+    except asyncio.TimeoutError as late:
+        if timeout is None or isinstance(late, WaitTimeoutError):
+            raise
+        raise WaitTimeoutError(f"not done within {timeout:g} s") from None
+    raise exc
+
+
+def _retrieve(starting: asyncio.Task[Any]) -> None:
+    """What uses the client tells of its failure."""
+    if not starting.cancelled():
+        starting.exception()
+
+
+@atexit.register
+def close_all() -> None:
+    """Let no client, nor a cluster that it made, outlive the program."""
+    for client in list(clients):
+        if client.status == "running" and not client._asynchronous:
+            with contextlib.suppress(Exception):
+                client.close(timeout=5)
+
+
+os.register_at_fork(after_in_child=clients.clear)  # they are the parent's

@@ -1,0 +1,83 @@
+"""The client of the moment: in a task that of its worker, else the one made last."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from hpcdask import host as hosts
+from hpcdask.client.client import Client
+from hpcdask.client.connection import clients, defaults
+from hpcdask.client.loop import is_in_loop
+from hpcdask.execution import current_worker
+
+
+def default_client() -> Client | None:
+    """The client made last that is open and default, or None."""
+    while defaults:
+        client: Client | None = defaults[-1]()
+        if client is not None and client.status == "running":
+            return client
+        defaults.pop()
+    return None
+
+
+def get_client(address: str | None = None, timeout: float | str = 30) -> Client:
+    """Return the current client: in a task that of its worker, else the default one.
+
+    Parameters
+    ----------
+    address : str, optional
+        Of a scheduler, which it must be connected to; else a new client is made.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+
+    Examples
+    --------
+    >>> def fan_out(n):
+    ...     client = get_client()
+    ...     return sum(client.gather(client.map(abs, range(n))))
+    """
+    worker = current_worker()
+    if worker is not None and address in (None, worker.scheduler_address):
+        client = _client_of(worker)
+        if not is_in_loop(client.loop):
+            client._sync(client._connected(), hosts.parse_timedelta(timeout))
+        return client
+    default = default_client()
+    if default is not None and address in (None, default.scheduler_address):
+        return default
+    for other in list(clients):
+        if other.status == "running" and other.scheduler_address == address:
+            return other  # type: ignore[no-any-return]
+    if address is None:
+        raise ValueError(
+            "there is no client: get_client() works in a task, or after a Client was made"
+        )
+    return Client(address, timeout=timeout, set_as_default=False)
+
+
+def client_of_scheduler(scheduler_id: str, address: str) -> Client:
+    """The client that holds a future of that scheduler which was unpickled here."""
+    worker = current_worker()
+    if worker is not None and worker.scheduler_id == scheduler_id:
+        return _client_of(worker)
+    default = default_client()
+    for client in filter(None, (default, *clients)):
+        if client.status == "running" and client.scheduler_id == scheduler_id:
+            return client  # type: ignore[no-any-return]
+    return get_client(address)
+
+
+_of_workers = threading.Lock()
+
+
+def _client_of(worker: Any) -> Client:
+    """The client that all tasks of a worker share; it lives on the worker's loop."""
+    with _of_workers:
+        if worker._client is None or worker._client.status == "closed":
+            worker._client = Client._of_worker(worker)
+        return worker._client  # type: ignore[no-any-return]
