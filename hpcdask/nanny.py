@@ -38,7 +38,7 @@ from hpcdask.messages import (
     TaskError,
     WorkerDied,
 )
-from hpcdask.service import Service
+from hpcdask.service import ENDED_AS_ASKED, Service
 
 log = logging.getLogger("hpcdask.nanny")
 
@@ -297,7 +297,7 @@ class Nanny(Service):
             with contextlib.suppress(OSError):
                 process.stdin.close()
         scratch, self._worker_scratch = self._worker_scratch, ""
-        if scratch and code:  # else it has removed it itself
+        if scratch and code != ENDED_AS_ASKED:  # else it has removed it itself
             await in_thread(shutil.rmtree, scratch, True)
         return code
 
@@ -335,7 +335,7 @@ class Nanny(Service):
                 return
             if self._restart_is_asked:
                 log.info("restarting worker %s", self.name)
-            elif code == 0:
+            elif code == ENDED_AS_ASKED:
                 asyncio.get_running_loop().create_task(self.close("its worker has ended"))
                 return
             else:

@@ -20,6 +20,10 @@ from hpcdask.errors import LaunchError
 
 log = logging.getLogger("hpcdask.service")
 
+#: Exit code of a worker process that was told to end. Not 0, with which a task can end it, too:
+#: by os._exit(0), or in a library that calls exit().
+ENDED_AS_ASKED = 100
+
 Self = TypeVar("Self", bound="Service")
 
 

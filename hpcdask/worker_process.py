@@ -21,6 +21,7 @@ from typing import Any
 
 from hpcdask import logs
 from hpcdask.errors import HpcdaskError
+from hpcdask.service import ENDED_AS_ASKED
 from hpcdask.worker import Worker
 
 #: Seconds that a worker without a nanny has to clean up.
@@ -52,7 +53,7 @@ async def _run(config: dict[str, Any], status: Any) -> int:
         if not starting.done():
             starting.cancel()
             await asyncio.wait({starting})
-            os._exit(0)
+            os._exit(ENDED_AS_ASKED)
         starting.result()
     except (HpcdaskError, OSError) as exc:
         _tell(status, {"error": str(exc)})
@@ -68,7 +69,7 @@ async def _run(config: dict[str, Any], status: Any) -> int:
     # pool's (asyncio.to_thread) would be joined.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1 if worker.failure else 0)
+    os._exit(1 if worker.failure else ENDED_AS_ASKED)
 
 
 def _tell(status: Any, what: dict[str, str]) -> None:

@@ -154,3 +154,17 @@ def test_a_nanny_that_loses_its_scheduler_ends_with_its_worker(tmp_path: Path) -
             scheduler.kill()
             wait_until(lambda: not worker.is_running(), 5)
             nanny.wait(5)
+
+
+def exit_quietly_once(marker: Path) -> str:
+    if not marker.exists():
+        marker.touch()
+        os._exit(0)
+    return "ran"
+
+
+def test_a_task_that_exits_with_code_0_does_not_cost_a_worker(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        future = client.submit(exit_quietly_once, tmp_path / "marker")
+        assert future.result(timeout=20) == "ran"
+        assert len(cluster.workers) == 1
