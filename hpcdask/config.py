@@ -19,7 +19,6 @@ COMM_VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "HPCDASK_COMM_MAX_MESSAGES": ("max_messages", parse_bytes),
     "HPCDASK_COMM_MAX_BUFFERS": ("max_buffers", parse_bytes),
     "HPCDASK_COMM_COMPRESSION": ("compression", _compression),
-    "HPCDASK_COMM_CONNECT_TIMEOUT": ("connect_timeout", parse_timedelta),
     "HPCDASK_COMM_HANDSHAKE_TIMEOUT": ("handshake_timeout", parse_timedelta),
 }
 

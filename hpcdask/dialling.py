@@ -135,9 +135,10 @@ async def _by_file(
 ) -> Link:
     """Follow the file until what it says answers and proves to be who wrote it."""
     problem: Exception | None = None
+    stale: set[str] = set()  # ids of schedulers whose address another one answers at
     while (left := deadline - time.monotonic()) > 0:
         try:
-            contact = await wait_for_contact(path, left)
+            contact = await wait_for_contact(path, left, stale=stale)
         except RendezvousTimeoutError:
             if problem is None:
                 raise
@@ -153,6 +154,7 @@ async def _by_file(
             if link.registered.scheduler_id == contact.id:
                 return link
             link.comm.close()
+            stale.add(contact.id)
             problem = CommClosedError(f"another scheduler answers at {contact.address}")
         log.warning("%s may be stale: %s; reading it again", path, problem)
         await asyncio.sleep(min(0.5, max(deadline - time.monotonic(), 0)))

@@ -24,6 +24,10 @@ from hpcdask.wire.serialize import dumps, loads
 #: Pickled results up to this size, in bytes, go to waiting clients with the finished message.
 SMALL_RESULT = 2048
 
+#: A size that is told to others, in bytes; what claims more, such as a view that repeats itself,
+#: would not fit into a message.
+_MOST = 2**60
+
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
@@ -285,7 +289,7 @@ def sizeof(value: Any) -> int:
     try:
         nbytes = getattr(value, "nbytes", None)
         if type(nbytes) is int or (nbytes is not None and hasattr(nbytes, "__index__")):
-            return int(nbytes) + 100
+            return min(max(int(nbytes), 0) + 100, _MOST)
         if kind in _CONTAINERS and value:
             items = list(islice(value.items() if kind is dict else value, 100))
             mean = sum(map(sizeof, items)) / len(items)

@@ -181,12 +181,14 @@ class SubmitTasks(NamedTuple):
     priority: float  # the user's; higher runs earlier
     retries: int
     final: bool  # no further chunk of this submission follows
+    want: int = 0  # number of this message among those by which the client wants keys
 
 
 class WantKeys(NamedTuple):
     """client -> scheduler: I hold futures of these keys."""
 
     keys: tuple[str, ...]
+    want: int = 0  # as in `SubmitTasks`
 
 
 class ReleaseKeys(NamedTuple):
@@ -207,6 +209,15 @@ class KeepUntilDone(NamedTuple):
     """client -> scheduler: compute these even if all clients leave (fire_and_forget)."""
 
     keys: tuple[str, ...]
+
+
+class WantsRead(NamedTuple):
+    """scheduler -> client: what follows was sent in knowledge of all wants up to this one.
+
+    What came before may be about an earlier life of a key that the client had released.
+    """
+
+    want: int
 
 
 class TaskDone(NamedTuple):
@@ -275,7 +286,7 @@ class ScatterPlan(NamedTuple):
 
 
 class DataScattered(NamedTuple):
-    """client -> scheduler: the values are where the plan put them."""
+    """client -> scheduler: the values are where the plan put them; without addresses: nowhere."""
 
     placements: tuple[PlacedValue, ...]
 
@@ -571,6 +582,7 @@ OPCODES: tuple[type[Any], ...] = (
     StoreKeys,
     AwaitWorkers,
     ThreadsLent,
+    WantsRead,
 )
 
-Message: TypeAlias = Any  # one of OPCODES; a union of 50 types would help no reader
+Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

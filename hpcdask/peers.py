@@ -156,4 +156,6 @@ def _close(task: asyncio.Task[Peer]) -> None:
     if not task.done():
         task.cancel()
     elif not task.cancelled() and task.exception() is None:
-        task.result().comm.close()
+        peer = task.result()
+        peer.comm.close()
+        peer.requests.fail(CommClosedError(f"the connection with {peer.comm.peer} was closed"))

@@ -13,11 +13,11 @@ from typing import Any
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.calls import call
-from hpcdask.comm import Comm, Listener, listen
+from hpcdask.comm import Comm, Listener, connect, listen
 from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
-from hpcdask.errors import CommClosedError, LaunchError, WaitTimeoutError
+from hpcdask.errors import CommClosedError, LaunchError, TokenError, WaitTimeoutError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AwaitWorkers,
@@ -69,6 +69,7 @@ from hpcdask.messages import (
 from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.rendezvous import (
     Contact,
+    SchedulerFileReader,
     remove_scheduler_file,
     resolve_token,
     write_scheduler_file,
@@ -81,6 +82,8 @@ log = logging.getLogger("hpcdask.scheduler")
 
 #: Seconds that a new connection has to say who it is.
 _INTRODUCTION = 10.0
+#: Seconds in which the scheduler of a scheduler file must answer to be taken for running.
+_ONE_LOOK = 2.0
 #: Seconds that workers and nannies have to end when the cluster is shut down.
 _FAREWELL = 3.0
 #: Heartbeats that all workers together send, per second, at most; and seconds between two of one.
@@ -188,9 +191,33 @@ class Scheduler(Service):
         self._peers = Peers(self.options)
         await self._listen()
         if self.scheduler_file is not None:
+            await self._refuse_taken_file(self.scheduler_file)
             write_scheduler_file(self.scheduler_file, self.contact())
         self._spawn(self._watch_idle())
         log.info("Scheduler at: %s", self.address)
+
+    async def _refuse_taken_file(self, path: str) -> None:
+        """Do not take the file of a scheduler that still runs, which nobody would find any more.
+
+        Whoever answers at its address and holds its token is that scheduler; else it is stale.
+        """
+        try:
+            contact = SchedulerFileReader(path).probe(time.time())
+        except TokenError:  # not a private file: writing it anew mends that
+            return
+        if contact is None or contact.id == self.id:
+            return
+        options = CommOptions(token=contact.token or None)
+        try:
+            comm = await connect(contact.address, options, _ONE_LOOK, was_there=True)
+        except OSError:
+            log.info("replacing %s, left by a scheduler at %s", path, contact.address)
+            return
+        comm.close()
+        raise LaunchError(
+            f"{path} is the file of a scheduler that runs: pid {contact.pid} on {contact.host}, at "
+            f"{contact.address}. Use another --scheduler-file, or end that one first."
+        )
 
     async def _listen(self) -> None:
         inproc = await listen("inproc://", self._on_comm, self.options)
@@ -375,6 +402,13 @@ class Scheduler(Service):
             for message in batch:
                 if type(message) is WorkerDied:
                     self.last_words[message.name] = message
+                    log.warning(
+                        "worker %s (pid %d) ended with code %d; the last lines it wrote: %s",
+                        message.name,
+                        message.pid,
+                        message.exit_code,
+                        message.stderr or "none",
+                    )
                 elif type(message) in (CallReturned, Failure):
                     self._requests.answered(message)
 

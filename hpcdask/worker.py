@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -73,7 +74,8 @@ class Worker(Service):
     name : str, optional
         By default the address.
     memory_limit : str, int or float
-        "auto", bytes, "4 GiB", a fraction of what the machine grants, or 0 for none.
+        "auto", bytes, "4 GiB", a fraction of what the machine grants, or 0 for none. Told to the
+        scheduler; nothing enforces it yet.
     local_directory : str, optional
         Where its scratch folder is made.
     host, port : str, int or str
@@ -327,8 +329,18 @@ class Worker(Service):
                 self.state.input_unusable(time.monotonic(), version, error)
             else:
                 values.append((version, value, sizeof(value)))
+        await self._futures_are_known()
         self.state.data_arrived(time.monotonic(), fetch.address, values)
         self._act()
+
+    async def _futures_are_known(self) -> None:
+        """Wait until the scheduler knows of futures that lay in values which came here.
+
+        It hears of the values on another connection, and may then release what they came from.
+        """
+        if self._client is not None:
+            with contextlib.suppress(CommClosedError):
+                await self._client._wants_are_known()
 
     def _on_comm(self, comm: Comm) -> None:
         """Somebody dials us for data."""
@@ -339,7 +351,7 @@ class Worker(Service):
                 if type(message) is FetchKeys:
                     self._spawn(self._send_values(comm, message))
                 elif type(message) is StoreKeys:
-                    comm.send(self._store(message))
+                    self._spawn(self._store(comm, message))
                 elif type(message) is not RegisterPeer or message.protocol != PROTOCOL_VERSION:
                     comm.abort(f"it sent {message!r:.80}")
                     return
@@ -366,16 +378,18 @@ class Worker(Service):
         comm.send(KeyValues(message.request, tuple(values), tuple(missing), tuple(failed)))
         await comm.drained()
 
-    def _store(self, message: StoreKeys) -> Message:
+    async def _store(self, comm: Comm, message: StoreKeys) -> None:
         try:
             for stored in message.values:
                 value = self._loads(stored.value)
                 version = Version(stored.key, stored.attempt)
                 self.state.value_stored(time.monotonic(), version, value, sizeof(value))
         except Exception as exc:
-            return Failure(message.request, to_task_error(exc, worker=self.address))
+            comm.send(Failure(message.request, to_task_error(exc, worker=self.address)))
+            return
         self._act()
-        return Reply(message.request, None)
+        await self._futures_are_known()
+        comm.send(Reply(message.request, None))
 
     def _loads(self, blob: Blob) -> Any:
         """Rebuild a value; futures in it are held by this worker's client."""

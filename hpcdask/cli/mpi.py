@@ -36,7 +36,8 @@ mpi_options = options.together(
         "--memory-limit",
         default="auto",
         show_default=True,
-        help="Per worker: bytes, '4 GiB', a fraction of what the host grants, 0 for none.",
+        help="Per worker: bytes, '4 GiB', a fraction of what the host grants, 0 for none. "
+        "Told to the scheduler; nothing enforces it yet.",
     ),
     click.option(
         "--local-directory", type=click.Path(), help="Where workers make their scratch folders."

@@ -49,7 +49,8 @@ from hpcdask.errors import ConfigError
     "--memory-limit",
     default="auto",
     show_default=True,
-    help="Per worker: bytes, '4 GiB', a fraction of what the host grants, 0 for none, or 'auto'.",
+    help="Per worker: bytes, '4 GiB', a fraction of what the host grants, 0 for none, or 'auto'. "
+    "Told to the scheduler; nothing enforces it yet.",
 )
 @click.option(
     "--nanny/--no-nanny",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -120,19 +121,21 @@ class Client(ClusterCalls):
         is_named = key is not None
         if key is None:
             key = pure_key(function, arguments) if pure else fresh_key(function.name)
+        else:
+            key = graphs.key_name(key)
+        how = _priority_and_retries(priority, retries)
         with self._lock:
+            self._check_open()
             if is_named and self._released:
                 self._release_keys()  # those with this very key may have been dropped just now
             state = self._futures.get(key)
             if state is None or state.status == "cancelled":
-                state = self._new_state(key) if state is None else _revived(state)
-                spec = TaskSpec(key, 0, arguments, dependencies)
                 self._submissions += 1
-                self._send(
-                    SubmitTasks(
-                        self._submissions, (function,), (spec,), None, 0, priority, retries, True
-                    )
-                )
+                self._wants += 1
+                state = self._wanted(key, state)
+                spec = TaskSpec(key, 0, arguments, dependencies)
+                number, want = self._submissions, self._wants
+                self._send(SubmitTasks(number, (function,), (spec,), None, 0, *how, True, want))
             state.refs += 1
         return self._future(state)
 
@@ -175,8 +178,10 @@ class Client(ClusterCalls):
         function = pack_function(func)
         calls = list(zip(*iterables))  # noqa: B905 - as the builtin map: the shortest decides
         keys = _map_keys(key, len(calls))
+        how = _priority_and_retries(priority, retries)
         futures: list[Future] = []
         with self._lock:
+            self._check_open()
             self._submissions += 1
             number = self._submissions
         size = batch_size or CHUNK
@@ -195,26 +200,25 @@ class Client(ClusterCalls):
                     packed.append(TaskSpec(name, 0, arguments, dependencies))
             except BaseException:
                 if first:  # the scheduler holds the earlier chunks until it has the last
-                    self._send(SubmitTasks(number, (), (), (), first, priority, retries, True))
+                    self._send(SubmitTasks(number, (), (), (), first, *how, True))
                 raise
             # All of the chunk is packed: from here on nothing fails half-way.
             specs = []
             with self._lock:
+                self._check_open()
                 if keys is not None and self._released:
                     self._release_keys()
+                self._wants += 1
                 for spec in packed:
                     state = self._futures.get(spec.key)
                     if state is None or state.status == "cancelled":
-                        state = self._new_state(spec.key) if state is None else _revived(state)
+                        state = self._wanted(spec.key, state)
                         specs.append(spec)
                     state.refs += 1
                     futures.append(self._future(state))
                 final = first + size >= len(calls)
-                self._send(
-                    SubmitTasks(
-                        number, (function,), tuple(specs), None, first, priority, retries, final
-                    )
-                )
+                chunk = ((function,), tuple(specs), None, first, *how, final, self._wants)
+                self._send(SubmitTasks(number, *chunk))
         return futures
 
     def get(
@@ -257,18 +261,24 @@ class Client(ClusterCalls):
         >>> client.get({"x": 1, "y": (abs, -2), "z": (max, "x", "y")}, "z")
         2
         """
-        _own_keywords(unused)
+        unknown = _own_keywords(unused)
+        if unknown:
+            raise TypeError(f"get() has no keyword {sorted(unknown)[0]!r}")
         graph = graphs.pack(dsk, keys)
+        how = _priority_and_retries(priority, retries)
         with self._lock:
+            self._check_open()
+            self._release_keys()  # keys of graphs are short, and the last graph's may be the same
             self._submissions += 1
+            self._wants += 1
             states = {}
             for key in graph.wanted:
                 state = self._futures.get(key)
                 if state is None or state.status == "cancelled":
-                    state = self._new_state(key) if state is None else _revived(state)
+                    state = self._wanted(key, state)
                 states[key] = state
                 state.refs += 1
-            for message in graph.messages(self._submissions, CHUNK, priority, retries):
+            for message in graph.messages(self._submissions, CHUNK, *how, self._wants):
                 self._send(message)
         futures = {key: self._future(state) for key, state in states.items()}
         nested = graphs.rename(keys, dsk, futures)
@@ -410,9 +420,7 @@ class Client(ClusterCalls):
         self._send(CancelKeys(tuple(found), force, why))
 
         async def until_told() -> None:
-            for key in found:
-                await self._is_known(key)  # once is enough: its answer comes after theirs
-                break
+            await self._has_been_read()
             for state in found.values():
                 if state.status != "cancelled":
                     state.reason = why
@@ -434,16 +442,15 @@ def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in reserved}
 
 
-def _revived(state: FutureState) -> FutureState:
-    """A cancelled key that is submitted again."""
-    state.status, state.reason = "pending", ""
-    return state
+def _priority_and_retries(priority: Any, retries: Any) -> tuple[float, int]:
+    """Check here what would make a message that the scheduler refuses with all else."""
+    return float(priority or 0), operator.index(retries or 0)
 
 
 def _map_keys(key: Any, count: int) -> list[str] | None:
     if key is None or isinstance(key, str):
         return None
-    keys = [str(each) for each in key]
+    keys = [graphs.key_name(each) for each in key]
     if len(keys) != count:
         raise ValueError(f"map got {len(keys)} keys for {count} calls")
     return keys

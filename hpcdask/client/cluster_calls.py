@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hpcdask import host as hosts
 from hpcdask.client import collecting
 from hpcdask.client.connection import Connection
 from hpcdask.client.future import FutureState
@@ -143,9 +144,18 @@ class ClusterCalls(Connection):
         """Keys of tasks that each worker was given and has not finished."""
         return self._inspect("processing", worker_names(workers), timeout)
 
-    def scheduler_info(self, timeout: float | str | None = None, **unused: Any) -> Any:
-        """What the scheduler tells of itself and its workers."""
-        return self._inspect("identity", (), timeout)
+    def scheduler_info(
+        self, n_workers: int | None = None, timeout: float | str | None = None
+    ) -> Any:
+        """What the scheduler tells of itself and its workers: of `n_workers` at most, or all."""
+
+        async def work() -> Any:
+            about = (await self._ask(Inspect, "identity", ())).value
+            if n_workers is not None and n_workers >= 0:
+                about["workers"] = dict(list(about["workers"].items())[:n_workers])
+            return about
+
+        return self._maybe_sync(work(), self._seconds(timeout))
 
     def _inspect(self, what: str, names: tuple[str, ...], timeout: float | str | None) -> Any:
         async def work() -> Any:
@@ -163,7 +173,7 @@ class ClusterCalls(Connection):
         wait_for_workers : bool
             Whether to wait at all.
         """
-        seconds = self._seconds(timeout) or 120.0
+        seconds = 120.0 if timeout is None else hosts.parse_timedelta(timeout)
 
         async def work() -> Any:
             asking = asyncio.ensure_future(self._ask(RestartWorkers, seconds))

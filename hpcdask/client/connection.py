@@ -26,7 +26,7 @@ from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, ConfigError, WaitTimeoutError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
-    Inspect,
+    AwaitWorkers,
     KeyCancelled,
     KeyLost,
     Message,
@@ -35,6 +35,7 @@ from hpcdask.messages import (
     TaskDone,
     TaskFailed,
     WantKeys,
+    WantsRead,
 )
 from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.tracebacks import to_exception
@@ -127,6 +128,9 @@ class Connection:
         self._released: deque[str] = deque()  # keys whose handles were dropped, one entry each
         self._flush_is_due = False
         self._submissions = 0
+        self._wants = 0  # number of the last want that was queued
+        self._wants_read = 0  # of the last that the scheduler had read when it sent what comes now
+        self._wants_known = 0  # of the last that it is known to have read
         self._link: Link | None = None
         self._requests = Requests()
         self._options: CommOptions | None = None
@@ -195,6 +199,7 @@ class Connection:
         """Decide which scheduler is meant."""
         place, given = self._place, self._given
         if given is not None and not isinstance(given, str):
+            self._refuse_cluster_options()
             self.cluster = given
             if hasattr(given, "_started"):
                 await given._started()
@@ -261,7 +266,9 @@ class Connection:
     def _give_up(self, reason: str) -> None:
         """Nothing will come any more."""
         self._requests.fail(CommClosedError(reason))
-        for state in list(self._futures.values()):
+        with self._lock:  # who is just submitting has noted its futures by then
+            states = list(self._futures.values())
+        for state in states:
             if state.status == "pending":
                 state.reason = reason
                 state.end("cancelled")
@@ -338,10 +345,7 @@ class Connection:
 
     def _send(self, message: Message) -> None:
         """Queue a message from any thread; all that is queued leaves together, at once."""
-        if self.status == "closed":
-            raise CommClosedError(
-                f"client {self.name} is closed, since {self._ending}; make a new Client"
-            )
+        self._check_open()
         with self._lock:
             self._outbox.append(message)
         self._requests_flush()
@@ -388,35 +392,52 @@ class Connection:
         finally:
             future.cancel()
 
-    async def _is_known(self, key: str) -> None:
-        """Wait until the scheduler has read all that was sent so far."""
-        await self._ask(Inspect, "who_has", (key,))
+    async def _has_been_read(self) -> None:
+        """Wait until the scheduler has read all that was queued so far, and told what follows."""
+        await self._ask(AwaitWorkers, 0, 0.0)
+
+    @property
+    def _has_unknown_wants(self) -> bool:
+        return self._wants > self._wants_known
+
+    async def _wants_are_known(self) -> None:
+        """Wait until the scheduler has read all wants that were queued so far."""
+        number = self._wants
+        if number > self._wants_known:
+            await self._has_been_read()
+            self._wants_known = max(self._wants_known, number)
 
     def _on_batch(self, batch: list[Message]) -> None:
-        futures = self._futures
         for message in batch:
             kind = type(message)
-            if kind is TaskDone:
-                state = futures.get(message.key)
+            if kind is WantsRead:
+                self._wants_read = message.want
+            elif kind is TaskDone:
+                state = self._meant_by(message)
                 if state is not None:
                     state.value = message.value
                     state.end("finished")
             elif kind is TaskFailed:
-                state = futures.get(message.key)
+                state = self._meant_by(message)
                 if state is not None:
                     state.error = message.error
                     state.end("error")
             elif kind is KeyLost:
-                state = futures.get(message.key)
+                state = self._meant_by(message)
                 if state is not None:
                     state.lost()
             elif kind is KeyCancelled:
-                state = futures.get(message.key)
+                state = self._meant_by(message)
                 if state is not None:
                     state.reason = message.reason
                     state.end("cancelled")
             else:
                 self._requests.answered(message)
+
+    def _meant_by(self, message: Any) -> FutureState | None:
+        """The state of a message's key, unless the message is about an earlier life of the key."""
+        state = self._futures.get(message.key)
+        return state if state is not None and state.since <= self._wants_read else None
 
     # -- Futures ----------------------------------------------------------------------------------
 
@@ -425,14 +446,28 @@ class Connection:
         with self._lock:
             state = self._futures.get(key)
             if state is None:
-                state = self._new_state(key)
-                self._send(WantKeys((key,)))
+                self._check_open()
+                self._wants += 1
+                state = self._wanted(key, None)
+                self._send(WantKeys((key,), self._wants))
             state.refs += 1
             return state
 
-    def _new_state(self, key: str) -> FutureState:
-        state = self._futures[key] = FutureState(key)
+    def _wanted(self, key: str, state: FutureState | None) -> FutureState:
+        """Begin a life of a key with the want of number `_wants`; a cancelled one begins anew."""
+        if state is None:
+            state = self._futures[key] = FutureState(key)
+        state.since = self._wants
+        state.reason = ""
+        state.status = "pending"
         return state
+
+    def _check_open(self) -> None:
+        """Raise CommClosedError if nothing can be sent; before anything is noted that would be."""
+        if self.status == "closed":
+            raise CommClosedError(
+                f"client {self.name} is closed, since {self._ending}; make a new Client"
+            )
 
     def _let_go(self, key: str) -> None:
         self._released.append(key)

@@ -29,12 +29,13 @@ class FutureState:
     set last.
     """
 
-    __slots__ = ("error", "key", "reason", "refs", "status", "value", "waiters")
+    __slots__ = ("error", "key", "reason", "refs", "since", "status", "value", "waiters")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.status = "pending"
         self.refs = 0
+        self.since = 0  # number of the want that began this life of the key
         self.value: Blob | None = None  # if it came along with the message that it is done
         self.error: TaskError | None = None
         self.reason = ""  # of a cancellation
@@ -44,7 +45,11 @@ class FutureState:
         """It is finished, in error or cancelled: tell those who wait."""
         self.status = status
         waiters, self.waiters = self.waiters, None
-        for waiter in waiters or ():
+        while waiters:
+            try:
+                waiter = waiters.pop(0)
+            except IndexError:  # taken out by who waits no more
+                break
             waiter(self)
 
     def lost(self) -> None:
@@ -324,7 +329,7 @@ _RELEASED.status, _RELEASED.reason = "cancelled", "this future was released"
 def _call_back(function: Callable[[Future], Any], future: Future) -> None:
     try:
         function(future)
-    except Exception:
+    except BaseException:  # sys.exit() in one must not keep the next from being called
         import logging
 
         logging.getLogger("hpcdask.client").exception("a callback of %r failed", future)
@@ -334,12 +339,11 @@ def _unpickled(key: str, scheduler_id: str, address: str) -> Future:
     from hpcdask.client.current import client_of_scheduler
 
     client = client_of_scheduler(scheduler_id, address)
-    is_news = key not in client._futures
     future = Future(key, client)
-    if is_news and runs_task():
+    if runs_task() and client._has_unknown_wants:
         # The task's end is told on another connection, and would release what it depends on: the
         # scheduler must know before that this future holds it.
-        client._sync(client._is_known(key))
+        client._sync(client._wants_are_known())
     return future
 
 

@@ -18,7 +18,7 @@ class Graph:
         self.tasks: list[tuple[str, Function, Any, tuple[str, ...]]] = []
 
     def messages(
-        self, submission: int, chunk: int, priority: float, retries: int
+        self, submission: int, chunk: int, priority: float, retries: int, want: int
     ) -> Iterator[SubmitTasks]:
         """Messages that submit it, in order."""
         for first in range(0, max(len(self.tasks), 1), chunk):
@@ -33,9 +33,8 @@ class Graph:
                 specs.append(TaskSpec(key, index, arguments, dependencies))
             final = first + chunk >= len(self.tasks)
             wanted = tuple(self.wanted) if final else ()
-            yield SubmitTasks(
-                submission, tuple(table), tuple(specs), wanted, first, priority, retries, final
-            )
+            how = (first, priority, retries, final, want if final else 0)
+            yield SubmitTasks(submission, tuple(table), tuple(specs), wanted, *how)
 
 
 class Nested:

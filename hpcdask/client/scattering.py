@@ -78,7 +78,12 @@ async def scatter(
         for address in placed.addresses:
             by_worker.setdefault(address, []).append(stored)
     sending = asyncio.gather(*(_send(client, a, v, direct) for a, v in by_worker.items()))
-    await limited(sending, deadline)
+    try:
+        await limited(sending, deadline)
+    except BaseException:
+        # Else what has arrived would stay on the workers until this client leaves.
+        client._send(DataScattered(tuple(p._replace(addresses=()) for p in placements)))
+        raise
     client._send(DataScattered(placements))
     futures = [Future(key, client) for key in keys]
     if isinstance(data, dict):

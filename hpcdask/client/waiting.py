@@ -161,8 +161,10 @@ class as_completed:
                 self._arrived = asyncio.Event()
         self._n_left += 1
 
+        queue_of_now = self._done  # which `clear` replaces
+
         def done(state: FutureState) -> None:
-            self._done.put(future)
+            queue_of_now.put(future)
             if self._arrived is not None:
                 self._arrived.set()
 

@@ -206,12 +206,13 @@ class ClientRecord:
         fire_and_forget.
     """
 
-    __slots__ = ("generations", "is_told", "name", "wants")
+    __slots__ = ("generations", "is_told", "name", "wants", "wants_read", "wants_told")
 
     def __init__(self, name: str, is_told: bool = True) -> None:
         self.name = name
         self.is_told = is_told
         self.wants: dict[Task, None] = {}
+        self.wants_read = self.wants_told = 0  # its last want, and the last it knows we know of
         # Unfinished submissions: number -> (generation, hold on the tasks sent so far)
         self.generations: dict[int, tuple[int, ClientRecord]] = {}
 

@@ -150,6 +150,7 @@ class SchedulerState(Transitions):
     def tasks_submitted(self, now: float, name: str, msg: SubmitTasks) -> None:
         """A client sends a chunk of a graph, dependencies first."""
         client = self.clients[name]
+        client.wants_read = msg.want or client.wants_read
         generation, hold = client.generations.get(msg.submission, (0, None))
         if hold is None:
             self._generation += 1
@@ -176,7 +177,7 @@ class SchedulerState(Transitions):
             for task in tasks:
                 self._want(client, task)
             for key, reason in refused.items():
-                self.send(name, KeyCancelled(key, reason))
+                self._write(client, KeyCancelled(key, reason))
         else:
             self._keys_wanted(client, msg.wanted, refused)
         for task in tasks:
@@ -221,7 +222,9 @@ class SchedulerState(Transitions):
 
     def keys_wanted(self, now: float, name: str, msg: WantKeys) -> None:
         """A client got hold of futures by another way than by submitting."""
-        self._keys_wanted(self.clients[name], msg.keys, {})
+        client = self.clients[name]
+        client.wants_read = msg.want or client.wants_read
+        self._keys_wanted(client, msg.keys, {})
         self._settle()
 
     def keys_released(self, now: float, name: str, msg: ReleaseKeys) -> None:
@@ -338,7 +341,11 @@ class SchedulerState(Transitions):
         """The values are on the workers."""
         client, planned = self.clients[name], self._scattering.get(name, {})
         for placed in msg.placements:
-            if planned.pop(placed.attempt, None) is None:
+            plan = planned.pop(placed.attempt, None)
+            if plan is None:
+                continue
+            if not placed.addresses:  # the client gave up half-way
+                self._free_placed(plan)
                 continue
             task = self.tasks.get(placed.key)
             if task is None:
@@ -397,15 +404,15 @@ class SchedulerState(Transitions):
                 self._demand(task)
             else:
                 reason = refused.get(key, "the scheduler does not know this key")
-                self.send(client.name, KeyCancelled(key, reason))
+                self._write(client, KeyCancelled(key, reason))
 
     def _want(self, client: ClientRecord, task: Task) -> None:
         """Note the want, and tell a client that comes late what it missed."""
-        if client in task.wanted_by:
-            return
+        # Also if it is wanted already: the client may have begun anew with this key, and not have
+        # believed what was sent before we knew that.
         task.add_client(client)
         if task.state == "memory":
-            self.send(client.name, TaskDone(task.key, task.nbytes, None))
+            self._write(client, TaskDone(task.key, task.nbytes, None))
         elif task.state == "erred":
             assert task.error is not None
-            self.send(client.name, TaskFailed(task.key, task.error))
+            self._write(client, TaskFailed(task.key, task.error))

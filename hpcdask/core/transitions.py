@@ -33,6 +33,7 @@ from hpcdask.messages import (
     TaskFailed,
     TaskFinished,
     Version,
+    WantsRead,
 )
 
 #: Every legal move of a task. `_move` is held to it by tests, and docs/ draws its table from it.
@@ -85,10 +86,17 @@ class Transitions:
         else:
             box.append(message)
 
+    def _write(self, client: ClientRecord, message: Message) -> None:
+        """Send to a client, once it knows which of its wants we know of."""
+        if client.wants_told != client.wants_read:
+            client.wants_told = client.wants_read
+            self.send(client.name, WantsRead(client.wants_read))
+        self.send(client.name, message)
+
     def _tell(self, task: Task, message: Message) -> None:
         for client in task.wanted_by:
             if client.is_told:
-                self.send(client.name, message)
+                self._write(client, message)
 
     def _move(self, task: Task, state: str) -> None:
         if state not in MOVES[task.state]:
@@ -391,7 +399,7 @@ class Transitions:
             for client in list(task.wanted_by):
                 if name is None or client.name == name or client is self._keeper:
                     if client.is_told:
-                        self.send(client.name, KeyCancelled(task.key, reason))
+                        self._write(client, KeyCancelled(task.key, reason))
                     task.drop_client(client)
         self._release_unneeded(doomed)
 

@@ -48,6 +48,8 @@ MOVES = {
 #: event loop for each would take longer than they do.
 LOOKAHEAD = 0.002
 MAX_LOOKAHEAD = 100  # tasks per thread
+#: Versions that are remembered because they were freed while they were not here.
+_MAX_FREED_EARLY = 1000
 #: Seconds that a task is expected to take as long as none of its function has run.
 _UNKNOWN = 1.0
 #: Limits of one request for inputs, and how many workers are asked at a time.
@@ -184,6 +186,7 @@ class WorkerState:
         #: Values put here by clients while their keys meant something else: which of the two counts
         #: is for the scheduler to say, by freeing the other.
         self._spare: dict[Version, HeldTask] = {}
+        self._freed_early: dict[Version, None] = {}  # before they came; the oldest is first
         self._to_fetch: dict[str, deque[HeldTask]] = {}  # by the worker to ask
         self._in_flight: dict[str, set[str]] = {}  # keys asked for, by worker
 
@@ -240,6 +243,10 @@ class WorkerState:
                 self._withdraw(task)
             elif version in self._spare:
                 self.nbytes -= self._spare.pop(version).nbytes
+            else:  # a client that scatters may have given up before its values are here
+                self._freed_early[version] = None
+                if len(self._freed_early) > _MAX_FREED_EARLY:
+                    del self._freed_early[next(iter(self._freed_early))]
         self._start_more()
 
     def value_stored(self, now: float, version: Version, value: Any, nbytes: int) -> None:
@@ -247,6 +254,9 @@ class WorkerState:
         old = self.tasks.get(version.key)
         if version in self._spare or (old is not None and old.attempt == version.attempt):
             return  # said twice
+        if version in self._freed_early:
+            del self._freed_early[version]
+            return
         task = HeldTask(version.key, version.attempt)
         if old is None:
             self.tasks[version.key] = task

@@ -23,7 +23,7 @@ from hpcdask.client.client import Client
 from hpcdask.client.connection import close_all
 from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
-from hpcdask.errors import ConfigError, WaitTimeoutError
+from hpcdask.errors import ConfigError, LaunchError, WaitTimeoutError
 from hpcdask.messages import TaskError
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import new_token
@@ -177,6 +177,8 @@ class LocalCluster:
 
     async def _scale_to(self, n: int) -> None:
         assert self._scaling is not None
+        if self._closing is not None:
+            raise LaunchError(f"{self.name} is closed, and cannot have {n} workers; make a new one")
         async with self._scaling:
             for name, worker in list(self.workers.items()):
                 if worker.status in ("closed", "failed"):  # it gave up, or was told to end
@@ -297,12 +299,13 @@ class LocalCluster:
         async def work() -> None:
             seconds = math.inf if limit is None else limit
             deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline:
-                left = min(deadline - time.monotonic(), 5.0)
+            left = seconds
+            while left >= 0:
                 if await self.scheduler._until(
-                    lambda: len(self.scheduler.workers) >= n_workers, left
+                    lambda: len(self.scheduler.workers) >= n_workers, min(left, 5.0)
                 ):
                     return
+                left = deadline - time.monotonic()
             raise WaitTimeoutError(
                 f"{len(self.scheduler.workers)} of {n_workers} workers have registered "
                 f"within {limit:g} s"
@@ -376,6 +379,8 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def default_shape(n_workers: int | None, nthreads: int | None) -> tuple[int, int]:
     """Numbers of workers and of threads of each, for the CPUs that this process may use."""
+    if (n_workers or 0) < 0 or (nthreads or 0) < 0:
+        raise ConfigError(f"a cluster cannot have {n_workers} workers of {nthreads} threads")
     cpus = hosts.cpu_count()
     if n_workers is None and nthreads is None:
         # About the square root, so that neither the GIL nor copies between processes dominate.

@@ -11,7 +11,7 @@ import pytest
 from waiting import wait_for_file, wait_until
 
 from hpcdask import Client, LocalCluster, WorkerStartError, get_worker, wait
-from hpcdask.errors import ConfigError
+from hpcdask.errors import ConfigError, LaunchError
 
 
 def increment(x: int) -> int:
@@ -198,3 +198,30 @@ def test_many_small_clusters_leave_nothing() -> None:
     for _ in range(10):
         with Client(n_workers=1, threads_per_worker=1, processes=False) as client:
             assert client.submit(increment, 1).result(timeout=10) == 2
+
+
+def test_a_closed_cluster_cannot_be_scaled() -> None:
+    cluster = LocalCluster(n_workers=0)
+    cluster.close()
+    with pytest.raises(LaunchError, match="closed"):
+        cluster.scale(2, timeout=10)
+
+
+def test_a_negative_number_of_workers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="-1 workers"):
+        LocalCluster(n_workers=-1)
+
+
+def test_a_scheduler_file_in_use_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    options = {"scheduler_kwargs": {"scheduler_file": str(path)}, "n_workers": 0}
+    with LocalCluster(**options):
+        content = path.read_text()
+        with pytest.raises(LaunchError, match="scheduler that runs"):
+            LocalCluster(**options)
+        assert path.read_text() == content
+    assert not path.exists()
+    path.write_text(content)  # as a killed one leaves it
+    path.chmod(0o600)
+    with LocalCluster(**options):
+        assert path.read_text() != content

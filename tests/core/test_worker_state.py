@@ -22,6 +22,7 @@ from hpcdask.messages import (
     DataMissing,
     Dependency,
     ForgetFunctions,
+    FreeKeys,
     KeysAdded,
     TaskErred,
     TaskFinished,
@@ -326,3 +327,13 @@ def test_forgotten_functions_are_dropped() -> None:
     state = worker()
     state.functions_forgotten(0.0, ForgetFunctions((DEFINE.function_id, b"?")))
     assert not state.functions
+
+
+def test_a_value_that_was_freed_before_it_came_is_not_kept():
+    state = WorkerState(A, 1)
+    state.keys_freed(0.0, FreeKeys((Version("x", 7),)))
+    state.value_stored(1.0, Version("x", 7), "late", 10)
+    assert not state.tasks
+    assert state.nbytes == 0
+    state.value_stored(2.0, Version("x", 8), "wanted", 10)
+    assert state.tasks["x"].value == "wanted"
