@@ -146,6 +146,7 @@ def test_a_scheduler_that_hangs_does_not_keep_shutdown(
 ) -> None:
     path, process = elsewhere
     client = Client(scheduler_file=path, timeout=5)
+    client.wait_for_workers(1, timeout=10)  # one that is just registering would end with an error
     with stopped(process.pid):
         assert_late(lambda: client.shutdown(timeout=0.3))
     client.close()
@@ -157,6 +158,7 @@ def test_shutdown_ends_a_cluster_elsewhere(
 ) -> None:
     path, process = elsewhere
     client = Client(scheduler_file=path, timeout=5)
+    client.wait_for_workers(1, timeout=10)
     start = time.monotonic()
     client.shutdown()
     assert client.status == "closed"
