@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from hpcdask import host as hosts
+from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.calls import call
 from hpcdask.comm.options import CommOptions
@@ -183,7 +184,7 @@ class Nanny(Service):
         return self._link
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterNanny:
-        me = (hosts.hostname(), os.getpid())
+        me = (network.hostname(), os.getpid())
         return RegisterNanny(self.id, *me, PROTOCOL_VERSION, __version__)
 
     async def _close(self, reason: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hpcdask import host as hosts
+from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.calls import call
 from hpcdask.comm import Comm, Listener, connect, listen
@@ -227,7 +228,7 @@ class Scheduler(Service):
             return
         host = self._host or ""
         if self._interface:
-            host = hosts.interface_address(self._interface)
+            host = network.interface_address(self._interface)
         try:
             address = str(Address("tcp", host, 0))
             tcp = await listen(address, self._on_comm, self.options, self._port)
@@ -236,7 +237,7 @@ class Scheduler(Service):
         self._listeners.append(tcp)
         port = parse_address(tcp.address).port
         if host in ("", "0.0.0.0", "::"):
-            host = hosts.default_address()
+            host = network.default_address()
         self.address = str(Address("tcp", host, port))
         if self._contact_address:
             self.address = str(parse_address(self._contact_address, port))
@@ -251,7 +252,7 @@ class Scheduler(Service):
             token=self.token,
             started=self.started,
             version=__version__,
-            host=hosts.hostname(),
+            host=network.hostname(),
             pid=os.getpid(),
             job=hosts.batch_job(),
         )

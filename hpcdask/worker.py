@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hpcdask import host as hosts
+from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.calls import call
 from hpcdask.comm import Comm, Listener, listen
@@ -178,7 +179,7 @@ class Worker(Service):
             name=self.name,
             nthreads=self.nthreads,
             memory_limit=self.memory_limit,
-            host=hosts.hostname(),
+            host=network.hostname(),
             pid=os.getpid(),
             local_directory=self.local_directory,
             nanny=self._nanny,
@@ -197,12 +198,12 @@ class Worker(Service):
             where = parse_address(self._listen_address, 0)
             host, ports = where.host, where.port
         elif self._interface:
-            host = hosts.interface_address(self._interface)
+            host = network.interface_address(self._interface)
         self._listener = await listen(str(Address("tcp", host, 0)), self._on_comm, options, ports)
         port = parse_address(self._listener.address).port
         if host in ("", "0.0.0.0", "::"):
             target = parse_address(scheduler)
-            host = hosts.address_towards(target.host, target.port)
+            host = network.address_towards(target.host, target.port)
         self.address = str(Address("tcp", host, port))
         if self._contact_address:
             self.address = str(parse_address(self._contact_address, port))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcdask import host
+from hpcdask import host, network
 from hpcdask.errors import ConfigError, InterfaceNotFoundError
-from hpcdask.host import Interface
+from hpcdask.network import Interface
 
 GIB = 2**30
 
@@ -315,27 +315,27 @@ ALL = [LO, ETH0, IB10, IB1, IB0, HSN0, BARE]
     ],
 )
 def test_an_interface_spec_gives_an_address(spec: str, address: str) -> None:
-    assert host.choose_address(spec, ALL) == address
+    assert network.choose_address(spec, ALL) == address
 
 
 def test_a_link_local_address_is_the_last_choice_and_has_its_scope() -> None:
     only = Interface("ib0", True, ("fe80::7%ib0",))
-    assert host.choose_address("ib0", [only]) == "fe80::7%ib0"
-    assert host.choose_address("ib*", [only, IB10]) == "10.1.10.7"
+    assert network.choose_address("ib0", [only]) == "fe80::7%ib0"
+    assert network.choose_address("ib*", [only, IB10]) == "10.1.10.7"
 
 
 def test_a_family_can_be_demanded() -> None:
-    assert host.choose_address("lo", ALL, "ipv6") == "::1"
-    assert host.choose_address("hsn0,ib0", ALL, "ipv4") == "10.1.0.7"
+    assert network.choose_address("lo", ALL, "ipv6") == "::1"
+    assert network.choose_address("hsn0,ib0", ALL, "ipv4") == "10.1.0.7"
     with pytest.raises(InterfaceNotFoundError, match=r"'hsn0' on .* has no ipv4 address"):
-        host.choose_address("hsn0", ALL, "ipv4")
+        network.choose_address("hsn0", ALL, "ipv4")
 
 
 def test_an_unknown_interface_lists_what_the_host_has() -> None:
     with pytest.raises(InterfaceNotFoundError) as caught:
-        host.choose_address("ib7", [LO, IB1, BARE])
+        network.choose_address("ib7", [LO, IB1, BARE])
     text = str(caught.value)
-    assert text.startswith(f"no network interface 'ib7' on {host.hostname()}; it has ")
+    assert text.startswith(f"no network interface 'ib7' on {network.hostname()}; it has ")
     assert "bond0 (no address), ib1 (10.1.1.7, down), lo (127.0.0.1, ::1)." in text
     assert text.endswith(
         "Name one of these with --interface, or leave it out to use the default route."
@@ -353,43 +353,43 @@ def test_an_unknown_interface_lists_what_the_host_has() -> None:
 )
 def test_an_interface_that_cannot_serve_says_why(spec: str, reason: str) -> None:
     with pytest.raises(InterfaceNotFoundError, match=reason):
-        host.choose_address(spec, ALL)
+        network.choose_address(spec, ALL)
 
 
 @pytest.mark.parametrize("spec", ["", " , ", "10.1.0.0/99", "ib0/24"])
 def test_a_malformed_interface_spec_is_refused(spec: str) -> None:
     with pytest.raises(ConfigError, match="subnet"):
-        host.choose_address(spec, ALL)
+        network.choose_address(spec, ALL)
 
 
 def test_the_real_loopback_interface_is_found() -> None:
-    assert host.interface_address("127.0.0.0/8") == "127.0.0.1"
+    assert network.interface_address("127.0.0.0/8") == "127.0.0.1"
 
 
 def test_the_way_to_loopback_is_loopback() -> None:
-    assert host.address_towards("127.0.0.1", 8786) == "127.0.0.1"
+    assert network.address_towards("127.0.0.1", 8786) == "127.0.0.1"
 
 
 def test_the_way_to_an_ipv6_address_is_found() -> None:
-    if not any("::1" in interface.addresses for interface in host.interfaces()):
+    if not any("::1" in interface.addresses for interface in network.interfaces()):
         pytest.skip("this host has no IPv6")
-    assert host.address_towards("::1", 8786) == "::1"
+    assert network.address_towards("::1", 8786) == "::1"
 
 
 def test_the_way_to_an_unknown_host_is_a_clear_error() -> None:
     with pytest.raises(InterfaceNotFoundError, match=r"cannot reach host 'no-such\.invalid'"):
-        host.address_towards("no-such.invalid", 8786)
+        network.address_towards("no-such.invalid", 8786)
 
 
 def test_this_machine_is_local_by_any_of_its_names() -> None:
-    names = ["localhost", "127.0.0.1", "127.1.2.3", "::1", "0.0.0.0", host.hostname()]
-    own = [address for each in host.interfaces() for address in each.addresses]
-    assert all(host.is_local(name) for name in [*names, *own])
+    names = ["localhost", "127.0.0.1", "127.1.2.3", "::1", "0.0.0.0", network.hostname()]
+    own = [address for each in network.interfaces() for address in each.addresses]
+    assert all(network.is_local(name) for name in [*names, *own])
 
 
 @pytest.mark.parametrize("name", ["203.0.113.7", "2001:db8::7", "no-such.invalid", "a" * 80])
 def test_others_are_not_local(name: str) -> None:
-    assert not host.is_local(name)
+    assert not network.is_local(name)
 
 
 # ---------------------------------------------------------------- scratch

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hpcdask"
 # What each module or package at the top of hpcdask/ may import of hpcdask, itself apart.
 # `_version` is a constant and open to all.
 INNER = {"errors", "messages"}
-ABOVE_SHELLS = INNER | {"config", "core", "wire", "comm", "host", "rendezvous"}
+ABOVE_SHELLS = INNER | {"config", "core", "wire", "comm", "host", "network", "rendezvous"}
 #: What the shells have in common, besides what they are made of.
 COMMON = {
     "service",
@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "wire": INNER,
     "comm": INNER | {"wire", "config"},
     "host": {"errors"},
+    "network": {"errors"},
     "rendezvous": {"errors"},
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
     **dict.fromkeys(SHELLS, ABOVE_SHELLS | COMMON | SHELLS),

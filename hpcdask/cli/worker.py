@@ -148,13 +148,14 @@ def _shape(nworkers: str, nthreads: int) -> tuple[int, int]:
 def _try_out(given: dict[str, Any]) -> None:
     """Raise here what would else be raised in a worker process, a second later."""
     from hpcdask import host as hosts
+    from hpcdask import network
     from hpcdask.comm.addresses import parse_address
 
     for option in ("scheduler", "listen_address", "contact_address"):
         if given[option]:
             parse_address(given[option])
     if given["interface"]:
-        hosts.interface_address(given["interface"])
+        network.interface_address(given["interface"])
     if given["local_directory"]:
         hosts.local_directory(given["local_directory"])
     hosts.parse_timedelta(given["death_timeout"])
@@ -173,6 +174,7 @@ def _services(
     **given: Any,
 ) -> list[Any]:
     from hpcdask import host as hosts
+    from hpcdask import network
     from hpcdask.comm.addresses import parse_ports
     from hpcdask.nanny import Nanny
     from hpcdask.worker import Worker
@@ -188,7 +190,7 @@ def _services(
         own_name = f"{name}-{i}" if name is not None and n > 1 else name
         common = {**given, "nthreads": threads, "memory_limit": memory, "auth": not no_auth}
         if nanny:
-            own_name = own_name or f"{hosts.hostname()}-{os.getpid()}-{i}"
+            own_name = own_name or f"{network.hostname()}-{os.getpid()}-{i}"
             services.append(
                 Nanny(name=own_name, preload_nanny=preload_nanny, log_level=log_level, **common)
             )
