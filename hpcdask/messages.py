@@ -70,6 +70,31 @@ class TaskSpec(NamedTuple):
     dependencies: tuple[str, ...]  # keys known to the scheduler or earlier in this submission
 
 
+class Restriction(NamedTuple):
+    """Where tasks may run, and what of a worker's resources each takes while it runs."""
+
+    workers: tuple[str, ...]  # addresses, names or hosts; empty: anywhere
+    allow_others: bool  # where none of these is there
+    resources: tuple[tuple[str, float], ...]  # name, amount; sorted by name
+
+
+class HeldValue(NamedTuple):
+    """A value that a worker holds when it comes back to a scheduler."""
+
+    key: str
+    attempt: int
+    nbytes: int
+    definition: int  # checksum of function and arguments; 0 of scattered data
+
+
+class HeldRun(NamedTuple):
+    """A run that is under way on a worker when it comes back to a scheduler."""
+
+    key: str
+    attempt: int
+    definition: int  # as in `HeldValue`
+
+
 class Dependency(NamedTuple):
     """An input of a task and where its value can be fetched."""
 
@@ -121,6 +146,7 @@ class RegisterClient(NamedTuple):
     client: str  # unique id
     protocol: int
     version: str
+    returns: bool = False  # it had lost the scheduler; all that it holds follows, then `AllTold`
 
 
 class RegisterWorker(NamedTuple):
@@ -136,6 +162,10 @@ class RegisterWorker(NamedTuple):
     nanny: str  # name of its nanny, or empty
     protocol: int
     version: str
+    resources: tuple[tuple[str, float], ...] = ()  # name, amount
+    returns: bool = False  # it had lost the scheduler, and has kept:
+    values: tuple[HeldValue, ...] = ()
+    runs: tuple[HeldRun, ...] = ()
 
 
 class RegisterNanny(NamedTuple):
@@ -182,6 +212,7 @@ class SubmitTasks(NamedTuple):
     retries: int
     final: bool  # no further chunk of this submission follows
     want: int = 0  # number of this message among those by which the client wants keys
+    restriction: Restriction | None = None  # of all its tasks
 
 
 class WantKeys(NamedTuple):
@@ -195,6 +226,14 @@ class ReleaseKeys(NamedTuple):
     """client -> scheduler: I hold no future of these keys any more."""
 
     keys: tuple[str, ...]
+
+
+class AllTold(NamedTuple):
+    """client -> scheduler: after a return, that was all that I submitted and hold."""
+
+
+class ClientClosing(NamedTuple):
+    """client -> scheduler: I leave on purpose, and shall not come back."""
 
 
 class CancelKeys(NamedTuple):
@@ -348,6 +387,17 @@ class AwaitWorkers(NamedTuple):
     timeout: float  # seconds
 
 
+class RetireWorkers(NamedTuple):
+    """client -> scheduler: let workers end without losing what only they hold.
+
+    Answered by `Reply`: the addresses of those that have ended.
+    """
+
+    request: int
+    workers: tuple[str, ...]  # addresses or names
+    timeout: float  # seconds; what has not moved by then is lost
+
+
 class Shutdown(NamedTuple):
     """client -> scheduler: end workers, nannies and yourself."""
 
@@ -397,6 +447,36 @@ class ComputeTask(NamedTuple):
     wanted: bool  # a client holds its future: send a small value along
 
 
+class TakeBack(NamedTuple):
+    """scheduler -> worker: give these runs back unless they have started."""
+
+    versions: tuple[Version, ...]
+
+
+class GivenBack(NamedTuple):
+    """worker -> scheduler: these will not run here; the others of a `TakeBack` will, or have."""
+
+    versions: tuple[Version, ...]
+
+
+class AcquireKeys(NamedTuple):
+    """scheduler -> worker: fetch copies of these and keep them."""
+
+    dependencies: tuple[Dependency, ...]
+
+
+class NotAcquired(NamedTuple):
+    """worker -> scheduler: copies that were asked for by `AcquireKeys` and cannot be had."""
+
+    versions: tuple[Version, ...]
+
+
+class WorkersGone(NamedTuple):
+    """scheduler -> worker: these have fallen silent; expect nothing of them any more."""
+
+    addresses: tuple[str, ...]
+
+
 class FreeKeys(NamedTuple):
     """scheduler -> worker: drop these values, and do not start or report these runs."""
 
@@ -427,6 +507,12 @@ class KeysAdded(NamedTuple):
     versions: tuple[Version, ...]
 
 
+class KeysDropped(NamedTuple):
+    """worker -> scheduler: values that I no longer hold, for want of memory or a broken disk."""
+
+    versions: tuple[Version, ...]
+
+
 class DataMissing(NamedTuple):
     """worker -> scheduler: `address` was said to have this value and does not give it.
 
@@ -437,6 +523,7 @@ class DataMissing(NamedTuple):
     attempt: int
     missing: Version
     address: str
+    unreachable: bool = False  # it may well hold the value; we cannot talk to it
 
 
 class Heartbeat(NamedTuple):
@@ -467,6 +554,15 @@ class WorkerClosing(NamedTuple):
     reason: str
 
 
+class WorkerLeaving(NamedTuple):
+    """worker -> scheduler: I am to end: take back what has not started, move what only I hold.
+
+    Answered by `CloseWorker` when nothing is lost by my end.
+    """
+
+    reason: str
+
+
 class CallFunction(NamedTuple):
     """scheduler -> worker, nanny. Answered by `CallReturned` or `Failure`."""
 
@@ -492,6 +588,13 @@ class CloseNanny(NamedTuple):
     """scheduler -> nanny: end your worker and yourself."""
 
     reason: str
+
+
+class WorkerLives(NamedTuple):
+    """nanny -> scheduler: the worker's process is there and not stopped, though it may be mute.
+
+    Code that keeps the interpreter's lock for minutes keeps a worker from its heartbeats.
+    """
 
 
 class WorkerDied(NamedTuple):
@@ -583,6 +686,17 @@ OPCODES: tuple[type[Any], ...] = (
     AwaitWorkers,
     ThreadsLent,
     WantsRead,
+    AllTold,
+    ClientClosing,
+    RetireWorkers,
+    TakeBack,
+    GivenBack,
+    AcquireKeys,
+    NotAcquired,
+    WorkersGone,
+    KeysDropped,
+    WorkerLeaving,
+    WorkerLives,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

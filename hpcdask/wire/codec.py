@@ -198,6 +198,9 @@ def _rebuild(hint: Any) -> Build | None:
         if not nested:
             return cast(Build, make)
         return lambda fields: make(_with_records(fields, nested))
+    if get_origin(hint) in (Union, types.UnionType):  # of a record with None, or of none
+        records = [build for choice in arguments if (build := _rebuild(choice))]
+        return (lambda value: None if value is None else records[0](value)) if records else None
     if get_origin(hint) is not tuple:
         return None
     if arguments[-1] is Ellipsis:
