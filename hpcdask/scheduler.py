@@ -19,6 +19,7 @@ from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.errors import CommClosedError, LaunchError, TokenError, WaitTimeoutError
+from hpcdask.gathering import gather_values
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AwaitWorkers,
@@ -55,14 +56,12 @@ from hpcdask.messages import (
     RunOnWorkers,
     ScatterPlan,
     Shutdown,
-    StoredValue,
     StoreForClient,
     SubmitTasks,
     TaskErred,
     TaskError,
     TaskFinished,
     ThreadsLent,
-    Version,
     WantKeys,
     WorkerClosing,
     WorkerDied,
@@ -480,26 +479,8 @@ class Scheduler(Service):
 
     async def _gather(self, name: str, msg: GatherKeys) -> KeyValues:
         """Fetch for a client that cannot reach the workers itself."""
-        by_worker: dict[str, list[Version]] = {}
-        missing = []
-        for dependency in map(self.state.locate, msg.keys):
-            if dependency.addresses:
-                version = Version(dependency.key, dependency.attempt)
-                by_worker.setdefault(dependency.addresses[0], []).append(version)
-            else:
-                missing.append(dependency.key)
-        fetches = [self._peers.fetch(address, keys) for address, keys in by_worker.items()]
-        answers = await asyncio.gather(*fetches, return_exceptions=True)
-        values: list[StoredValue] = []
-        failed: list[tuple[str, TaskError]] = []
-        for versions, answer in zip(by_worker.values(), answers, strict=True):
-            if isinstance(answer, BaseException):
-                missing += [version.key for version in versions]
-            else:
-                values += answer.values
-                missing += answer.missing
-                failed += answer.failed
-        return KeyValues(msg.request, tuple(values), tuple(missing), tuple(failed))
+        gathered = await gather_values(self._peers, map(self.state.locate, msg.keys))
+        return gathered.as_answer(msg.request)
 
     async def _plan_scatter(self, name: str, msg: PlanScatter) -> ScatterPlan:
         planned = self.state.scatter_planned(self._now(), name, msg)

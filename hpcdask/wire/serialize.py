@@ -21,7 +21,7 @@ OUT_OF_BAND = 32 * 1024
 _SEARCHED = 256
 
 #: Starts a pickle in which large bytes are persistent ids; plain pickles start with 0x80.
-_WITH_LARGE_BYTES = b"L"
+WITH_LARGE_BYTES = b"L"
 
 
 def dumps(obj: object) -> Blob:
@@ -79,8 +79,8 @@ def loads(blob: Blob) -> Any:
         Whatever rebuilding raises, for example ModuleNotFoundError.
     """
     pickled, *buffers = blob.parts if isinstance(blob, Frames) else [blob]
-    if pickled[:1] == _WITH_LARGE_BYTES:
-        return _LargeBytesUnpickler(io.BytesIO(memoryview(pickled)[1:]), buffers=buffers).load()
+    if pickled[:1] == WITH_LARGE_BYTES:
+        return LargeBytesUnpickler(io.BytesIO(memoryview(pickled)[1:]), buffers=buffers).load()
     return pickle.loads(pickled, buffers=buffers)
 
 
@@ -163,7 +163,9 @@ def _by_value_pickler() -> Any:
     return type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), {})
 
 
-class _LargeBytesUnpickler(pickle.Unpickler):
+class LargeBytesUnpickler(pickle.Unpickler):
+    """Reads what `dumps` wrote, behind `WITH_LARGE_BYTES`."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._seen: dict[int, Any] = {}
@@ -183,7 +185,7 @@ def _rebuilt(kind: str, buffer: Any, *layout: Any) -> Any:
     wanted = bytes if kind == "bytes" else bytearray
     if isinstance(buffer, memoryview) and len(buffer) == len(memoryview(buffer.obj)):
         buffer = buffer.obj
-    # What came over the network is a bytearray of its own, and need not be copied again.
+    # What came over the network is bytes or a bytearray of its own, and need not be copied again.
     return buffer if type(buffer) is wanted else wanted(buffer)
 
 
@@ -201,7 +203,7 @@ def _pickled_with(pickler_type: Any, obj: object) -> Blob | None:
     data = stream.getvalue()
     if by_reference and b"__main__" in data:
         return None
-    return _blob(_WITH_LARGE_BYTES + data, buffers)
+    return _blob(WITH_LARGE_BYTES + data, buffers)
 
 
 # -- Functions -------------------------------------------------------------------------------------
