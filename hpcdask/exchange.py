@@ -186,14 +186,16 @@ class Exchange:
         outcomes = [self._pickle(*item) for item in items if item[0] not in slow]
         if slow:
             rest = [item for item in items if item[0] in slow]
-            outcomes += await in_thread(lambda: [self._pickle(*item) for item in rest])
+            outcomes += await in_thread(lambda: [self._pickle(*item, True) for item in rest])
         values = tuple(item for item in outcomes if isinstance(item, StoredValue))
         failed = tuple((item.key, item) for item in outcomes if isinstance(item, TaskError))
         return values, failed
 
-    def _pickle(self, key: str, attempt: int, value: Any) -> StoredValue | TaskError:
+    def _pickle(
+        self, key: str, attempt: int, value: Any, polite: bool = False
+    ) -> StoredValue | TaskError:
         try:
-            return StoredValue(key, attempt, dumps(value))
+            return StoredValue(key, attempt, dumps(value, polite))
         except BaseException as exc:  # a SystemExit, too, only means that it cannot be pickled
             return to_task_error(exc, key, self._address)
 
@@ -237,9 +239,12 @@ class Exchange:
 
     def _load(self, stored: StoredValue, if_quick: bool = False) -> Loaded | None:
         try:
-            done, value = loads_if_quick(stored.value) if if_quick else (True, loads(stored.value))
-            if not done:
-                return None
+            if if_quick:
+                done, value = loads_if_quick(stored.value)
+                if not done:
+                    return None
+            else:
+                value = loads(stored.value, polite=True)
             return Version(stored.key, stored.attempt), value, sizeof(value)
         except BaseException as exc:  # a module that this host lacks, say
             return to_task_error(exc, stored.key, self._address)
