@@ -32,9 +32,13 @@ from hpcdask.wire import codec, compression, framing, handshake
 #: with one each would cost 256 MB.
 _SCRATCH_SIZE = 256 * 1024
 _of_thread = threading.local()
-#: Reads of one connection before others get their turn.
+#: Reads and writes of one connection before others get their turn.
 _READS_PER_TURN = 16
 _WRITES_PER_TURN = 16
+#: Most bytes and buffers of one of them: within one machine a call goes on, and the loop with it
+#: stands still, as long as the other end keeps up.
+_PER_CALL = 2**20
+_BUFFERS_PER_CALL = 64
 #: `drained` waits while more than this is queued, in bytes.
 _HIGH_WATER = 16 * 2**20
 _MESSAGES_PER_FRAME = 4096
@@ -93,7 +97,7 @@ class TCPComm(Comm):
     def _read_once(self) -> bool:
         """Read what is there; say whether there may be more."""
         target = self._reader.target
-        room = self._scratch if target is None else target
+        room = self._scratch if target is None else target[:_PER_CALL]
         nbytes = self._sock.recv_into(room)
         if not nbytes:
             self._end("closed by the other side")
@@ -214,7 +218,7 @@ class TCPComm(Comm):
             for _ in range(_WRITES_PER_TURN):
                 if not self._queue:
                     break
-                sent = self._sock.sendmsg(list(islice(self._queue, 64)))
+                sent = self._sock.sendmsg(self._next_parts())
                 self._queued -= sent
                 while sent:
                     first = self._queue[0]
@@ -241,6 +245,16 @@ class TCPComm(Comm):
             self._say_goodbye()
         if self._drained is not None and self._queued <= _HIGH_WATER // 2:
             self._wake_drained()
+
+    def _next_parts(self) -> list[memoryview]:
+        """What of the queue goes into one call."""
+        parts, room = [], _PER_CALL
+        for part in islice(self._queue, _BUFFERS_PER_CALL):
+            parts.append(part[:room])
+            room -= len(part)
+            if room <= 0:
+                break
+        return parts
 
     def _wake_drained(self) -> None:
         waiting, self._drained = self._drained, None
