@@ -196,14 +196,15 @@ def test_a_defect_is_answered_too(monkeypatch: Any, caplog: Any) -> None:
 LONGEST = 0.5
 
 
-def test_a_million_objects_do_not_stop_the_loop_of_either_end() -> None:
-    values = {f"k{n}": {f"{n}-{i}": str(i) for i in range(250_000)} for n in range(4)}
+def test_hundreds_of_thousands_of_objects_do_not_stop_the_loop_of_either_end() -> None:
+    values = {"x": {str(n): float(n) for n in range(700_000)}}
 
     async def main() -> None:
         async with desk() as holder, desk() as reader, Ticking() as ticking:
             holder.hold(values)
             assert await reader.gets(*values, of=holder) == list(values.values())
-        assert ticking.longest < LONGEST
+        # Not all of it can be cut: a table in the pickler that doubles takes half of this.
+        assert ticking.longest < LONGEST / 2
 
     run(main(), 120)
 
