@@ -196,7 +196,7 @@ def test_an_input_is_asked_of_one_holder_after_the_other_then_reported() -> None
 def test_an_input_that_nobody_else_holds_is_reported_at_once() -> None:
     state = worker()
     state.compute_task(0.0, compute("y", 2, on("x", A)))
-    assert_worker_sent(state, GivenBack((Version("y", 2),)))
+    assert_worker_sent(state, DataMissing("y", 2, Version("x", 1), A))
     assert not state.tasks
 
 
