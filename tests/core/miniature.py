@@ -27,7 +27,9 @@ from hpcdask.core.worker_state import (
 )
 from hpcdask.errors import KilledWorker, LostDataError
 from hpcdask.messages import (
+    AcquireKeys,
     CancelKeys,
+    CloseWorker,
     ComputeTask,
     DataMissing,
     DataScattered,
@@ -35,16 +37,20 @@ from hpcdask.messages import (
     ForgetFunctions,
     FreeKeys,
     Function,
+    GivenBack,
     KeepUntilDone,
     KeyCancelled,
     KeyLost,
     KeysAdded,
     Message,
+    NotAcquired,
     PlacedValue,
     PlanScatter,
     RegisterWorker,
     ReleaseKeys,
+    Restriction,
     SubmitTasks,
+    TakeBack,
     TaskDone,
     TaskErred,
     TaskError,
@@ -53,6 +59,7 @@ from hpcdask.messages import (
     TaskSpec,
     Version,
     WantKeys,
+    WorkerLeaving,
 )
 from hpcdask.wire.codec import decode, encode
 
@@ -63,6 +70,8 @@ FUNCTIONS = ("add", "raise", "flaky")
 ON_WORKER = {
     ComputeTask: WorkerState.compute_task,
     FreeKeys: WorkerState.keys_freed,
+    TakeBack: WorkerState.take_back,
+    AcquireKeys: WorkerState.acquire_keys,
     DefineFunction: WorkerState.function_defined,
     ForgetFunctions: WorkerState.functions_forgotten,
 }
@@ -71,6 +80,9 @@ OF_WORKER = {
     TaskErred: SchedulerState.task_erred,
     KeysAdded: SchedulerState.keys_added,
     DataMissing: SchedulerState.data_missing,
+    GivenBack: SchedulerState.given_back,
+    NotAcquired: SchedulerState.not_acquired,
+    WorkerLeaving: lambda state, now, address, msg: state.worker_leaving(now, address, msg.reason),
 }
 OF_CLIENT = {
     SubmitTasks: SchedulerState.tasks_submitted,
@@ -223,6 +235,8 @@ class Miniature:
                 self.workers[target].fetch_failed(self.now, source)
             else:
                 self.workers[target].data_arrived(self.now, source, message.values)
+        elif isinstance(message, CloseWorker):
+            self.end_worker(target)
         elif target in self.workers:
             ON_WORKER[type(message)](self.workers[target], self.now, message)
         elif isinstance(message, Lost):
@@ -334,9 +348,9 @@ class Miniature:
         """All was released: nobody holds or does anything."""
         state = self.scheduler
         assert not state.tasks
-        assert not state.n_queued
-        assert not state.no_worker
-        assert not any(task.state == "queued" for _, _, task in state.queue)
+        assert not state.lanes.open.n_queued
+        assert not state.lanes.open.stranded
+        assert not any(list(lane.queued) for lane in state.lanes)
         assert not any(state._scattering.values())
         for record in state.workers.values():
             assert not record.processing
@@ -352,17 +366,31 @@ class Miniature:
 
     # -- What may be done to it -------------------------------------------------------------------
 
-    def join_worker(self) -> None:
+    def join_worker(self, gpus: dict[str, float] | None = None) -> None:
         self.joined += 1
         address = f"w{self.joined}"
         nthreads = self.random.choice([1, 1, 2, 3])
-        self.workers[address] = WorkerState(address, nthreads)
-        info = RegisterWorker(address, address, nthreads, 0, "h", 1, "/", "", 1, "1")
+        gpus = gpus or self.random.choice([{}, {"gpu": 1.0}, {"gpu": 2.0}])
+        self.workers[address] = WorkerState(address, nthreads, gpus)
+        info = RegisterWorker(
+            address, address, nthreads, 0, "h", 1, "/", "", 1, "1", tuple(gpus.items())
+        )
         self.scheduler.worker_joined(self.now, info)
+
+    def leave(self) -> None:
+        if self.workers:
+            address = self.random.choice(list(self.workers))
+            self.send(address, SCHEDULER, WorkerLeaving("enough"))
+
+    def tick(self) -> None:
+        self.scheduler.tick(self.now)
 
     def lose_worker(self) -> None:
         if self.workers:
-            address = self.random.choice(list(self.workers))
+            self.end_worker(self.random.choice(list(self.workers)))
+
+    def end_worker(self, address: str) -> None:
+        if address in self.workers:
             del self.workers[address]
             self.runs = [run for run in self.runs if run[0] != address]
             self.abandoned = {run for run in self.abandoned if run[0] != address}
@@ -431,7 +459,15 @@ class Miniature:
             is_final = first + len(chunk) == len(specs)
             retries = self.random.choice([0, 1, 2])
             priority = float(self.random.choice([0, 0, 1]))
-            order = (first, priority, retries, is_final)
+            restriction = self.random.choice(
+                [None] * 3
+                + [
+                    Restriction((), False, (("gpu", 1.0),)),
+                    Restriction(("w1", "w2", "w3"), True, ()),
+                    Restriction(("w1",), True, (("gpu", 1.0),)),
+                ]
+            )
+            order = (first, priority, retries, is_final, 0, restriction)
             message = SubmitTasks(client.submissions, functions, tuple(chunk), here, *order)
             client.unsent.append(message)
         self.send_chunk(client)
@@ -544,7 +580,7 @@ class Miniature:
             [self.submit] * 5
             + [self.release, self.send_chunk_of_someone, self.store, self.store, self.scatter] * 2
             + [self.resubmit, self.want, self.cancel, self.keep_until_done, self.restart]
-            + [self.lose_worker, self.join_worker]
+            + [self.lose_worker, self.join_worker, self.leave, self.tick, self.tick]
             + [self.lose_client] * (self.random.random() < 0.2)
         )
         deed()
@@ -589,6 +625,8 @@ def live_through(seed: int, steps: int = 250) -> Miniature:
     cluster = Miniature(seed)
     cluster.flush()
     cluster.live(steps)
+    cluster.join_worker({"gpu": 1.0})
+    cluster.flush()
     if not cluster.workers:
         cluster.join_worker()
         cluster.flush()

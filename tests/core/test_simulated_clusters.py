@@ -28,11 +28,12 @@ def test_a_seed_happens_in_the_same_way_again() -> None:
         (
             SchedulerState,
             scheduler_state.MOVES,
-            # A task with inputs is never queued, since its inputs' holders are workers, and one
-            # without has nothing to lose or to fail before it runs.
+            # A task that is queued with inputs can run at once when it fails; and no worker
+            # comes back here.
             {
-                *[("queued", state) for state in ("waiting", "erred")],
-                *[("no-worker", state) for state in ("waiting", "erred", "processing")],
+                *[("queued", state) for state in ("memory", "erred")],
+                *[("no-worker", state) for state in ("memory", "erred", "processing")],
+                ("waiting", "memory"),
             },
         ),
         (WorkerState, worker_state.MOVES, set()),
