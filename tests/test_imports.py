@@ -27,6 +27,9 @@ COMMON = {
     "tracebacks",
     "snapshots",
     "logs",
+    "pulse",
+    "resources",
+    "restarts",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
 ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS
