@@ -30,6 +30,7 @@ COMMON = {
     "pulse",
     "resources",
     "restarts",
+    "worker_child",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
 ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS
