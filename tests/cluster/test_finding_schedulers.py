@@ -69,7 +69,7 @@ async def test_a_file_that_never_comes_is_what_is_told_in_the_end(
 ) -> None:
     place = SchedulerPlace(nobody, str(tmp_path / "missing.json"))
     with pytest.raises(RendezvousTimeoutError, match=r"missing\.json does not exist"):
-        await reach_scheduler(place, hello, 0.3)
+        await reach_scheduler(place, hello, 2)
 
 
 @on_a_loop
