@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hpcdask.comm import Comm, connect
@@ -25,8 +26,10 @@ from hpcdask.rendezvous import Contact, resolve_token, wait_for_contact
 
 log = logging.getLogger("hpcdask.dialling")
 
-#: Seconds given to one address of a scheduler file before the file is read again.
+#: Seconds given to one address where there is a scheduler file to be read (again) after it.
 _ONE_TRY = 5.0
+#: Shortest and longest pause before a scheduler is looked for once more, in seconds.
+_PAUSES = (0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class SchedulerPlace:
     Parameters
     ----------
     address : str, optional
-        Its address; or
+        Its address.
     scheduler_file : str, optional
-        a file that holds it.
+        A file that holds it. Of both, the address is tried first, once.
     token, token_file, auth
         As for `hpcdask.Scheduler`.
     """
@@ -94,14 +97,54 @@ async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -
         If the scheduler refuses us.
     """
     deadline = time.monotonic() + timeout
-    if place.scheduler_file:
-        return await _by_file(place, place.scheduler_file, hello, deadline, timeout)
-    if not place.address:
+    if not place.address and not place.scheduler_file:
         raise ConfigError(
             "no scheduler given: name its address, as in tcp://host:8786, or its --scheduler-file"
         )
-    address = str(parse_address(place.address))
-    return await _register(address, place.options(), hello, deadline)
+    if place.address:
+        address = str(parse_address(place.address))
+        if not place.scheduler_file:
+            return await _register(address, place.options(), hello, deadline)
+        try:
+            one_try = min(deadline, time.monotonic() + _ONE_TRY)
+            return await _register(address, place.options(), hello, one_try, was_there=True)
+        except (CommClosedError, HandshakeError) as exc:
+            log.info("%s; reading %s", exc, place.scheduler_file)
+    assert place.scheduler_file is not None
+    return await _by_file(place, place.scheduler_file, hello, deadline, timeout)
+
+
+async def reach_scheduler_again(place: SchedulerPlace, hello: Hello, timeout: float) -> Link:
+    """As `reach_scheduler`, for a scheduler that was lost: whatever goes wrong is tried again.
+
+    It may be starting anew, or only the way to it may be broken for a while.
+
+    Raises
+    ------
+    LaunchError
+        If the scheduler refuses us.
+    HpcdaskError, OSError
+        What went wrong last, when the time is over.
+    """
+    deadline = time.monotonic() + timeout
+    for pause in pauses():
+        # First of all, since all who have lost it begin at the same moment.
+        await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+        try:
+            return await reach_scheduler(place, hello, max(deadline - time.monotonic(), 0.1))
+        except (CommClosedError, HandshakeError, RendezvousTimeoutError) as exc:
+            if time.monotonic() >= deadline:
+                raise
+            log.debug("not yet: %s", exc)
+    raise AssertionError("unreachable")
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait before each further try: ever longer, with jitter to keep processes apart."""
+    longest, limit = _PAUSES
+    while True:
+        yield longest * random.uniform(0.5, 1.0)
+        longest = min(2 * longest, limit)
 
 
 async def _register(
@@ -135,6 +178,8 @@ async def _by_file(
 ) -> Link:
     """Follow the file until what it says answers and proves to be who wrote it."""
     problem: Exception | None = None
+    told = ""
+    waits = pauses()
     stale: set[str] = set()  # ids of schedulers whose address another one answers at
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -145,6 +190,10 @@ async def _by_file(
             break
         try:
             one_try = min(deadline, time.monotonic() + _ONE_TRY)
+            if place.address and contact.token:
+                # The token we have was given for that address. A scheduler that was started anew
+                # may have another, and says so in its file, which only its user could write.
+                place = replace(place, token=contact.token)
             options = place.options(contact)
             # The file is written when the scheduler listens: who refuses is not there any more.
             link = await _register(contact.address, options, hello, one_try, was_there=True)
@@ -156,8 +205,10 @@ async def _by_file(
             link.comm.close()
             stale.add(contact.id)
             problem = CommClosedError(f"another scheduler answers at {contact.address}")
-        log.warning("%s may be stale: %s; reading it again", path, problem)
-        await asyncio.sleep(min(0.5, max(deadline - time.monotonic(), 0)))
+        if str(problem) != told:  # once, not at every try
+            told = str(problem)
+            log.warning("%s may be stale: %s; reading it again", path, problem)
+        await asyncio.sleep(min(next(waits), max(deadline - time.monotonic(), 0)))
     raise RendezvousTimeoutError(
         f"no scheduler within {timeout:g} s: {os.path.abspath(path)} is there, but {problem}. "
         "If it is left from an earlier run, remove it."

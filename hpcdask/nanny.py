@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import collections
-import contextlib
-import json
 import logging
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hpcdask import host as hosts
@@ -24,9 +19,8 @@ from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.calls import call
 from hpcdask.comm.options import CommOptions
-from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
-from hpcdask.errors import CommClosedError, LaunchError, WorkerStartError
-from hpcdask.execution import in_thread
+from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler, reach_scheduler_again
+from hpcdask.errors import CommClosedError, HpcdaskError, LaunchError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     CallFunction,
@@ -38,26 +32,18 @@ from hpcdask.messages import (
     RestartWorker,
     TaskError,
     WorkerDied,
+    WorkerLives,
 )
-from hpcdask.service import ENDED_AS_ASKED, Service
+from hpcdask.pulse import Pulse
+from hpcdask.resources import checked_resources
+from hpcdask.restarts import MAX_FAILED_STARTS, Restarts
+from hpcdask.service import ENDED_AS_ASKED, Lifetime, Service
+from hpcdask.worker_child import GRACE, KilledAtStartError, WorkerChild, ending
 
 log = logging.getLogger("hpcdask.nanny")
 
-#: Seconds that a worker has to end when asked, before it is killed.
-_GRACE = 2.0
-#: Starts in a row that may fail before the nanny gives up, and the longest pause between them.
-_MAX_FAILED_STARTS, _MAX_PAUSE = 5, 10.0
-#: A worker that lived this long was started well, in seconds.
-_HEALTHY = 30.0
-#: Lines of a dead worker's stderr that are kept, and seconds to wait for them: what the worker
-#: has started may hold the pipe open.
-_LAST_LINES, _LAST_WORDS = 20, 1.0
 #: Seconds that a worker gets beyond `death_timeout` to say that it has started.
 _SILENCE = 10.0
-#: Ctrl-C in a terminal is for the programs there; a worker is ended by its nanny.
-_OWN_GROUP: dict[str, Any] = (
-    {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
-)
 #: How MPI finds out that it was launched. A worker is no rank: with these it could call
 #: MPI_Init, and would stand for its nanny's rank.
 MPI_VARIABLES = (
@@ -75,10 +61,6 @@ MPI_VARIABLES = (
 _nannies: weakref.WeakSet[Nanny] = weakref.WeakSet()
 
 
-class _KilledAtStartError(WorkerStartError):
-    """A signal ended the worker before it had registered."""
-
-
 class Nanny(Service):
     """Keeps one worker process alive.
 
@@ -88,6 +70,8 @@ class Nanny(Service):
     ----------
     env : mapping, optional
         Environment variables for the worker, besides ours.
+    lifetime_restart : bool
+        At the end of a worker's lifetime start another; by default the nanny ends with it.
     preload_nanny : iterable of str
         Modules or files with ``dask_setup(nanny)`` and ``dask_teardown(nanny)``.
     """
@@ -100,7 +84,13 @@ class Nanny(Service):
         nthreads: int | None = None,
         name: str | int | None = None,
         memory_limit: str | float | None = "auto",
+        resources: Mapping[str, float] | None = None,
         death_timeout: float | str = 60.0,
+        reconnect_timeout: float | str = 60.0,
+        drain_timeout: float | str = 30.0,
+        lifetime: float | str | None = None,
+        lifetime_stagger: float | str = 0.0,
+        lifetime_restart: bool = False,
         token: bytes | str | None = None,
         token_file: str | None = None,
         auth: bool = True,
@@ -111,44 +101,60 @@ class Nanny(Service):
         **worker_options: Any,
     ) -> None:
         super().__init__(preload_nanny, preload_argv)
-        self.place = SchedulerPlace(
-            scheduler,
-            None if scheduler_file is None else os.fspath(scheduler_file),
-            token,
-            token_file,
-            auth,
-        )
+        path = None if scheduler_file is None else os.fspath(scheduler_file)
+        self.place = SchedulerPlace(scheduler, path, token, token_file, auth)
         self.nthreads = nthreads or hosts.cpu_count()
         self.name = str(name) if name is not None else f"nanny-{uuid.uuid4().hex[:8]}"
         # Two people may give two workers the same name.
         self.id = f"{self.name}-{uuid.uuid4().hex[:8]}"
         self.address = ""
-        self.worker_address = ""
-        self.process: subprocess.Popen[bytes] | None = None
         self.environment = dict(env or {})
+        self._death_timeout = hosts.parse_timedelta(death_timeout)
+        self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
+        self._drain_timeout = hosts.parse_timedelta(drain_timeout)
         self._worker_options = {
             **worker_options,
             "name": self.name,
             "nthreads": self.nthreads,
             "memory_limit": hosts.resolve_memory_limit(memory_limit, self.nthreads, 1),
+            "resources": dict(checked_resources(resources)),
+            "scheduler_file": path and os.path.abspath(path),
+            "death_timeout": self._death_timeout,
+            "reconnect_timeout": self._reconnect_timeout,
+            "drain_timeout": self._drain_timeout,
             "preload": list(preload),
             "preload_argv": list(preload_argv),
             "nanny": self.id,
             "auth": auth,
         }
-        self._death_timeout = hosts.parse_timedelta(death_timeout)
+        # Without a restart it is the nanny's own: a worker that died early is no reason to outlive
+        # the batch job. With one, each worker has its own.
+        life = Lifetime.of(lifetime, lifetime_stagger, lifetime_restart)
+        self.lifetime = None if lifetime_restart else life
+        self._workers_lifetime = life if lifetime_restart else None
         self._link: Link | None = None
-        self._wanted = True  # whether a dead worker is to be replaced
-        self._restart_is_asked = False
-        self._worker_scratch = ""
-        self._stderr: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
-        self._forwarding: asyncio.Task[None] | None = None
+        self._linked = asyncio.Event()
+        self._unsaid: list[Message] = []  # while there was no scheduler
+        self._child: WorkerChild | None = None
+        self._restarts = Restarts()
+        self._is_leaving = False
+        self._retirement: asyncio.Task[None] | None = None
         _nannies.add(self)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The worker's process."""
+        return None if self._child is None else self._child.process
 
     @property
     def pid(self) -> int | None:
         """Process id of the worker."""
-        return None if self.process is None else self.process.pid
+        return None if self._child is None else self._child.pid
+
+    @property
+    def worker_address(self) -> str:
+        """Address of the worker; empty until it has registered."""
+        return "" if self._child is None else self._child.address
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -175,36 +181,78 @@ class Nanny(Service):
                 await asyncio.gather(*work, return_exceptions=True)
         log.info("Start Nanny at: %r", self.address)
         self._spawn(self._watch())
+        self._spawn(self._vouch())
 
-    async def _register(self) -> Link:
-        """Join the scheduler, and listen to it from then on: it may end while a worker starts."""
-        self._link = await reach_scheduler(self.place, self._introduce, self._death_timeout)
-        self.address = self._link.comm.local
-        self._link.comm.start(self._from_scheduler, self._scheduler_lost)
-        return self._link
-
-    async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterNanny:
-        me = (network.hostname(), os.getpid())
-        return RegisterNanny(self.id, *me, PROTOCOL_VERSION, __version__)
+    async def leave(self, reason: str = "asked to leave") -> None:
+        """End without losing what only the worker holds, if its `drain_timeout` is enough."""
+        if self.status == "running" and self._child is not None:
+            self._is_leaving = True
+            await self._child.leave(reason, self._drain_timeout)
+        await self.close(reason)
 
     async def _close(self, reason: str) -> None:
-        self._wanted = False
-        await self._stop_worker()
+        if self._child is not None:
+            await self._child.stop()
         if self._link is not None:
             self._link.comm.close()
         if self.has_run:
             log.info("Closed nanny %s: %s", self.name, reason)
 
+    # -- The scheduler ----------------------------------------------------------------------------
+
+    async def _register(self) -> Link:
+        """Join the scheduler, and listen to it from then on: it may end while a worker starts."""
+        link = await reach_scheduler(self.place, self._introduce, self._death_timeout)
+        self._listen_to(link)
+        return link
+
+    async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterNanny:
+        me = (network.hostname(), os.getpid())
+        return RegisterNanny(self.id, *me, PROTOCOL_VERSION, __version__)
+
+    def _listen_to(self, link: Link) -> None:
+        self._link = link
+        self.address = link.comm.local
+        link.comm.start(self._from_scheduler, self._scheduler_lost)
+        unsaid, self._unsaid = self._unsaid, []
+        link.comm.send_now(unsaid)
+        self._linked.set()
+
     def _scheduler_lost(self, reason: CommClosedError) -> None:
-        asyncio.get_running_loop().create_task(self._fail(f"lost the scheduler: {reason}"))
+        if self._closing is not None:
+            return
+        self._linked.clear()
+        if self.status == "running" and self._reconnect_timeout:
+            self._spawn(self._find_scheduler_again(reason))
+        else:
+            self._fail_soon(f"lost the scheduler: {reason}")
+
+    async def _find_scheduler_again(self, reason: CommClosedError) -> None:
+        """Join it again; the worker, which does the same, goes on meanwhile."""
+        limit = self._reconnect_timeout
+        log.warning("lost the scheduler: %s; looking for it for %g s", reason, limit)
+        try:
+            link = await reach_scheduler_again(self.place, self._introduce, limit)
+        except (HpcdaskError, OSError) as exc:
+            self._fail_soon(f"lost the scheduler: {exc}")
+        else:
+            log.info("found the scheduler again: %s", link.address)
+            self._listen_to(link)
+
+    def _say(self, message: Message) -> None:
+        """Tell the scheduler, when it is there again at the latest."""
+        if self._link is None or self._link.comm.closed:
+            self._unsaid.append(message)
+        else:
+            self._link.comm.send(message)
 
     def _from_scheduler(self, batch: list[Message]) -> None:
         for message in batch:
             if type(message) is CloseNanny:
                 asyncio.get_running_loop().create_task(self.close(message.reason))
-            elif type(message) is RestartWorker:
-                self._restart_is_asked = True
-                self._spawn(self._stop_worker(grace=0.5))
+            elif type(message) is RestartWorker and self._child is not None:
+                self._child.restart_reason = "the cluster is restarted"
+                self._spawn(self._child.stop(grace=0.5))
             elif type(message) is CallFunction:
                 self._spawn(self._call(message))
 
@@ -216,91 +264,38 @@ class Nanny(Service):
         else:
             self._link.comm.send(CallReturned(message.request, result))  # type: ignore[arg-type]
 
-    # -- The worker process -----------------------------------------------------------------------
+    # -- The worker -------------------------------------------------------------------------------
 
     async def _start_first_worker(self, scheduler: str, options: CommOptions) -> None:
         """Start a worker, and another if it is killed meanwhile: that is not its fault.
 
         A worker that fails by itself would fail again, and whoever starts us should know at once.
         """
-        for is_last in (*[False] * (_MAX_FAILED_STARTS - 1), True):
+        for is_last in (*[False] * (MAX_FAILED_STARTS - 1), True):
             try:
                 return await self._start_worker(scheduler, options)
-            except _KilledAtStartError as exc:
-                if is_last or self._is_closing():
+            except KilledAtStartError as exc:
+                if is_last or self._closing is not None:
                     raise
                 log.warning("starting another worker: %s", exc)
 
     async def _start_worker(self, scheduler: str, options: CommOptions) -> None:
-        """Start a process with a fresh interpreter and wait until its worker has registered.
-
-        Raises
-        ------
-        WorkerStartError
-            If it ends first, or says nothing.
-        """
+        """Start a worker process and wait until it has registered; tell of it if it does not."""
         config = {**self._worker_options, "scheduler": scheduler}
-        config["death_timeout"] = self._death_timeout
         config["token"] = None if options.token is None else options.token.hex()
         config["sys_path"] = sys.path  # a script's own folder, whose modules its tasks may need
-        config_line = json.dumps(config, default=os.fspath).encode() + b"\n"
-        self._restart_is_asked = False
-        self._stderr.clear()
-        read_end, write_end = os.pipe()
-        try:
-            self.process = subprocess.Popen(
-                # Through stdin, since argv and environment of a process can be read by others.
-                [sys.executable, "-m", "hpcdask.worker_process", str(write_end)],
-                stdin=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(write_end,),
-                env=self._worker_environment(),
-                **_OWN_GROUP,
-            )
-        except BaseException:
-            os.close(read_end)
-            raise
-        finally:
-            os.close(write_end)
-        process = self.process
-        self._forwarding = self._spawn(self._forward_stderr(process))
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died; its exit code tells more
-            process.stdin.write(config_line)
-            process.stdin.flush()  # and left open: its end tells the worker that we are gone
         limit = self._death_timeout + _SILENCE
+        self._child = child = WorkerChild(self.name, self._worker_environment())
         try:
-            answer = await asyncio.wait_for(_read_line(read_end), limit)
-        except asyncio.TimeoutError:
-            process.kill()
-            await self._has_ended(process)
-            raise WorkerStartError(
-                f"worker {self.name} (pid {process.pid}) said nothing within {limit:g} s and was "
-                "killed" + self._tail()
-            ) from None
-        if not answer:
-            code = await self._has_ended(process)
-            text = f"worker {self.name} {_ending(code)} before it had started" + self._tail()
-            raise _KilledAtStartError(text) if code < 0 else WorkerStartError(text)
-        status = json.loads(answer)
-        if "error" in status:
-            await self._has_ended(process)
-            raise WorkerStartError(f"worker {self.name} could not start: {status['error']}")
-        self.worker_address, self._worker_scratch = status["address"], status["local_directory"]
-
-    async def _has_ended(self, process: subprocess.Popen[bytes]) -> int:
-        """Wait for the end of a worker, and clean up behind it; return its exit code."""
-        code = await _exit_code(process)
-        if self._forwarding is not None and process is self.process:
-            await asyncio.wait({self._forwarding}, timeout=_LAST_WORDS)
-            self._forwarding.cancel()
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-        scratch, self._worker_scratch = self._worker_scratch, ""
-        if scratch and code != ENDED_AS_ASKED:  # else it has removed it itself
-            await in_thread(shutil.rmtree, scratch, True)
-        return code
+            await child.start(config, limit)
+        except LaunchError:
+            self._report_death(child)
+            raise
+        self._restarts.started(time.monotonic())
+        if self._workers_lifetime is not None:
+            if self._retirement is not None:
+                self._retirement.cancel()
+            self._retirement = self._spawn(self._retire(child, self._workers_lifetime))
 
     def _worker_environment(self) -> dict[str, str]:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(MPI_VARIABLES)}
@@ -308,160 +303,91 @@ class Nanny(Service):
         environ.update(self.environment)
         return environ
 
-    async def _stop_worker(self, grace: float = _GRACE) -> None:
-        """End the process: ask, then force."""
-        process = self.process
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(_exit_code(process), grace)
-            except asyncio.TimeoutError:
-                log.warning("worker %s did not end within %g s and is killed", self.name, grace)
-                process.kill()
-        await self._has_ended(process)
-
-    def _is_closing(self) -> bool:
-        return not self._wanted
-
     async def _watch(self) -> None:
         """Replace the worker when it dies."""
-        failed_starts = 0
-        started = time.monotonic()
-        while self._wanted:
-            assert self.process is not None
-            code = await self._has_ended(self.process)
-            if self._is_closing():
+        while True:
+            child = self._child
+            assert child is not None
+            code = await child.ended()
+            if self._closing is not None:
                 return
-            if self._restart_is_asked:
-                log.info("restarting worker %s", self.name)
-            elif code == ENDED_AS_ASKED:
+            if code != ENDED_AS_ASKED and not child.was_stopped:
+                then = "" if self._is_leaving else "; starting another"
+                log.warning("worker %s (pid %d) %s%s", self.name, child.pid, ending(code), then)
+                self._restarts.died(time.monotonic())
+                self._report_death(child)
+            elif child.restart_reason:
+                log.info("starting another worker %s: %s", self.name, child.restart_reason)
+            elif not self._is_leaving:
                 asyncio.get_running_loop().create_task(self.close("its worker has ended"))
                 return
-            else:
-                self._report_death(code)
-            if time.monotonic() - started > _HEALTHY:
-                failed_starts = 0
-            while self._wanted:
-                if failed_starts:
-                    await asyncio.sleep(min(0.2 * 2**failed_starts, _MAX_PAUSE))
-                started = time.monotonic()
-                failed_starts += 1
-                try:
-                    assert self._link is not None
-                    await self._start_worker(self._link.address, self._link.options)
-                    break
-                except LaunchError as exc:
-                    log.error("%s", exc)
-                    if failed_starts >= _MAX_FAILED_STARTS:
-                        text = f"worker {self.name} failed to start {failed_starts} times in a row"
-                        asyncio.get_running_loop().create_task(self._fail(text))
-                        return
+            if self._is_leaving or not await self._replace(child):
+                return
 
-    def _report_death(self, code: int) -> None:
-        assert self._link is not None
-        log.warning("worker %s (pid %s) %s; starting another", self.name, self.pid, _ending(code))
-        died = WorkerDied(self.name, self.pid or 0, code, "\n".join(self._stderr))
-        self._link.comm.send(died)
+    async def _replace(self, child: WorkerChild) -> bool:
+        """Start other workers until one has started; False if it is not worth while any more."""
+        while not self._is_leaving:
+            await asyncio.sleep(self._restarts.pause())
+            await self._linked.wait()  # or it would only wait for the scheduler, too
+            assert self._link is not None
+            try:
+                await self._start_worker(self._link.address, self._link.options)
+                return True
+            except LaunchError as exc:
+                if self._child is not child and self._child is not None and self._child.was_stopped:
+                    continue
+                log.error("%s", exc)
+                self._restarts.failed_to_start()
+            if self._restarts.is_hopeless:
+                n = self._restarts.failed_starts
+                self._fail_soon(f"worker {self.name} failed to start {n} times in a row")
+                return False
+        return False
 
-    async def _forward_stderr(self, process: subprocess.Popen[bytes]) -> None:
-        """Pass the worker's stderr on, and keep its last lines for the day it dies."""
-        assert process.stderr is not None
-        with process.stderr:
-            async for line in _lines(process.stderr.fileno()):
-                text = line.decode(errors="replace")
-                self._stderr.append(text.rstrip("\n"))
-                # Ours may be closed, or None under pythonw and some daemons.
-                with contextlib.suppress(AttributeError, OSError, ValueError):
-                    sys.stderr.write(text)
-                    sys.stderr.flush()
+    def _report_death(self, child: WorkerChild) -> None:
+        """Tell the scheduler that the worker has ended by itself, and what it said last."""
+        if not child.was_stopped and self._closing is None:
+            code = child.process.poll() or 0
+            self._say(WorkerDied(self.name, child.pid, code, child.last_lines))
 
-    def _tail(self) -> str:
-        return ":\n" + "\n".join(self._stderr) if self._stderr else ""
+    async def _retire(self, child: WorkerChild, lifetime: Lifetime) -> None:
+        """Replace a worker at the end of its lifetime."""
+        await asyncio.sleep(lifetime.drawn())
+        if child is self._child and not self._is_leaving:
+            child.restart_reason = "its lifetime is over"
+            await child.leave(child.restart_reason, self._drain_timeout)
+
+    async def _vouch(self) -> None:
+        """Tell the scheduler, as often as the worker should, that its process is at work.
+
+        The worker cannot while a task keeps the interpreter's lock, which may take minutes.
+        """
+        pulse: Pulse | None = None
+        while True:
+            assert self._link is not None
+            await asyncio.sleep(self._link.registered.heartbeat)
+            pid = self.pid
+            if pid is None:
+                continue
+            if pulse is None or pulse.pid != pid:
+                pulse = Pulse(pid)
+            elif pulse.beats():
+                self._link.comm.send(WorkerLives())
 
     def __repr__(self) -> str:
         return f"<Nanny {self.name!r}, worker {self.worker_address!r}, {self.status}>"
 
 
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-async def _exit_code(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of a process, without polling where the kernel can tell."""
-    if process.poll() is None:
-        loop = asyncio.get_running_loop()
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except OSError:  # before Linux 5.3, which some clusters run
-            while process.poll() is None:
-                await asyncio.sleep(0.05)
-            return process.wait()
-        ended = loop.create_future()
-        loop.add_reader(pidfd, _set, ended)
-        try:
-            await ended
-        finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-    return process.wait()
-
-
-async def _lines(fd: int) -> AsyncIterator[bytes]:
-    """Lines of a pipe, as they come; does not close it."""
-    loop = asyncio.get_running_loop()
-    os.set_blocking(fd, False)
-    pending = b""
-    while True:
-        try:
-            data = os.read(fd, 65536)
-        except BlockingIOError:
-            ready = loop.create_future()
-            loop.add_reader(fd, _set, ready)
-            try:
-                await ready
-            finally:
-                loop.remove_reader(fd)
-            continue
-        *lines, pending = (pending + data).split(b"\n")
-        for line in lines:
-            yield line + b"\n"
-        if not data:
-            if pending:
-                yield pending
-            return
-
-
-async def _read_line(fd: int) -> bytes:
-    """First line of a pipe, which is closed then."""
-    try:
-        async for line in _lines(fd):
-            return line
-        return b""
-    finally:
-        os.close(fd)
-
-
 @atexit.register
 def _end_workers() -> None:
     """Let workers end cleanly, although the program ends without closing its nannies."""
-    alive = [n.process for n in _nannies if n.process is not None and n.process.poll() is None]
-    for process in alive:
-        process.terminate()
-    deadline = time.monotonic() + _GRACE
-    for process in alive:
+    children = [nanny._child for nanny in _nannies if nanny._child is not None]
+    alive = [child for child in children if child.process.poll() is None]
+    for child in alive:
+        child.ask_to_end()
+    deadline = time.monotonic() + GRACE
+    for child in alive:
         try:
-            process.wait(max(deadline - time.monotonic(), 0.0))
+            child.process.wait(max(deadline - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
-            process.kill()
+            child.process.kill()

@@ -9,14 +9,16 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import random
 import sys
 import traceback
 from collections.abc import Coroutine, Generator, Iterable
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from hpcdask.errors import LaunchError
+from hpcdask import host as hosts
+from hpcdask.errors import ConfigError, LaunchError
 
 log = logging.getLogger("hpcdask.service")
 
@@ -25,6 +27,43 @@ log = logging.getLogger("hpcdask.service")
 ENDED_AS_ASKED = 100
 
 Self = TypeVar("Self", bound="Service")
+
+
+class Lifetime(NamedTuple):
+    """How long a worker is to live; in seconds."""
+
+    mean: float
+    stagger: float  # more or less, so that not all workers end at the same time
+
+    @classmethod
+    def of(
+        cls, lifetime: float | str | None, stagger: float | str, restart: bool
+    ) -> Lifetime | None:
+        """Read what a user gave; None is for ever.
+
+        Raises
+        ------
+        ConfigError
+            If one is no duration, they do not go together, or a restart has nothing to follow.
+        """
+        spread = hosts.parse_timedelta(stagger)
+        if lifetime is None:
+            if spread or restart:
+                what = "lifetime-stagger" if spread else "lifetime-restart"
+                raise ConfigError(f"{what} means nothing without a lifetime")
+            return None
+        mean = hosts.parse_timedelta(lifetime)
+        if not mean:
+            raise ConfigError("a lifetime of 0 s is none; leave it out to live for ever")
+        if spread >= mean:
+            raise ConfigError(
+                f"a lifetime of {mean:g} s cannot be {spread:g} s shorter; give less stagger"
+            )
+        return cls(mean, spread)
+
+    def drawn(self) -> float:
+        """A length for one worker."""
+        return self.mean + random.uniform(-self.stagger, self.stagger)
 
 
 class Service(abc.ABC):
@@ -41,12 +80,15 @@ class Service(abc.ABC):
         Why it ended although nobody asked it to; empty otherwise.
     has_run : bool
         Whether it ever got as far as "running".
+    lifetime : Lifetime or None
+        How long it runs before it leaves by itself.
     """
 
     def __init__(self, preload: Iterable[str] = (), preload_argv: Iterable[str] = ()) -> None:
         self.status = "created"
         self.failure = ""
         self.has_run = False
+        self.lifetime: Lifetime | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self._preloads = Preloads(self, list(preload), list(preload_argv))
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -88,7 +130,17 @@ class Service(abc.ABC):
         if self.status == "starting":
             self.status = "running"
             self.has_run = True
+            if self.lifetime is not None:
+                self._spawn(self._live_for(self.lifetime.drawn()))
         return self
+
+    async def _live_for(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.leave("its lifetime is over")
+
+    async def leave(self, reason: str = "asked to leave") -> None:
+        """End, but hand over first what others still need; here there is nothing."""
+        await self.close(reason)
 
     async def close(self, reason: str = "closed") -> None:
         """End it; may be called again, and from anywhere on its loop."""
@@ -105,6 +157,10 @@ class Service(abc.ABC):
         if self._closing is None:
             self.failure = reason
         await self.close(reason)
+
+    def _fail_soon(self, reason: str) -> None:
+        """As `_fail`, for a caller whom the end may cancel."""
+        asyncio.get_running_loop().create_task(self._fail(reason))
 
     async def _close_once(self, reason: str) -> None:
         try:

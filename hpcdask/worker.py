@@ -43,10 +43,12 @@ from hpcdask.messages import (
     TaskError,
     ThreadsLent,
     WorkerClosing,
+    WorkerLeaving,
     WorkersGone,
 )
 from hpcdask.peers import Peers
-from hpcdask.service import Service
+from hpcdask.resources import checked_resources
+from hpcdask.service import Lifetime, Service
 
 log = logging.getLogger("hpcdask.worker")
 
@@ -61,7 +63,7 @@ class Worker(Service):
     scheduler : str, optional
         Address of the scheduler.
     scheduler_file : str, optional
-        File that tells the address, instead.
+        File that tells the address; read if nobody answers at `scheduler`, should both be given.
     nthreads : int, optional
         Tasks to run at a time; by default as many as this process may use CPUs.
     name : str, optional
@@ -81,6 +83,13 @@ class Worker(Service):
         "tcp" or "inproc".
     death_timeout : float or str
         Seconds to wait for the scheduler at start.
+    drain_timeout : float or str
+        Seconds that `leave` may take to hand over what only this worker holds.
+    lifetime, lifetime_stagger : float or str, optional
+        How long it runs before it leaves by itself, and by how much longer or shorter that may be,
+        at random, so that not all workers leave at the same time.
+    lifetime_restart : bool
+        For a worker with a nanny, which then starts another.
     token, token_file, auth
         As for `Scheduler`.
     nanny : str
@@ -110,6 +119,10 @@ class Worker(Service):
         contact_address: str | None = None,
         protocol: str = "tcp",
         death_timeout: float | str = 60.0,
+        drain_timeout: float | str = 30.0,
+        lifetime: float | str | None = None,
+        lifetime_stagger: float | str = 0.0,
+        lifetime_restart: bool = False,
         token: bytes | str | None = None,
         token_file: str | None = None,
         auth: bool = True,
@@ -127,6 +140,10 @@ class Worker(Service):
             token_file,
             auth,
         )
+        self.lifetime = Lifetime.of(lifetime, lifetime_stagger, lifetime_restart)
+        if lifetime_restart:
+            raise ConfigError("lifetime-restart is a nanny's part, and this worker has none")
+        self.resources = dict(checked_resources(resources))
         if contact_address and not listen_address:
             raise ConfigError("--contact-address needs --listen-address: it stands for that one")
         self.nthreads = nthreads or hosts.cpu_count()
@@ -140,8 +157,9 @@ class Worker(Service):
         self._listen_address, self._contact_address = listen_address, contact_address
         self._protocol = protocol
         self._death_timeout = hosts.parse_timedelta(death_timeout)
+        self._drain_timeout = hosts.parse_timedelta(drain_timeout)
+        self._leaving = ""  # why it leaves, once it does
         self._listener: Listener | None = None
-        self.resources = {name: float(amount) for name, amount in (resources or {}).items()}
         self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
         self._link: Link | None = None
         self._client: Any = None  # of tasks that use the cluster
@@ -202,7 +220,7 @@ class Worker(Service):
             nanny=self._nanny,
             protocol=PROTOCOL_VERSION,
             version=__version__,
-            resources=tuple(sorted(self.resources.items())),
+            resources=tuple(self.resources.items()),
         )
 
     async def _listen(self, scheduler: str, options: CommOptions) -> None:
@@ -230,6 +248,25 @@ class Worker(Service):
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+    async def leave(self, reason: str = "asked to leave") -> None:
+        """End without losing what only this worker holds, if `drain_timeout` is enough for that.
+
+        The scheduler has the rest run elsewhere and moves values; it says when all that is done.
+        """
+        if self.status == "running" and self._link is not None and self._has_something_to_lose():
+            self._leaving = reason
+            log.info("leaving the cluster: %s", reason)
+            self._link.comm.send(WorkerLeaving(reason))
+            try:
+                await asyncio.wait_for(self.finished(), self._drain_timeout)
+            except asyncio.TimeoutError:
+                limit = self._drain_timeout
+                log.warning("not all has been handed over within %g s; ending all the same", limit)
+        await self.close(reason)
+
+    def _has_something_to_lose(self) -> bool:
+        return bool(self.state.tasks or self.state.nbytes)
 
     async def _close(self, reason: str) -> None:
         self._stop_listening()
@@ -264,6 +301,8 @@ class Worker(Service):
             asyncio.get_running_loop().create_task(self._fail(text))
             return
         self._join(link)
+        if self._leaving:
+            link.comm.send(WorkerLeaving(self._leaving))
         if self._threads.lent:
             link.comm.send(ThreadsLent(self._threads.lent))
         log.info("Registered again to: %s", self.scheduler_address)

@@ -1,11 +1,12 @@
 """What a nanny starts: one worker in a process of its own.
 
 ``python -m hpcdask.worker_process FD`` reads its configuration, one line of JSON, from stdin, and
-writes one line to the file descriptor FD once it has registered or failed. When stdin ends, the
-nanny is gone, and so is the worker.
+writes one line to the file descriptor FD once it has registered or failed. A second line on stdin
+is a reason to leave: the worker hands over what only it holds, and ends. When stdin ends, the nanny
+is gone, and so is the worker. SIGTERM lets it leave, too; SIGINT or a second SIGTERM ends it.
 
-Exit codes: 0 if it was asked to end, by a signal or by the scheduler; 1 if it could not start, or
-lost its scheduler, so that a nanny which has not lost it starts another.
+Exit codes: `ENDED_AS_ASKED` if it was asked to end, by its nanny, a signal or the scheduler; 1 if
+it could not start, or lost its scheduler, so that a nanny which has not lost it starts another.
 """
 
 from __future__ import annotations
@@ -39,17 +40,39 @@ def main() -> int:
     return asyncio.run(_run(config, status))
 
 
+class _Wishes:
+    """What nanny, user and batch system want of this process: to leave, or to end at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.leave: asyncio.Future[str] = loop.create_future()  # the reason
+        self.end: asyncio.Future[None] = loop.create_future()
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        loop.add_signal_handler(signal.SIGINT, self.to_end)
+
+    def _on_sigterm(self) -> None:
+        if self.leave.done():
+            self.to_end()
+        else:
+            self.to_leave("SIGTERM")
+
+    def to_leave(self, reason: str) -> None:
+        if not self.leave.done():
+            self.leave.set_result(reason)
+
+    def to_end(self) -> None:
+        self.to_leave("asked to end")
+        if not self.end.done():
+            self.end.set_result(None)
+
+
 async def _run(config: dict[str, Any], status: Any) -> int:
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    _watch_nanny(loop, stopped)
-    stopping = asyncio.ensure_future(stopped.wait())
+    wishes = _Wishes(loop)
+    _watch_nanny(loop, wishes)
     try:
         worker = Worker(**config)
         starting = asyncio.ensure_future(worker.start())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(starting, wishes.leave)
         if not starting.done():
             starting.cancel()
             await asyncio.wait({starting})
@@ -61,9 +84,12 @@ async def _run(config: dict[str, Any], status: Any) -> int:
     _tell(status, {"address": worker.address, "local_directory": worker.local_directory})
     _die_with_nanny()
     ending = asyncio.ensure_future(worker.finished())
-    await asyncio.wait({stopping, ending}, return_when=asyncio.FIRST_COMPLETED)
+    await _first_of(ending, wishes.leave)
+    if wishes.leave.done() and not wishes.end.done():
+        await _first_of(
+            ending, wishes.end, asyncio.ensure_future(worker.leave(wishes.leave.result()))
+        )
     await worker.close("asked to end")
-    stopping.cancel()
     await ending
     # A task that never returns must not keep the process: its thread is a daemon, but a thread
     # pool's (asyncio.to_thread) would be joined.
@@ -72,19 +98,23 @@ async def _run(config: dict[str, Any], status: Any) -> int:
     os._exit(1 if worker.failure else ENDED_AS_ASKED)
 
 
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
 def _tell(status: Any, what: dict[str, str]) -> None:
     with contextlib.suppress(BrokenPipeError), status:
         json.dump(what, status)
         status.write("\n")
 
 
-def _watch_nanny(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
-    """End with the nanny, whatever ended it: the kernel closes its end of our stdin."""
+def _watch_nanny(loop: asyncio.AbstractEventLoop, wishes: _Wishes) -> None:
+    """Do as the nanny says, and end with it, whatever ended it: the kernel closes our stdin."""
 
     def wait() -> None:
-        while os.read(0, 4096):
-            pass
-        loop.call_soon_threadsafe(stopped.set)
+        while reason := os.read(0, 4096):
+            loop.call_soon_threadsafe(wishes.to_leave, reason.decode().strip())
+        loop.call_soon_threadsafe(wishes.to_end)
         threading.Event().wait(_ORPHAN_GRACE)
         os._exit(1)
 

@@ -37,6 +37,10 @@ COMMON = {
     "tracebacks",
     "snapshots",
     "logs",
+    "pulse",
+    "resources",
+    "restarts",
+    "worker_child",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
 ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS

@@ -52,6 +52,8 @@ mpi_options = options.together(
         metavar="TIME",
         help="How long a worker rank tries to reach the scheduler.",
     ),
+    options.lives_of_workers,
+    options.worker_ttl,
     click.option(
         "--preload",
         multiple=True,
@@ -75,6 +77,7 @@ def start(script: tuple[str, ...] | None, given: dict[str, Any]) -> None:
             "scheduler_file": given["scheduler_file"],
             "token_file": given["token_file"],
             "auth": not given["no_auth"],
+            "worker_ttl": given["worker_ttl"],
         }
         nanny = {
             "interface": given["interface"],
@@ -82,6 +85,11 @@ def start(script: tuple[str, ...] | None, given: dict[str, Any]) -> None:
             "memory_limit": given["memory_limit"],
             "local_directory": given["local_directory"],
             "death_timeout": given["death_timeout"],
+            "resources": given["resources"],
+            "lifetime": given["lifetime"],
+            "lifetime_stagger": given["lifetime_stagger"],
+            "lifetime_restart": given["lifetime_restart"],
+            "drain_timeout": given["drain_timeout"],
             "preload": given["preload"],
             "log_level": level,
         }

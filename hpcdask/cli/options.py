@@ -41,6 +41,49 @@ authentication = together(
     ),
 )
 
+lives_of_workers = together(
+    click.option(
+        "--resources",
+        default="",
+        metavar="NAME=NUMBER ...",
+        help="What tasks may ask for besides, as in 'GPU=1 MEM=2e9'.",
+    ),
+    click.option(
+        "--lifetime",
+        metavar="TIME",
+        help="How long a worker runs before it hands over what only it holds, and ends: 30min, 1h. "
+        "Best a few minutes less than the batch job. Default: for ever.",
+    ),
+    click.option(
+        "--lifetime-stagger",
+        default="0s",
+        show_default=True,
+        metavar="TIME",
+        help="By how much longer or shorter that may be, at random.",
+    ),
+    click.option(
+        "--lifetime-restart/--no-lifetime-restart",
+        default=False,
+        show_default=True,
+        help="Start another worker after each lifetime.",
+    ),
+    click.option(
+        "--drain-timeout",
+        default="30s",
+        show_default=True,
+        metavar="TIME",
+        help="How long a worker that is to end may take to hand over what only it holds.",
+    ),
+)
+
+worker_ttl = click.option(
+    "--worker-ttl",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="A worker that is silent for so long is taken for lost; 0 for never.",
+)
+
 preload = together(
     click.option(
         "--preload",

@@ -71,6 +71,14 @@ from hpcdask.errors import ConfigError
     metavar="TIME",
     help="How long to wait for the scheduler.",
 )
+@click.option(
+    "--reconnect-timeout",
+    default="60s",
+    show_default=True,
+    metavar="TIME",
+    help="How long to look for the scheduler when it is lost; 0 to end at once.",
+)
+@options.lives_of_workers
 @click.option("--pid-file", type=click.Path(), help="File to keep our process id in.")
 @click.option(
     "--preload-nanny",
@@ -85,8 +93,10 @@ from hpcdask.errors import ConfigError
 def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
     """Start one or more workers and register them with the scheduler at SCHEDULER.
 
-    SCHEDULER is host, host:port or tcp://host:port; or give --scheduler-file. Ends with code 0
-    on SIGTERM and SIGINT and when the scheduler says so.
+    SCHEDULER is host, host:port or tcp://host:port; or give --scheduler-file, or both: the file is
+    read when nobody answers at the address. Ends with code 0 when the scheduler says so, at the end
+    of --lifetime, and on SIGTERM and SIGINT: after SIGTERM workers first hand over what only they
+    hold, unless a second one or SIGINT follows.
     """
 
     def work() -> None:
@@ -96,7 +106,7 @@ def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
         _refuse_contradictions(given)
         services = _services(log_level, **given)
         with process.pid_file(pid_file), process.event_loop() as loop:
-            loop.run_until_complete(process.serve(services))
+            loop.run_until_complete(process.serve(services, leaves=True))
 
     options.run("hpc-dask worker", log_level, work)
 
@@ -107,6 +117,8 @@ def _refuse_contradictions(given: dict[str, Any]) -> None:
         raise ConfigError("--no-nanny runs one worker in this process; drop --nworkers")
     if not given["nanny"] and given["preload_nanny"]:
         raise ConfigError("--preload-nanny needs a nanny; drop --no-nanny")
+    if not given["nanny"] and given["lifetime_restart"]:
+        raise ConfigError("--lifetime-restart needs a nanny; drop --no-nanny")
     if given["contact_address"] and not given["listen_address"]:
         raise ConfigError("--contact-address needs --listen-address, for which it stands")
     if given["listen_address"]:
@@ -170,6 +182,7 @@ def _services(
     memory_limit: str,
     nanny: bool,
     no_auth: bool,
+    resources: str,
     preload_nanny: tuple[str, ...],
     **given: Any,
 ) -> list[Any]:
@@ -177,6 +190,7 @@ def _services(
     from hpcdask import network
     from hpcdask.comm.addresses import parse_ports
     from hpcdask.nanny import Nanny
+    from hpcdask.resources import parse_resources
     from hpcdask.worker import Worker
 
     _try_out(given)
@@ -185,10 +199,16 @@ def _services(
     if ports != [0] and len(ports) < n:
         raise ConfigError(f"{n} workers need {n} ports; {given['port']} has {len(ports)}")
     memory = hosts.resolve_memory_limit(memory_limit, threads, n)
+    common = {
+        **given,
+        "nthreads": threads,
+        "memory_limit": memory,
+        "resources": parse_resources(resources),
+        "auth": not no_auth,
+    }
     services: list[Any] = []
     for i in range(n):
         own_name = f"{name}-{i}" if name is not None and n > 1 else name
-        common = {**given, "nthreads": threads, "memory_limit": memory, "auth": not no_auth}
         if nanny:
             own_name = own_name or f"{network.hostname()}-{os.getpid()}-{i}"
             services.append(

@@ -207,6 +207,7 @@ class LocalCluster:
             "memory_limit": self._memory_limit,
             "local_directory": self._local_directory,
             "token": self._token,
+            "reconnect_timeout": 0,  # a lost scheduler is lost for good: it is in this process
             **self._worker_kwargs,
         }
         if not self.processes:

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpcdask import host as hosts
-from hpcdask.errors import HpcdaskError, LaunchError
+from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
 from hpcdask.launchers.process import close_all, event_loop, live, serve, settle, stop_signals
 from hpcdask.nanny import MPI_VARIABLES, Nanny
 from hpcdask.rendezvous import Contact
+from hpcdask.resources import parse_resources
 from hpcdask.scheduler import Scheduler
 from hpcdask.service import Service
 
@@ -43,7 +44,7 @@ class MPIOptions:
     scheduler : dict
         Parameters of `Scheduler`.
     nanny : dict
-        Parameters of `Nanny` for every worker rank.
+        Parameters of `Nanny` for every worker rank; its resources as text.
     name : str
         Beginning of the workers' names; the rank is appended.
     script : sequence of str, optional
@@ -86,11 +87,20 @@ def launch(options: MPIOptions) -> int:
 
     Raises
     ------
+    ConfigError
+        On rank 0, if an option has a value that it cannot have.
     LaunchError
         If mpi4py is missing, or this rank cannot do its part.
     """
     mpi = _mpi4py()
     world = find_world(mpi)
+    try:
+        _try_out(options, world)
+    except ConfigError:  # all ranks see the same, and one of them says it
+        mpi.Finalize()
+        if world.is_scheduler:
+            raise
+        return 0
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(contextlib.ExitStack())
         options = _with_scheduler_file(options, world, files)
@@ -199,6 +209,12 @@ def _with_scheduler_file(
     return replace(options, scheduler=scheduler)
 
 
+def _try_out(options: MPIOptions, world: World) -> None:
+    """Raise what is wrong with options before anything has been started."""
+    Scheduler(**options.scheduler)
+    Nanny(**_nanny_options(options, world))
+
+
 async def _scheduler(options: MPIOptions, world: World) -> Scheduler:
     scheduler = Scheduler(**options.scheduler)
     scheduler.expected_nannies = world.size - 1
@@ -206,22 +222,30 @@ async def _scheduler(options: MPIOptions, world: World) -> Scheduler:
 
 
 def _nanny(options: MPIOptions, world: World, contact: Contact) -> Nanny:
+    return Nanny(
+        contact.address,
+        token=contact.token or None,
+        auth=bool(contact.token),
+        **_nanny_options(options, world),
+    )
+
+
+def _nanny_options(options: MPIOptions, world: World) -> dict[str, Any]:
     given = dict(options.nanny)
     share = max(hosts.cpu_count() // world.workers_here, 1)
     nthreads = given.pop("nthreads", None) or share
     memory = hosts.resolve_memory_limit(
         given.pop("memory_limit", "auto"), nthreads, world.workers_here
     )
-    return Nanny(
-        contact.address,
-        name=f"{options.name}-{world.rank}",
-        nthreads=nthreads,
-        memory_limit=memory,
-        token=contact.token or None,
-        auth=bool(contact.token),
-        env=_import_path(options.script),
+    return {
         **given,
-    )
+        "name": f"{options.name}-{world.rank}",
+        "nthreads": nthreads,
+        "memory_limit": memory,
+        "resources": parse_resources(given.pop("resources", "")),
+        "reconnect_timeout": 0,  # the job ends with rank 0: its scheduler does not come back
+        "env": _import_path(options.script),
+    }
 
 
 def _import_path(script: Sequence[str] | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 from hpcdask.errors import LaunchError
 from hpcdask.service import Service
+
+log = logging.getLogger("hpcdask.process")
 
 
 @contextlib.contextmanager
@@ -110,13 +113,17 @@ async def settle(living: asyncio.Future[None], services: Sequence[Service], reas
         living.result()
 
 
-async def serve(services: Sequence[Service], with_parent: bool = False) -> None:
+async def serve(
+    services: Sequence[Service], with_parent: bool = False, leaves: bool = False
+) -> None:
     """Run services until a signal comes or all have ended by themselves.
 
     Parameters
     ----------
     with_parent : bool
         End with the parent process, too.
+    leaves : bool
+        At SIGTERM hand over first what others need; a second one, or SIGINT, ends all at once.
 
     Raises
     ------
@@ -125,9 +132,29 @@ async def serve(services: Sequence[Service], with_parent: bool = False) -> None:
     """
     with stop_signals(with_parent) as stopped:
         living = asyncio.ensure_future(live(services))
-        waiting: set[asyncio.Future[Any]] = {living, stopped}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        await settle(living, services, "asked to end")
+        await _first_of(living, stopped)
+        if leaves and stopped.done() and stopped.result() == signal.SIGTERM:
+            with stop_signals(with_parent) as stopped_again:
+                await _leave(services, stopped_again)
+                await settle(living, services, "asked to end")
+        else:
+            await settle(living, services, "asked to end")
+
+
+async def _leave(services: Sequence[Service], interrupted: asyncio.Future[signal.Signals]) -> None:
+    """Let services leave at the same time, unless somebody loses patience."""
+    log.info("leaving; SIGINT or another SIGTERM ends at once")
+    leaving = asyncio.gather(*(service.leave("asked to end") for service in services))
+    await _first_of(leaving, interrupted)
+    if leaving.done():
+        leaving.result()
+    else:
+        leaving.cancel()
+        await asyncio.wait({leaving})
+
+
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
 @contextlib.contextmanager

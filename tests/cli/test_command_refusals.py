@@ -47,6 +47,8 @@ def scheduler_address(home):
         ("--port 65536", 2, "'65536' is no port"),
         ("--port eight", 2, "'eight' is no port"),
         ("--idle-timeout soon", 2, "'soon' is not a duration"),
+        ("--worker-ttl soon", 2, "'soon' is not a duration"),
+        ("--worker-ttl -1s", 2, "'-1s' is not a duration"),
     ],
 )
 def test_a_scheduler_that_cannot_start_says_why_in_one_line(home, options, code, expected):
@@ -122,6 +124,14 @@ def test_wrong_arguments_of_a_preload_are_told_as_click_tells_them(home):
         ("HERE --memory-limit lots", 2, "'lots' is not a size"),
         ("HERE --worker-port 9001:9000", 2, "'9001:9000' is no port or range of ports"),
         ("HERE --death-timeout soon", 2, "'soon' is not a duration"),
+        ("HERE --reconnect-timeout soon", 2, "'soon' is not a duration"),
+        ("HERE --drain-timeout soon", 2, "'soon' is not a duration"),
+        ("HERE --lifetime soon", 2, "'soon' is not a duration"),
+        ("HERE --lifetime 0", 2, "a lifetime of 0 s is none"),
+        ("HERE --lifetime 1min --lifetime-stagger 1h", 2, "cannot be 3600 s shorter"),
+        ("HERE --lifetime-stagger 1h", 2, "lifetime-stagger means nothing without a lifetime"),
+        ("HERE --resources GPU", 2, "'GPU' is no resource; write NAME=NUMBER"),
+        ("HERE --resources GPU=-1", 2, "-1.0 is no amount of the resource 'GPU'"),
         ("HERE --interface lo --host 127.0.0.1", 2, "give either --interface or --host"),
         ("HERE --contact-address tcp://a:1", 2, "--contact-address needs --listen-address"),
         ("HERE --listen-address tcp://:1 --host a", 2, "give either --listen-address or"),
@@ -148,6 +158,8 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(
     [
         ("--no-nanny --nworkers 2", "--no-nanny runs one worker"),
         ("--no-nanny --preload-nanny x.py", "--preload-nanny needs a nanny"),
+        ("--no-nanny --lifetime 1h --lifetime-restart", "--lifetime-restart needs a nanny"),
+        ("--lifetime-restart", "lifetime-restart means nothing without a lifetime"),
         ("--nworkers 0", "--nworkers 0 gives 0 workers"),
         ("--nworkers -1000", "workers on"),
         ("--nworkers few", "'few' is neither a number nor 'auto'"),

@@ -68,7 +68,7 @@ def test_scheduler_and_worker_say_where_they_are_and_end_with_0_at_a_signal(home
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 def test_a_task_that_never_returns_does_not_keep_a_worker(home, nanny, number):
     scheduler, address = start_scheduler(home)
-    worker = home.hpc_dask("worker", address, "--nthreads", "1", nanny)
+    worker = home.hpc_dask("worker", address, "--nthreads", "1", "--drain-timeout", "500ms", nanny)
     with client_of(home, address) as client:
         future = submit_endless_task(home, client)
         client.run(time.sleep, 36000, wait=False)
@@ -76,6 +76,22 @@ def test_a_task_that_never_returns_does_not_keep_a_worker(home, nanny, number):
         worker.all_gone(1)
         future.cancel()
     assert scheduler.end(number, PROMPT) == 0
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+def test_who_has_no_patience_with_a_worker_that_leaves_sends_a_second_signal(home, nanny, number):
+    _scheduler, address = start_scheduler(home)
+    options = ("--nthreads", "1", "--drain-timeout", "1h")
+    worker = home.hpc_dask("worker", address, *options, nanny)
+    with client_of(home, address) as client:
+        future = submit_endless_task(home, client)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.line("leaving the cluster")
+        assert worker.process.poll() is None
+        assert worker.end(number, PROMPT) == 0
+        worker.all_gone(1)
+        future.cancel()
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -99,7 +115,8 @@ def test_a_signal_ends_a_worker_that_waits_for_its_scheduler(home):
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 def test_the_loss_of_its_scheduler_ends_a_worker_with_an_error(home, nanny):
     scheduler, address = start_scheduler(home)
-    worker = home.hpc_dask("worker", address, nanny, "--log-level", "warning")
+    options = ("--log-level", "warning", "--reconnect-timeout", "0")
+    worker = home.hpc_dask("worker", address, nanny, *options)
     scheduler.line("Register worker")
     assert scheduler.end(signal.SIGKILL) == -signal.SIGKILL
     assert worker.code(PROMPT) == 1
@@ -107,6 +124,32 @@ def test_the_loss_of_its_scheduler_ends_a_worker_with_an_error(home, nanny):
         f"hpc-dask worker: lost the scheduler: connection with {address}: closed by the other side"
     ]
     worker.all_gone(1)
+
+
+def test_a_worker_that_does_not_find_its_scheduler_again_ends_with_an_error(home):
+    scheduler, address = start_scheduler(home)
+    options = ("--log-level", "warning", "--reconnect-timeout", "200ms")
+    worker = home.hpc_dask("worker", address, *options)
+    with client_of(home, address) as client:
+        client.wait_for_workers(1, timeout=30)
+    assert scheduler.end(signal.SIGKILL) == -signal.SIGKILL
+    assert worker.code(PROMPT) == 1
+    assert worker.err.splitlines()[-1].startswith("hpc-dask worker: lost the scheduler: ")
+    worker.all_gone(1)
+
+
+def test_a_worker_finds_its_scheduler_again_that_was_started_anew_elsewhere(home):
+    scheduler, address = start_scheduler(home, "--scheduler-file", "s.json")
+    worker = home.hpc_dask("worker", "--scheduler-file", "s.json")
+    worker.line("Start Nanny at: ")
+    assert scheduler.end(signal.SIGKILL) == -signal.SIGKILL
+    worker.line("lost the scheduler: .*; looking for it for 60 s")
+    _scheduler, other_address = start_scheduler(home, "--scheduler-file", "s.json")
+    assert other_address != address
+    worker.line("found the scheduler again")
+    with client_of(home, other_address) as client:
+        assert client.submit(pow, 2, 5).result(timeout=30) == 32
+    assert worker.end() == 0
 
 
 def test_an_idle_scheduler_ends_by_itself_and_its_workers_with_it(home):
@@ -280,6 +323,43 @@ def test_workers_have_the_names_and_threads_asked_for(home, options, names, nthr
     home.hpc_dask("worker", address, *options.split())
     expected = [(name, nthreads) for name in names]
     wait_until(lambda: workers_of(scheduler) == expected, 30, f"{expected}")
+
+
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+def test_a_worker_ends_with_0_at_the_end_of_its_lifetime(home, nanny):
+    scheduler, address = start_scheduler(home)
+    worker = home.hpc_dask("worker", address, "--lifetime", "500ms", nanny)
+    assert worker.code() == 0
+    assert len(workers_of(scheduler)) == 1
+    assert "its lifetime is over" in worker.err
+    worker.all_gone(1)
+
+
+def test_a_nanny_may_start_another_worker_after_each_lifetime(home):
+    scheduler, address = start_scheduler(home)
+    lifetime = ("--lifetime", "300ms", "--lifetime-stagger", "100ms", "--lifetime-restart")
+    worker = home.hpc_dask("worker", address, "--name", "a", *lifetime)
+    wait_until(lambda: len(workers_of(scheduler)) >= 3, 30)
+    assert worker.end() == 0
+    assert "ended with code" not in scheduler.err
+
+
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+@pytest.mark.parametrize("text", ["GPU=2 MEM=2e9", "MEM=2e9,GPU=2"])
+def test_a_worker_has_the_resources_that_it_is_given(home, nanny, text):
+    _scheduler, address = start_scheduler(home)
+    home.hpc_dask("worker", address, "--resources", text, nanny)
+    with client_of(home, address) as client:
+        client.wait_for_workers(1, timeout=30)
+        [resources] = client.run(lambda dask_worker: dask_worker.resources).values()
+    assert resources == {"GPU": 2, "MEM": 2e9}
+
+
+@pytest.mark.parametrize(("options", "seconds"), [((), 30), (("--worker-ttl", "5 min"), 300)])
+def test_a_scheduler_knows_how_long_workers_may_be_silent(home, options, seconds):
+    _scheduler, address = start_scheduler(home, *options)
+    with client_of(home, address) as client:
+        assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.worker_ttl) == seconds
 
 
 @pytest.mark.skipif(CPUS > 16, reason="would start a worker for each of so many CPUs")

@@ -87,7 +87,8 @@ import asyncio, sys
 from hpcdask import Nanny
 
 async def main():
-    async with Nanny(scheduler_file=sys.argv[1], nthreads=1, name="watched") as nanny:
+    options = {"nthreads": 1, "name": "watched", "reconnect_timeout": "100ms"}
+    async with Nanny(scheduler_file=sys.argv[1], **options) as nanny:
         print(nanny.pid, flush=True)
         await nanny.finished()
 

@@ -302,6 +302,17 @@ def test_a_killed_worker_is_replaced_and_the_results_are_right(cluster):
     assert cluster.command.code(PROMPT) == 0
 
 
+def test_workers_have_the_resources_and_lifetimes_asked_for(home):
+    options = ("--resources", "GPU=1", "--lifetime", "1s", "--lifetime-restart")
+    with Cluster(home, 2, *options) as cluster:
+        first = cluster.workers()[0]["pid"]
+        [resources] = cluster.client.run(lambda dask_worker: dask_worker.resources).values()
+        assert resources == {"GPU": 1}
+        wait_until(lambda: [w for w in cluster.workers() if w["pid"] != first], 30)
+        cluster.client.shutdown()
+        assert cluster.command.code(PROMPT) == 0
+
+
 @pytest.mark.parametrize("rank", [0, 1], ids=["scheduler", "nanny"])
 def test_when_a_rank_is_killed_everything_ends(cluster, rank):
     cluster.ranks()[rank].kill()
@@ -355,6 +366,26 @@ def test_an_error_on_rank_0_ends_all_ranks_with_one_line(home, options, expected
     assert expected in ours(command)[0]
     command.all_gone(PROMPT)
     assert home.left_in_scratch() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--worker-ttl soon", "'soon' is not a duration"),
+        ("--lifetime soon", "'soon' is not a duration"),
+        ("--drain-timeout soon", "'soon' is not a duration"),
+        ("--lifetime-restart", "lifetime-restart means nothing without a lifetime"),
+        ("--resources GPU", "'GPU' is no resource"),
+        ("--memory-limit lots", "'lots' is not a size"),
+    ],
+)
+def test_an_option_with_a_wrong_value_ends_all_ranks_with_one_line(home, options, expected):
+    command = mpirun(home, 3, *options.split())
+    assert command.code() == 2
+    assert len(ours(command)) == 1, ours(command)
+    assert ours(command)[0].startswith("hpc-dask: ")
+    assert expected in ours(command)[0]
+    command.all_gone(PROMPT)
 
 
 def test_an_option_that_belongs_behind_the_command_is_pointed_out(home):

@@ -22,7 +22,13 @@ class Pretender(Service):
     def __init__(self, error=None, slow=False):
         super().__init__()
         self.error, self.slow = error, slow
-        self.closed_because = None
+        self.closed_because = self.left_because = None
+        self.may_leave = asyncio.Event()
+
+    async def leave(self, reason="asked to leave"):
+        self.left_because = reason
+        await self.may_leave.wait()
+        await self.close(reason)
 
     async def _start(self):
         if self.slow:
@@ -91,6 +97,70 @@ def test_a_signal_ends_them_in_order_whether_running_or_starting(number, slow):
 
     run(main())
     assert service.closed_because is not None
+
+
+async def signalled(service, number):
+    """Serve, and get a signal; return what is still living then."""
+    living = asyncio.ensure_future(serve([service], leaves=True))
+    while service.status != "running":
+        await asyncio.sleep(0)
+    os.kill(os.getpid(), number)
+    return living
+
+
+def test_at_sigterm_they_may_leave_in_peace():
+    service = Pretender()
+
+    async def main():
+        living = await signalled(service, signal.SIGTERM)
+        while service.left_because is None:
+            await asyncio.sleep(0)
+        await asyncio.wait({living}, timeout=0.05)
+        assert service.status == "running"
+        service.may_leave.set()
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert service.status == "closed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_them_while_they_leave(number):
+    service = Pretender()
+
+    async def main():
+        living = await signalled(service, signal.SIGTERM)
+        while service.left_because is None:
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), number)
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert service.status == "closed"
+
+
+def test_at_sigint_they_end_at_once():
+    service = Pretender()
+
+    async def main():
+        await asyncio.wait_for(await signalled(service, signal.SIGINT), 5)
+
+    run(main())
+    assert (service.status, service.left_because) == ("closed", None)
+
+
+def test_who_is_not_allowed_to_leave_ends_at_sigterm_at_once():
+    service = Pretender()
+
+    async def main():
+        living = asyncio.ensure_future(serve([service]))
+        while service.status != "running":
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert (service.status, service.left_because) == ("closed", None)
 
 
 def test_a_service_that_is_closed_while_it_starts_is_no_error():
