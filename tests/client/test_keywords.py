@@ -29,6 +29,9 @@ PAIRS = [
     ("fire_and_forget", ()),
     ("get_client", ()),
     ("get_worker", ()),
+    ("secede", ()),
+    ("rejoin", ()),
+    ("worker_client", ()),
     # These reach their workers by **kwargs.
     ("LocalCluster.__init__", ("memory_limit", "local_directory")),
     ("LocalCluster.get_logs", ()),
