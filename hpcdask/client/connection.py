@@ -42,6 +42,9 @@ from hpcdask.tracebacks import to_exception
 
 log = logging.getLogger("hpcdask.client")
 
+#: Keys that one message releases at most: a million at a time would keep both ends from all else.
+_RELEASES = 5000
+
 C = TypeVar("C", bound="Connection")
 
 #: Clients of this process, and those that set themselves as default, the latest last.
@@ -364,13 +367,20 @@ class Connection:
         self._flush_is_due = False
         with self._lock:
             if self._released:
-                self._release_keys()
+                self._release_some_keys()
             messages, self._outbox = self._outbox, []
         self._link.comm.send_now(messages)
+        if self._released and self.status == "running":  # others get their turn on the loop first
+            self._requests_flush()
 
     def _release_keys(self) -> None:
-        gone = []
+        """Queue the news of all keys that were let go; the lock is held."""
         while self._released:
+            self._release_some_keys()
+
+    def _release_some_keys(self) -> None:
+        gone = []
+        for _ in range(min(len(self._released), _RELEASES)):
             key = self._released.popleft()
             state = self._futures.get(key)
             if state is not None:
@@ -510,12 +520,6 @@ def cluster_place(cluster: Any) -> SchedulerPlace:
             f"Client() takes an address or a cluster with a scheduler_address, not {cluster!r:.80}"
         )
     return SchedulerPlace(address)
-
-
-#: Keywords of distributed's `submit` that are no arguments of the function, and that mean nothing
-#: here; and those that would mean something which this version cannot do.
-_MEANINGLESS = {"fifo_timeout", "allow_other_workers"}
-_UNSUPPORTED = {"workers", "resources", "actor", "actors"}
 
 
 async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
