@@ -11,6 +11,7 @@ from hpcdask.client import collecting, graphs, scattering
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
+from hpcdask.client.reasons import why_pending
 from hpcdask.client.streaming import CHUNK, Submission, chunked, conditions
 from hpcdask.client.submission import (
     fresh_key,
@@ -138,7 +139,7 @@ class Client(ClusterCalls):
                 self._wants += 1
                 state = self._wanted(key, state)
                 spec = TaskSpec(key, 0, arguments, dependencies)
-                self._submit_tasks(
+                self._submit(
                     SubmitTasks(
                         self._submissions,
                         (function,),
@@ -316,10 +317,6 @@ class Client(ClusterCalls):
             state.refs += 1
         return self._wants
 
-    def _submit_tasks(self, message: SubmitTasks) -> None:
-        """Queue tasks: all ways of submitting lead here."""
-        self._send(message)
-
     # -- Getting values ---------------------------------------------------------------------------
 
     def gather(
@@ -371,7 +368,8 @@ class Client(ClusterCalls):
             start = time.monotonic()
             if not Latch(states, fail_early=errors == "raise").wait(seconds):
                 pending = sum(state.status == "pending" for state in states)
-                raise WaitTimeoutError(f"{pending} futures are not done within {seconds:g} s")
+                why = self._sync(why_pending(self, states, seconds or 0))
+                raise WaitTimeoutError(f"{pending} futures are not done within {seconds:g} s{why}")
             if all([s.status == "finished" and s.value is not None for s in states]):
                 values = {s.key: loads(s.value) for s in states}  # type: ignore[arg-type]
                 return collecting.replaced(futures, values)

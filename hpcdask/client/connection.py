@@ -12,7 +12,7 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Coroutine, Generator
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from hpcdask._version import __version__
 from hpcdask.client import collecting
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError, is_in_loop, run_sync, shared_loop
+from hpcdask.client.reasons import why_pending
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, ConfigError, WaitTimeoutError
@@ -32,6 +33,7 @@ from hpcdask.messages import (
     Message,
     RegisterClient,
     ReleaseKeys,
+    SubmitTasks,
     TaskDone,
     TaskFailed,
     WantKeys,
@@ -353,6 +355,10 @@ class Connection:
             self._outbox.append(message)
         self._requests_flush()
 
+    def _submit(self, message: SubmitTasks) -> None:
+        """Queue tasks, as all ways of submitting do; the lock is held, their futures are noted."""
+        self._send(message)
+
     def _requests_flush(self) -> None:
         if not self._flush_is_due:
             self._flush_is_due = True
@@ -491,15 +497,16 @@ class Connection:
         return future
 
     async def _all_done(
-        self, states: Iterable[FutureState], timeout: float | None, first: bool = False
+        self, states: list[FutureState], timeout: float | None, first: bool = False
     ) -> None:
         try:
             await asyncio.wait_for(until_done(states, first), timeout)
         except asyncio.TimeoutError:
             pending = [state.key for state in states if state.status == "pending"]
             some = ", ".join(pending[:3]) + (" ..." if len(pending) > 3 else "")
+            why = await why_pending(self, states, timeout or 0)
             raise WaitTimeoutError(
-                f"{len(pending)} futures are not done within {timeout:g} s: {some}"
+                f"{len(pending)} futures are not done within {timeout:g} s: {some}{why}"
             ) from None
 
     async def _blobs(
@@ -507,7 +514,11 @@ class Connection:
     ) -> list[Any]:
         """Pickled values of futures, in order; see `hpcdask.client.collecting`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return await collecting.blobs_of(self, states, errors, deadline, direct)
+        try:
+            return await collecting.blobs_of(self, states, errors, deadline, direct)
+        except WaitTimeoutError as late:
+            why = await why_pending(self, states, timeout or 0)
+            raise WaitTimeoutError(f"{late}{why}") from None
 
 
 def cluster_place(cluster: Any) -> SchedulerPlace:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hpcdask.client.loop import uncarried
+from hpcdask.client.reasons import why_pending
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
 from hpcdask.execution import lent_thread, runs_task
 from hpcdask.messages import Blob, TaskError
@@ -239,7 +240,8 @@ class Future:
         if state.status == "pending":
             start = time.monotonic()
             if not Latch([state]).wait(timeout):
-                raise WaitTimeoutError(f"{self.key} is not done within {timeout:g} s")
+                why = client._sync(why_pending(client, [state], timeout or 0))
+                raise WaitTimeoutError(f"{self.key} is not done within {timeout:g} s{why}")
             if timeout is not None:
                 timeout = max(timeout - (time.monotonic() - start), 0.0)
         value = state.value

@@ -96,11 +96,14 @@ class Submission:
         want: int,
         n_positions: int | None = None,
     ) -> None:
-        """Queue a chunk; `n_positions` is its length with the tasks that need not be sent."""
+        """Queue a chunk; the client's lock is held.
+
+        `n_positions` is its length with the tasks that need not be sent.
+        """
         priority, retries, restriction = self._conditions
         first = self._first
         how = (first, priority, retries, is_final, want, restriction)
-        self._client._submit_tasks(SubmitTasks(self._number, functions, tasks, wanted, *how))
+        self._client._submit(SubmitTasks(self._number, functions, tasks, wanted, *how))
         self._first += len(tasks) if n_positions is None else n_positions
         self._n_sent += 1
         self._is_final = is_final
@@ -138,8 +141,8 @@ class Submission:
         traceback: TracebackType | None,
     ) -> None:
         if self._n_sent and not self._is_final:
-            with contextlib.suppress(CommClosedError):  # which may be why it ends
-                self.send((), (), (), True, 0)
+            with self._client._lock, contextlib.suppress(CommClosedError):
+                self.send((), (), (), True, 0)  # unless a closed client is why it ends
 
 
 async def _taken(client: Client) -> None:
