@@ -126,8 +126,9 @@ class Latch:
         ):
             self._count(now=True)
             return
+        done = self._done  # one bound method for all
         for state in self._pending:
-            state.when_done(self._done)
+            state.when_done(done)
         self._count()
 
     def _done(self, state: FutureState) -> None:

@@ -73,30 +73,43 @@ class Graph:
     def _task(self, value: Any) -> tuple[Callable[..., Any], Blob, tuple[str, ...]]:
         """Return the callable, its pickled arguments and the inputs of one value of the graph."""
         if _is_task(value):
-            packed = _flat_arguments(value, self._dsk)
+            packed = _plain_arguments(value, self._dsk)
             if packed is not None:
                 return value[0], *packed
         call, arguments, found = _task(value, self._dsk)
         return call, *pack_replaced(arguments, found)
 
 
-def _flat_arguments(
+def _plain_arguments(
     task: tuple[Any, ...], dsk: dict[Any, Any]
 ) -> tuple[bytes, tuple[str, ...]] | None:
-    """Arguments that are only keys and plain scalars, as most are; None of all others."""
-    args = []
+    """Arguments that are only keys, plain scalars and lists of these, as most are; else None."""
     found: dict[str, None] = {}
-    for item in task[1:]:
-        if _is_key(item, dsk) and not _is_task(item):
+    args = _plain(task[1:], dsk, found)
+    if args is None:
+        return None
+    pickled = pickle.dumps((tuple(args), {}), 5)
+    return (pickled, tuple(found)) if len(pickled) < OUT_OF_BAND else None
+
+
+def _plain(values: Iterable[Any], dsk: dict[Any, Any], found: dict[str, None]) -> list[Any] | None:
+    args: list[Any] = []
+    for item in values:
+        kind = type(item)
+        if kind is list:
+            nested = _plain(item, dsk, found)
+            if nested is None:
+                return None
+            args.append(nested)
+        elif _is_key(item, dsk) and not _is_task(item):
             name = key_name(item)
             found[name] = None
             args.append(Input(name))
-        elif type(item) in _SCALARS:
+        elif kind in _SCALARS:
             args.append(item)
         else:
             return None
-    pickled = pickle.dumps((tuple(args), {}), 5)
-    return (pickled, tuple(found)) if len(pickled) < OUT_OF_BAND else None
+    return args
 
 
 class Nested:

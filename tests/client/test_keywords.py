@@ -17,6 +17,8 @@ PAIRS = [
     *((f"Client.{name}", ()) for name in ("submit", "map", "gather", "scatter", "cancel", "run")),
     *((f"Client.{name}", ()) for name in ("wait_for_workers", "who_has")),
     ("Client.run_on_scheduler", ("wait",)),
+    # It has `names` among its **kwargs.
+    ("Client.retire_workers", ("names",)),
     *((f"Client.{name}", ()) for name in ("has_what", "nthreads", "processing", "shutdown")),
     *((f"Client.{name}", ()) for name in ("restart", "close", "scheduler_info", "get")),
     ("Client.__init__", ()),
