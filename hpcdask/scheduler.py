@@ -54,6 +54,7 @@ from hpcdask.messages import (
     RunOnScheduler,
     RunOnWorkers,
     ScatterPlan,
+    SchedulerClosing,
     Shutdown,
     StoredValue,
     StoreForClient,
@@ -260,6 +261,8 @@ class Scheduler(Service):
     async def _close(self, reason: str) -> None:
         if self.scheduler_file is not None:
             remove_scheduler_file(self.scheduler_file, self.id)
+        for comm in list(self.clients.values()):
+            comm.send(SchedulerClosing(reason))
         if self.has_run:
             await self._until(lambda: self._nannies_joined >= self.expected_nannies, _FAREWELL)
         for listener in self._listeners:
