@@ -135,6 +135,7 @@ async def _by_file(
 ) -> Link:
     """Follow the file until what it says answers and proves to be who wrote it."""
     problem: Exception | None = None
+    said = ""
     stale: set[str] = set()  # ids of schedulers whose address another one answers at
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -156,7 +157,9 @@ async def _by_file(
             link.comm.close()
             stale.add(contact.id)
             problem = CommClosedError(f"another scheduler answers at {contact.address}")
-        log.warning("%s may be stale: %s; reading it again", path, problem)
+        if said != str(problem):
+            said = str(problem)
+            log.warning("%s may be stale: %s; reading it again", path, said)
         await asyncio.sleep(min(0.5, max(deadline - time.monotonic(), 0)))
     raise RendezvousTimeoutError(
         f"no scheduler within {timeout:g} s: {os.path.abspath(path)} is there, but {problem}. "
