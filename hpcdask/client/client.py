@@ -61,6 +61,10 @@ class Client(ClusterCalls):
         A running loop of another thread to use.
     token, token_file, auth
         As for `Scheduler`.
+    reconnect_timeout : float or str
+        Seconds for which a scheduler that was lost is looked for, at the same address or in the
+        same scheduler file. Futures stay pending meanwhile, and what they need is submitted again.
+        With 0 they are cancelled at once.
 
     Raises
     ------
@@ -135,7 +139,7 @@ class Client(ClusterCalls):
                 state = self._wanted(key, state)
                 spec = TaskSpec(key, 0, arguments, dependencies)
                 number, want = self._submissions, self._wants
-                self._send(SubmitTasks(number, (function,), (spec,), None, 0, *how, True, want))
+                self._submit(SubmitTasks(number, (function,), (spec,), None, 0, *how, True, want))
             state.refs += 1
         return self._future(state)
 
@@ -200,7 +204,7 @@ class Client(ClusterCalls):
                     packed.append(TaskSpec(name, 0, arguments, dependencies))
             except BaseException:
                 if first:  # the scheduler holds the earlier chunks until it has the last
-                    self._send(SubmitTasks(number, (), (), (), first, *how, True))
+                    self._submit(SubmitTasks(number, (), (), (), first, *how, True))
                 raise
             # All of the chunk is packed: from here on nothing fails half-way.
             specs = []
@@ -218,7 +222,7 @@ class Client(ClusterCalls):
                     futures.append(self._future(state))
                 final = first + size >= len(calls)
                 chunk = ((function,), tuple(specs), None, first, *how, final, self._wants)
-                self._send(SubmitTasks(number, *chunk))
+                self._submit(SubmitTasks(number, *chunk))
         return futures
 
     def get(
@@ -279,7 +283,7 @@ class Client(ClusterCalls):
                 states[key] = state
                 state.refs += 1
             for message in graph.messages(self._submissions, CHUNK, *how, self._wants):
-                self._send(message)
+                self._submit(message)
         futures = {key: self._future(state) for key, state in states.items()}
         nested = graphs.rename(keys, dsk, futures)
         if not sync:

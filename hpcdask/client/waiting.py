@@ -14,7 +14,6 @@ from hpcdask.client.future import Future, FutureState, Latch, until_done
 from hpcdask.client.loop import uncarried
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.execution import lent_thread
-from hpcdask.messages import KeepUntilDone
 from hpcdask.wire.serialize import loads
 
 ALL_COMPLETED = "ALL_COMPLETED"
@@ -108,7 +107,7 @@ def fire_and_forget(obj: Any) -> None:
     for future in futures_of(obj):
         by_client.setdefault(future.client, []).append(future.key)
     for client, keys in by_client.items():
-        client._send(KeepUntilDone(tuple(keys)))
+        client._keep_until_done(keys)
 
 
 class as_completed:
