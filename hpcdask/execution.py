@@ -330,11 +330,6 @@ class TaskThreads:
         self._queue.put(_Return(place, back))
         return True
 
-    @property
-    def lent(self) -> int:
-        """Tasks that wait for others, or have seceded."""
-        return self._n_blocked
-
     def _tell_lent_soon(self) -> None:
         if not self._lent_is_due:
             self._lent_is_due = True

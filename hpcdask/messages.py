@@ -404,6 +404,12 @@ class Shutdown(NamedTuple):
     reason: str
 
 
+class SchedulerClosing(NamedTuple):
+    """scheduler -> client: I end on purpose; do not look for me."""
+
+    reason: str
+
+
 class Reply(NamedTuple):
     """scheduler or worker -> whoever asked."""
 
@@ -698,6 +704,7 @@ OPCODES: tuple[type[Any], ...] = (
     KeysDropped,
     WorkerLeaving,
     WorkerLives,
+    SchedulerClosing,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

@@ -45,6 +45,7 @@ from hpcdask.messages import (
     RegisterNanny,
     RegisterWorker,
     ReleaseKeys,
+    SchedulerClosing,
     Shutdown,
     SubmitTasks,
     TaskErred,
@@ -263,6 +264,8 @@ class Scheduler(Service):
     async def _close(self, reason: str) -> None:
         if self.scheduler_file is not None:
             remove_scheduler_file(self.scheduler_file, self.id)
+        for comm in list(self.clients.values()):
+            comm.send(SchedulerClosing(reason))
         if self.has_run:
             await self.until(lambda: self._nannies_joined >= self.expected_nannies, _FAREWELL)
         for listener in self._listeners:

@@ -161,6 +161,7 @@ class Worker(Service):
         self._leaving = ""  # why it leaves, once it does
         self._listener: Listener | None = None
         self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
+        self._n_lent = 0  # tasks that wait for others or have seceded
         self._link: Link | None = None
         self._client: Any = None  # of tasks that use the cluster
 
@@ -303,8 +304,8 @@ class Worker(Service):
         self._join(link)
         if self._leaving:
             link.comm.send(WorkerLeaving(self._leaving))
-        if self._threads.lent:
-            link.comm.send(ThreadsLent(self._threads.lent))
+        if self._n_lent:
+            link.comm.send(ThreadsLent(self._n_lent))
         log.info("Registered again to: %s", self.scheduler_address)
 
     async def _offer_again(self, scheduler: str, options: CommOptions) -> RegisterWorker:
@@ -370,6 +371,7 @@ class Worker(Service):
         self._act()
 
     def _threads_lent(self, count: int) -> None:
+        self._n_lent = count
         if self._link is not None:
             self._link.comm.send(ThreadsLent(count))  # first: what ends next may fill the room
             self.state.threads_changed(time.monotonic(), self.nthreads + count)

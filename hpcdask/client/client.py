@@ -56,6 +56,10 @@ class Client(ClusterCalls):
         A running loop of another thread to use.
     token, token_file, auth
         As for `Scheduler`.
+    reconnect_timeout : float or str
+        Seconds for which a scheduler that was lost is looked for, at the same address or in the
+        same scheduler file. Futures stay pending meanwhile, and what they need is submitted again.
+        With 0 they are cancelled at once.
 
     Raises
     ------

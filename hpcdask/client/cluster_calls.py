@@ -258,6 +258,8 @@ class ClusterCalls(Connection):
                 await self._close()
                 await self.cluster._close()
                 return
+            if self._returning is not None:
+                await asyncio.wait({self._returning})
             if self.status == "running" and self._link is not None:
                 self._send(Shutdown(f"client {self.name} asked for it"))
                 self._flush()

@@ -12,27 +12,36 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
 from hpcdask import host as hosts
 from hpcdask._version import __version__
-from hpcdask.client import collecting
+from hpcdask.client import collecting, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
-from hpcdask.client.loop import CarriedError, is_in_loop, run_sync, shared_loop
+from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
+from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
+from hpcdask.client.retained import Retained
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
-from hpcdask.errors import CommClosedError, ConfigError, WaitTimeoutError
+from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AwaitWorkers,
+    ClientClosing,
+    GatherKeys,
+    Inspect,
+    KeepUntilDone,
     KeyCancelled,
     KeyLost,
+    LocateKeys,
     Message,
+    PlanScatter,
     RegisterClient,
     ReleaseKeys,
+    SchedulerClosing,
     SubmitTasks,
     TaskDone,
     TaskFailed,
@@ -49,6 +58,9 @@ _RELEASES = 5000
 
 C = TypeVar("C", bound="Connection")
 
+#: Requests that may be made twice.
+_MERE_QUESTIONS = {AwaitWorkers, GatherKeys, Inspect, LocateKeys, PlanScatter}
+
 #: Clients of this process, and those that set themselves as default, the latest last.
 clients: weakref.WeakSet[Any] = weakref.WeakSet()
 defaults: list[weakref.ref[Any]] = []
@@ -58,6 +70,7 @@ class Connection:
     """What a client is made of before it has anything to say; see `hpcdask.Client`."""
 
     loop: asyncio.AbstractEventLoop
+    _peers: Peers
     _starting: asyncio.Task[Any] | None
 
     def __init__(
@@ -74,6 +87,7 @@ class Connection:
         token: bytes | str | None = None,
         token_file: str | None = None,
         auth: bool = True,
+        reconnect_timeout: float | str = "60s",
         **cluster_options: Any,
     ) -> None:
         self._prepare(
@@ -87,6 +101,7 @@ class Connection:
             token=token,
             token_file=token_file,
             auth=auth,
+            reconnect_timeout=reconnect_timeout,
             **cluster_options,
         )
         if asynchronous:
@@ -109,6 +124,7 @@ class Connection:
         token: bytes | str | None = None,
         token_file: str | None = None,
         auth: bool = True,
+        reconnect_timeout: float | str = "60s",
         **cluster_options: Any,
     ) -> None:
         self.id = f"Client-{name + '-' if name else ''}{uuid.uuid4()}"
@@ -118,7 +134,8 @@ class Connection:
         self.cluster: Any = None
         self.direct_to_workers = direct_to_workers
         self._timeout = hosts.parse_timedelta(timeout)
-        self._place = SchedulerPlace(
+        self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
+        self._place = self._way_back = SchedulerPlace(
             address if isinstance(address, str) else None,
             None if scheduler_file is None else os.fspath(scheduler_file),
             token,
@@ -128,6 +145,9 @@ class Connection:
         self._given, self._cluster_options = address, cluster_options
         self._owns_cluster = False
         self._futures: dict[str, FutureState] = {}
+        self._retained = Retained(self._futures)
+        self._retains = True  # unless it turns out that there is no way back
+        self._kept: dict[str, FutureState] = {}  # what fire_and_forget holds until it is done
         self._lock = threading.RLock()
         self._outbox: list[Message] = []
         self._released: deque[str] = deque()  # keys whose handles were dropped, one entry each
@@ -136,7 +156,11 @@ class Connection:
         self._wants = 0  # number of the last want that was queued
         self._wants_read = 0  # of the last that the scheduler had read when it sent what comes now
         self._wants_known = 0  # of the last that it is known to have read
+        self._told_again = 0  # number of the last want that was told after a loss
         self._link: Link | None = None
+        self._scheduler_ids: set[str] = set()  # of all that it has been connected with
+        self._absence: returning.Absence | None = None  # the last one
+        self._returning: asyncio.Task[None] | None = None
         self._requests = Requests()
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
@@ -159,6 +183,8 @@ class Connection:
             token=options.token,
             auth=options.token is not None,
         )
+        if worker.place.scheduler_file:
+            client._way_back = worker.place
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client
@@ -190,50 +216,31 @@ class Connection:
             await asyncio.shield(self._starting)
 
     async def _connect(self) -> None:
-        place = await self._find_place()
-        self._link = await reach_scheduler(place, self._introduce, self._timeout)
-        self._options = self._link.options
-        self._peers = Peers(self._options, connect_timeout=min(self._timeout, 5.0))
-        self._link.comm.start(self._on_batch, self._on_closed)
+        place = await find_place(self)
+        if self._way_back is self._place:  # that of a worker's client may be better
+            self._way_back = place
+        self._take(await reach_scheduler(place, self._introduce, self._timeout))
+        self._retains = self._can_return
         self.status = "running"
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
 
-    async def _find_place(self) -> SchedulerPlace:
-        """Decide which scheduler is meant."""
-        place, given = self._place, self._given
-        if given is not None and not isinstance(given, str):
-            self._refuse_cluster_options()
-            self.cluster = given
-            if hasattr(given, "_started"):
-                await given._started()
-            return cluster_place(given)
-        if place.address or place.scheduler_file:
-            self._refuse_cluster_options()
-            return place
-        by_file = os.environ.get("HPCDASK_SCHEDULER_FILE")
-        by_address = os.environ.get("HPCDASK_SCHEDULER_ADDRESS")
-        if by_file or by_address:
-            self._refuse_cluster_options()
-            return SchedulerPlace(by_address, by_file, place.token, place.token_file, place.auth)
-        from hpcdask.launchers.local import LocalCluster
-
-        options = {"dashboard_address": None, **self._cluster_options}
-        self.cluster = LocalCluster(asynchronous=self._asynchronous, loop=self.loop, **options)
-        self._owns_cluster = True
-        await self.cluster
-        return cluster_place(self.cluster)
-
-    def _refuse_cluster_options(self) -> None:
-        if self._cluster_options:
-            raise TypeError(
-                f"Client() got {sorted(self._cluster_options)}, which are options of a new "
-                "LocalCluster; here it connects to an existing cluster"
-            )
+    def _take(self, link: Link) -> None:
+        """Listen to a scheduler, the first one or another."""
+        if link.options != self._options:
+            if self._options is not None:
+                self._peers.close()
+            self._options = link.options
+            self._peers = Peers(link.options, connect_timeout=min(self._timeout, 5.0))
+        self._link = link
+        self._scheduler_ids.add(link.registered.scheduler_id)
+        self._unreachable.clear()
+        link.comm.start(self._on_batch, self._on_closed)
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
-        return RegisterClient(self.id, PROTOCOL_VERSION, __version__)
+        returns = self.status == "reconnecting"
+        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns)
 
     def close(self, timeout: float | str | None = None) -> Any:
         """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""
@@ -250,17 +257,19 @@ class Connection:
         await asyncio.shield(self._closing)
 
     async def _close_once(self) -> None:
-        if self._starting is not None and not self._starting.done():
-            self._starting.cancel()
-            await asyncio.wait({self._starting})
-        was_lost = self.status == "closed"
+        for task in (self._starting, self._returning):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if self.status == "running":
+            with self._lock:
+                self._outbox.append(ClientClosing())
+            self._flush()
         self.status = "closed"
         for reference in list(defaults):
             if reference() in (self, None):
                 defaults.remove(reference)
         if self._link is not None:
-            if not was_lost:
-                self._flush()
             self._link.comm.close()
             self._peers.close()
         self._ending = self._ending or "it was closed"
@@ -279,13 +288,37 @@ class Connection:
                 state.end("cancelled")
 
     def _on_closed(self, reason: CommClosedError) -> None:
+        """The connection was lost, by nobody's wish."""
+        if self.status != "running" or self._link is None or not self._link.comm.closed:
+            return
+        if self._can_return:
+            returning.begin(self, reason)
+        else:
+            self._is_over(f"the scheduler is gone ({reason})")
+
+    @property
+    def _can_return(self) -> bool:
+        """Whether a lost scheduler may be found again: one in this very process will not be."""
+        is_local = self._link is not None and self._link.address.startswith("inproc://")
+        return bool(self._reconnect_timeout) and not is_local and not self._is_end_known
+
+    @property
+    def _is_end_known(self) -> bool:
+        """Whether this very program closes the scheduler, by the cluster object that it has."""
+        return getattr(self.cluster, "status", "") in ("closing", "closed")
+
+    def _is_over(self, why: str) -> None:
+        """There is no scheduler any more."""
         if self.status != "closed":
-            self.status, self._ending = "closed", f"the scheduler is gone ({reason})"
-            # Who closes the cluster object of this very program knows that.
-            is_known = getattr(self.cluster, "status", "") in ("closing", "closed")
-            level = logging.INFO if is_known else logging.WARNING
-            log.log(level, "client %s lost the scheduler: %s", self.name, reason)
-            self._give_up(self._ending)
+            self.status, self._ending = "closed", why
+            level = logging.INFO if self._is_end_known else logging.WARNING
+            log.log(level, "client %s has ended: %s", self.name, why)
+            self._give_up(why)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether it has been connected, and is or will be again."""
+        return self.status in ("running", "reconnecting")
 
     def __enter__(self: C) -> C:
         if self.asynchronous:
@@ -348,16 +381,19 @@ class Connection:
             return limited(work, timeout)
         return self._sync(work, timeout)
 
+    def _submit(self, message: SubmitTasks) -> None:
+        """Queue tasks; called under the lock, with the states of their futures at hand."""
+        self._check_open()
+        if self._retains:
+            message = self._retained.keep(message)
+        self._send(message)
+
     def _send(self, message: Message) -> None:
         """Queue a message from any thread; all that is queued leaves together, at once."""
         self._check_open()
         with self._lock:
             self._outbox.append(message)
         self._requests_flush()
-
-    def _submit(self, message: SubmitTasks) -> None:
-        """Queue tasks, as all ways of submitting do; the lock is held, their futures are noted."""
-        self._send(message)
 
     def _requests_flush(self) -> None:
         if not self._flush_is_due:
@@ -368,8 +404,8 @@ class Connection:
                 pass
 
     def _flush(self) -> None:
-        if self._link is None:
-            return  # `_connect` does it again
+        if self.status != "running" or self._link is None or self._link.comm.closed:
+            return  # it is done again once there is a connection
         self._flush_is_due = False
         with self._lock:
             if self._released:
@@ -398,15 +434,22 @@ class Connection:
             self._outbox.append(ReleaseKeys(tuple(gone)))
 
     async def _ask(self, make: Any, *fields: Any) -> Any:
-        """Send the request ``make(number, *fields)`` and wait for its answer."""
-        number, future = self._requests.new()
-        try:
-            self._send(make(number, *fields))
-            return await future
-        except RequestFailedError as exc:
-            raise CarriedError(to_exception(exc.error)) from None
-        finally:
-            future.cancel()
+        """Send the request ``make(number, *fields)`` and wait for its answer.
+
+        While there is no connection it waits; one that only asks is sent again after a loss.
+        """
+        while True:
+            number, future = self._requests.new()
+            try:
+                self._send(make(number, *fields))
+                return await future
+            except RequestFailedError as exc:
+                raise CarriedError(to_exception(exc.error)) from None
+            except CommClosedError:
+                if make not in _MERE_QUESTIONS or self.status == "closed":
+                    raise
+            finally:
+                future.cancel()
 
     async def _has_been_read(self) -> None:
         """Wait until the scheduler has read all that was queued so far, and told what follows."""
@@ -430,9 +473,11 @@ class Connection:
                 self._wants_read = message.want
             elif kind is TaskDone:
                 state = self._meant_by(message)
-                if state is not None:
+                if state is not None and state.status != "finished":
                     state.value = message.value
                     state.end("finished")
+                elif state is not None and state.value is None:  # found again by another scheduler
+                    state.value = message.value
             elif kind is TaskFailed:
                 state = self._meant_by(message)
                 if state is not None:
@@ -444,9 +489,15 @@ class Connection:
                     state.lost()
             elif kind is KeyCancelled:
                 state = self._meant_by(message)
-                if state is not None:
+                if state is not None and not self._outlives(state):
                     state.reason = message.reason
                     state.end("cancelled")
+            elif kind is SchedulerClosing:
+                assert self._link is not None
+                if self.status != "closed":  # who has asked for it waits for the very end
+                    self._link.comm.close()
+                    self._is_over(f"the scheduler is gone ({message.reason})")
+                    return
             else:
                 self._requests.answered(message)
 
@@ -454,6 +505,13 @@ class Connection:
         """The state of a message's key, unless the message is about an earlier life of the key."""
         state = self._futures.get(message.key)
         return state if state is not None and state.since <= self._wants_read else None
+
+    def _outlives(self, state: FutureState) -> bool:
+        """Whether a future that was done before a loss stays so: another scheduler knows nothing
+        of it, but what it became is here."""
+        return state.since <= self._told_again and (
+            state.status == "error" or state.value is not None
+        )
 
     # -- Futures ----------------------------------------------------------------------------------
 
@@ -487,8 +545,25 @@ class Connection:
 
     def _let_go(self, key: str) -> None:
         self._released.append(key)
-        if self.status == "running":
+        if self._is_open:
             self._requests_flush()
+
+    def _keep_until_done(self, keys: Iterable[str]) -> None:
+        """Let tasks run to their end, whatever becomes of their futures and of the scheduler."""
+        keys = tuple(dict.fromkeys(keys))
+        with self._lock:
+            self._send(KeepUntilDone(keys))
+            found = [self._futures.get(key) for key in keys if key not in self._kept]
+            states = [state for state in found if state is not None]
+            for state in states:
+                state.refs += 1
+                self._kept[state.key] = state
+        for state in states:
+            state.when_done(self._keep_no_more)
+
+    def _keep_no_more(self, state: FutureState) -> None:
+        if self._kept.pop(state.key, None) is not None:
+            self._let_go(state.key)
 
     def _future(self: Any, state: FutureState) -> Future:
         """A handle for a state that was counted already."""
@@ -521,30 +596,6 @@ class Connection:
             raise WaitTimeoutError(f"{late}{why}") from None
 
 
-def cluster_place(cluster: Any) -> SchedulerPlace:
-    """How a client reaches a cluster object: what it says itself, or its address."""
-    if hasattr(cluster, "place"):
-        return cluster.place  # type: ignore[no-any-return]
-    address = getattr(cluster, "scheduler_address", None)
-    if not isinstance(address, str):
-        raise ConfigError(
-            f"Client() takes an address or a cluster with a scheduler_address, not {cluster!r:.80}"
-        )
-    return SchedulerPlace(address)
-
-
-async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
-    try:
-        return await asyncio.wait_for(work, timeout)
-    except CarriedError as carried:
-        exc = carried.exc
-    except asyncio.TimeoutError as late:
-        if timeout is None or isinstance(late, WaitTimeoutError):
-            raise
-        raise WaitTimeoutError(f"not done within {timeout:g} s") from None
-    raise exc
-
-
 def _retrieve(starting: asyncio.Task[Any]) -> None:
     """What uses the client tells of its failure."""
     if not starting.cancelled():
@@ -555,7 +606,7 @@ def _retrieve(starting: asyncio.Task[Any]) -> None:
 def close_all() -> None:
     """Let no client, nor a cluster that it made, outlive the program."""
     for client in list(clients):
-        if client.status == "running" and not client._asynchronous:
+        if client._is_open and not client._asynchronous:
             with contextlib.suppress(Exception):
                 client.close(timeout=5)
 

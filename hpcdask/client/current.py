@@ -16,7 +16,7 @@ def default_client() -> Client | None:
     """The client made last that is open and default, or None."""
     while defaults:
         client: Client | None = defaults[-1]()
-        if client is not None and client.status == "running":
+        if client is not None and client._is_open:
             return client
         defaults.pop()
     return None
@@ -51,7 +51,7 @@ def get_client(address: str | None = None, timeout: float | str = 30) -> Client:
     if default is not None and address in (None, default.scheduler_address):
         return default
     for other in list(clients):
-        if other.status == "running" and other.scheduler_address == address:
+        if other._is_open and other.scheduler_address == address:
             return other  # type: ignore[no-any-return]
     if address is None:
         raise ValueError(
@@ -67,7 +67,7 @@ def client_of_scheduler(scheduler_id: str, address: str) -> Client:
         return _client_of(worker)
     default = default_client()
     for client in filter(None, (default, *clients)):
-        if client.status == "running" and client.scheduler_id == scheduler_id:
+        if client._is_open and scheduler_id in client._scheduler_ids:
             return client  # type: ignore[no-any-return]
     return get_client(address)
 

@@ -21,6 +21,7 @@ from hpcdask.wire.serialize import loads
 
 if TYPE_CHECKING:
     from hpcdask.client.client import Client
+    from hpcdask.client.retained import Recipe
 
 
 class FutureState:
@@ -30,7 +31,7 @@ class FutureState:
     set last.
     """
 
-    __slots__ = ("error", "key", "reason", "refs", "since", "status", "value", "waiters")
+    __slots__ = ("error", "key", "reason", "recipe", "refs", "since", "status", "value", "waiters")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -41,10 +42,17 @@ class FutureState:
         self.error: TaskError | None = None
         self.reason = ""  # of a cancellation
         self.waiters: list[Callable[[FutureState], None]] | None = None
+        self.recipe: Recipe | None = None  # to submit it again, until it is done
 
     def end(self, status: str) -> None:
         """It is finished, in error or cancelled: tell those who wait."""
         self.status = status
+        recipe = self.recipe
+        if recipe is not None:
+            self.recipe = None
+            recipe.pending -= 1
+            if not recipe.pending:  # or a pipeline that never runs dry would keep all before it
+                recipe.inputs = ()
         waiters, self.waiters = self.waiters, None
         while waiters:
             try:

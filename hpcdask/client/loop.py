@@ -103,3 +103,16 @@ def run_sync(
         future.cancel()
         raise
     raise exc  # here, since in the handler it would get that one as its context
+
+
+async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+    """Await `work` on the loop itself, at most `timeout` seconds; see `run_sync`."""
+    try:
+        return await asyncio.wait_for(work, timeout)
+    except CarriedError as carried:
+        exc = carried.exc
+    except asyncio.TimeoutError as late:
+        if timeout is None or isinstance(late, WaitTimeoutError):
+            raise
+        raise WaitTimeoutError(f"not done within {timeout:g} s") from None
+    raise exc

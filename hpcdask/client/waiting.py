@@ -15,7 +15,6 @@ from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.execution import lent_thread
-from hpcdask.messages import KeepUntilDone
 from hpcdask.wire.serialize import loads
 
 ALL_COMPLETED = "ALL_COMPLETED"
@@ -111,7 +110,7 @@ def fire_and_forget(obj: Any) -> None:
     for future in futures_of(obj):
         by_client.setdefault(future.client, []).append(future.key)
     for client, keys in by_client.items():
-        client._send(KeepUntilDone(tuple(keys)))
+        client._keep_until_done(keys)
 
 
 class as_completed:

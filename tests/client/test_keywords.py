@@ -11,7 +11,7 @@ import hpcdask
 distributed = pytest.importorskip("distributed")
 
 #: What we have beyond: a limit to every wait, and the cluster's token.
-OURS = {"timeout", "token", "token_file", "auth"}
+OURS = {"timeout", "token", "token_file", "auth", "reconnect_timeout"}
 
 PAIRS = [
     *((f"Client.{name}", ()) for name in ("submit", "map", "gather", "scatter", "cancel", "run")),

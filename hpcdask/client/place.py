@@ -1,0 +1,58 @@
+"""Which scheduler a client means: one that is named, that of the environment, or one of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from hpcdask.dialling import SchedulerPlace
+from hpcdask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hpcdask.client.connection import Connection
+
+
+async def find_place(client: Connection) -> SchedulerPlace:
+    """Decide which scheduler is meant; without any a `LocalCluster` is started."""
+    place, given = client._place, client._given
+    if given is not None and not isinstance(given, str):
+        _refuse_cluster_options(client)
+        client.cluster = given
+        if hasattr(given, "_started"):
+            await given._started()
+        return _place_of(given)
+    if place.address or place.scheduler_file:
+        _refuse_cluster_options(client)
+        return place
+    by_file = os.environ.get("HPCDASK_SCHEDULER_FILE")
+    by_address = os.environ.get("HPCDASK_SCHEDULER_ADDRESS")
+    if by_file or by_address:
+        _refuse_cluster_options(client)
+        return SchedulerPlace(by_address, by_file, place.token, place.token_file, place.auth)
+    from hpcdask.launchers.local import LocalCluster
+
+    options = {"dashboard_address": None, **client._cluster_options}
+    client.cluster = LocalCluster(asynchronous=client._asynchronous, loop=client.loop, **options)
+    client._owns_cluster = True
+    await client.cluster
+    return _place_of(client.cluster)
+
+
+def _refuse_cluster_options(client: Connection) -> None:
+    if client._cluster_options:
+        raise TypeError(
+            f"Client() got {sorted(client._cluster_options)}, which are options of a new "
+            "LocalCluster; here it connects to an existing cluster"
+        )
+
+
+def _place_of(cluster: Any) -> SchedulerPlace:
+    """How a client reaches a cluster object: what it says itself, or its address."""
+    if hasattr(cluster, "place"):
+        return cluster.place  # type: ignore[no-any-return]
+    address = getattr(cluster, "scheduler_address", None)
+    if not isinstance(address, str):
+        raise ConfigError(
+            f"Client() takes an address or a cluster with a scheduler_address, not {cluster!r:.80}"
+        )
+    return SchedulerPlace(address)
