@@ -119,7 +119,7 @@ def _why_not() -> str:
 WHY_NOT = _why_not()
 
 #: Marks of a test, or `pytestmark` of a module, that needs hosts.
-needs_hosts = (
+needs_hosts = [
     pytest.mark.system,
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
-)
+]

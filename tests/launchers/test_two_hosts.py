@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hosts import Hosts, hosts, needs_hosts
 
-pytestmark = list(needs_hosts)
+pytestmark = needs_hosts
 HERE, THERE = "a", "b"
 
 
