@@ -41,13 +41,17 @@ class Hosts:
         """The command that runs this interpreter on a host."""
         return self.on(name, sys.executable, *arguments)
 
-    def cut(self, name: str) -> None:
-        """Pull a host's cable: its connections stay open, and hear nothing any more."""
-        ip("-n", self.switch, "link", "set", "dev", name, "down")
+    def cut(self, name: str, is_seen: bool = True) -> None:
+        """Pull a host's cable: its connections stay open, and hear nothing any more.
+
+        Where that `is_seen` the host's interface is down (no carrier); else the network is silent.
+        """
+        how = ("down",) if is_seen else ("nomaster",)
+        ip("-n", self.switch, "link", "set", "dev", name, *how)
 
     def mend(self, name: str) -> None:
         """Put the cable back."""
-        ip("-n", self.switch, "link", "set", "dev", name, "up")
+        ip("-n", self.switch, "link", "set", "dev", name, "master", "ib", "up")
 
     def set_up(self) -> None:
         """Make namespaces, cables and switch."""

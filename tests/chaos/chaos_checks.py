@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from chaos_clusters import Cluster
-from chaos_programs import SilentError
+from chaos_programs import ProgramError
 from chaos_ready import CLIENT_GRACE, READY
 from janitor import marked
 from waiting import wait_until
@@ -23,19 +24,14 @@ _STACKS = 12
 
 def workers_are_back(cluster: Cluster) -> None:
     """As many workers as before have registered."""
-    assert cluster.control is not None
-    control, found = cluster.control, []
-
-    def all_there() -> bool:
-        found[:] = control.ask("workers")
-        return len(found) == cluster.expected_workers
-
+    told = _Told(cluster, "workers")
     try:
-        wait_until(all_there, _SETTLED)
+        wait_until(
+            lambda: told.that(lambda found: len(found) == cluster.expected_workers), _SETTLED
+        )
     except AssertionError:
         raise AssertionError(
-            f"{len(found)} of {cluster.expected_workers} workers are there {_SETTLED:g} s after "
-            f"the last deed: {found}"
+            f"not all {expected} workers are there {_SETTLED:g} s after the last deed: {told.last}"
         ) from None
 
 
@@ -44,31 +40,46 @@ def memory_is_released(cluster: Cluster) -> None:
 
     Keys of a client that was killed are kept for a while, in case that it comes back.
     """
-    assert cluster.control is not None
-    control, view = cluster.control, {}
-
-    def nothing_left() -> bool:
-        view.update(control.ask("view"))
-        return not left_over(view, ignored="victim")
-
-    try:
-        wait_until(nothing_left, _SETTLED)
-    except AssertionError:
-        raise AssertionError(f"not released: {left_over(view, 'victim')}, of {view}") from None
+    _is_released(cluster, _SETTLED, ignored="victim")
 
 
 def nothing_of_the_dead(cluster: Cluster) -> None:
     """What killed clients wanted is forgotten, too."""
-    assert cluster.control is not None
-    control = cluster.control
-    limit = _SETTLED + (CLIENT_GRACE if READY["reconnect"] else 0)
-    wait_until(lambda: not left_over(control.ask("view")), limit, "keys of dead clients released")
+    _is_released(cluster, _SETTLED + (CLIENT_GRACE if READY["reconnect"] else 0))
 
 
-def left_over(view: dict[str, Any], ignored: str = "no client is called so") -> list[str]:
-    """Keys that are still known, or held, by whoever."""
+def _is_released(cluster: Cluster, limit: float, ignored: str = "") -> None:
+    told = _Told(cluster, "view")
+    try:
+        wait_until(lambda: told.that(lambda view: not left_over(view, ignored)), limit)
+    except AssertionError:
+        if isinstance(told.last, dict):
+            keys = left_over(told.last, ignored)
+            raise AssertionError(f"{len(keys)} keys not released: {keys[:20]}") from None
+        raise AssertionError(f"nothing heard of released keys: {told.last}") from None
+
+
+class _Told:
+    """What the test's own client was told last; an error of it, say a lost link, is no end."""
+
+    def __init__(self, cluster: Cluster, what: str) -> None:
+        assert cluster.control is not None
+        self.control, self.what = cluster.control, what
+        self.last: Any = None
+
+    def that(self, condition: Callable[[Any], bool]) -> bool:
+        try:
+            self.last = self.control.ask(self.what)
+        except ProgramError as exc:
+            self.last = exc
+            return False
+        return condition(self.last)
+
+
+def left_over(view: dict[str, Any], ignored: str = "") -> list[str]:
+    """Keys that are still known, or held, by whoever; but for those of clients `ignored`."""
     keys = {key for held in view["held"].values() for key in held} | set(view["keys"])
-    return sorted(key for key in keys if not key.startswith(ignored))
+    return sorted(key for key in keys if not ignored or not key.startswith(ignored))
 
 
 def descriptors(cluster: Cluster) -> dict[str, int]:
@@ -118,7 +129,7 @@ def dump(cluster: Cluster) -> str:
             view = cluster.control.ask("view")
             view["keys"] = len(view["keys"])
             told.append(f"the scheduler says: {json.dumps(view, indent=1)}")
-        except (AssertionError, SilentError) as exc:
+        except AssertionError as exc:
             told.append(f"the scheduler does not say what it does: {exc}")
     pids = [client.process.pid for client in cluster.clients]
     pids += [cluster.scheduler_pid] + [worker.pid for worker in cluster.workers()]

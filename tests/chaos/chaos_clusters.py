@@ -23,6 +23,8 @@ from hpcdask import LocalCluster
 FAILURES = 1_000_000
 #: What workers import before their first task.
 PRELOADED = () if READY["imports"] else ("chaos_graphs",)
+#: Workers of the LocalCluster; two more have nannies of their own.
+LOCAL_WORKERS = 2
 #: Seconds in which everything that starts must have started. The machine may be busy.
 _START = 60.0
 #: Seconds in which all must have ended when it is asked to.
@@ -87,10 +89,19 @@ class Cluster:
             program.answer(_START)
 
     def close_clients(self) -> None:
+        """Let them end, and see that they do it well."""
+        for program in self._forget_clients():
+            assert program.close() == 0, program.err
+
+    def kill_clients(self) -> None:
+        """After a failure, when nobody can tell whether they would ever end."""
+        for program in self._forget_clients():
+            program.kill()
+
+    def _forget_clients(self) -> list[ClientProgram]:
         programs = [*self.clients, *self.victims, *([self.control] if self.control else [])]
         self.clients, self.victims, self.control = [], [], None
-        for program in programs:
-            program.close()
+        return programs
 
     # -- What is there ----------------------------------------------------------------------------
 
@@ -124,7 +135,7 @@ class Cluster:
 
 
 class OnThisMachine(Cluster):
-    """A LocalCluster, which another nanny has joined that is not part of it."""
+    """A LocalCluster, which two other nannies have joined that are no part of it."""
 
     kind = "LocalCluster"
 
@@ -140,7 +151,7 @@ class OnThisMachine(Cluster):
         with (
             janitor(self.mark),
             LocalCluster(
-                n_workers=3,
+                n_workers=LOCAL_WORKERS,
                 threads_per_worker=1,
                 memory_limit=0,
                 local_directory=str(self.home.scratch),
@@ -150,11 +161,12 @@ class OnThisMachine(Cluster):
             ) as self.cluster,
         ):
             try:
-                self.start_nanny()
+                for _ in range(2):
+                    self.start_nanny()
                 self.start_clients()
                 yield self
             finally:
-                self.close_clients()
+                self.kill_clients()
 
     @property
     def scheduler_pid(self) -> int:
@@ -169,13 +181,13 @@ class OnThisMachine(Cluster):
 
     @property
     def expected_workers(self) -> int:
-        return 3 + super().expected_workers
+        return LOCAL_WORKERS + super().expected_workers
 
     def mend(self) -> list[str]:
         failed = [n for n, w in self.cluster.workers.items() if w.status in ("closed", "failed")]
         told = [f"worker {name} of the LocalCluster ended" for name in failed]
         if failed:
-            self.cluster.scale(3, timeout=_START)
+            self.cluster.scale(LOCAL_WORKERS, timeout=_START)
         return told + super().mend()
 
 
@@ -196,7 +208,7 @@ class OnHosts(Cluster):
                 self.start_clients()
                 yield self
             finally:
-                self.close_clients()
+                self.kill_clients()
 
     hosts: Hosts
 

@@ -46,7 +46,8 @@ def kill_worker(cluster: Cluster, rng: random.Random) -> Acts:
 
 
 def stop_worker(cluster: Cluster, rng: random.Random) -> Acts:
-    if worker := _one_of(rng, cluster.workers()):
+    running = [worker for worker in cluster.workers() if not _is_stopped(worker.pid)]
+    if worker := _one_of(rng, running):
         yield from _stop(worker.pid, "worker", some_time(rng))
 
 
@@ -80,7 +81,7 @@ def kill_nanny(cluster: Cluster, rng: random.Random) -> Acts:
         f"the killed nanny {nanny.process.pid} has taken its workers {pids} along",
     )
     yield f"kill -9 nanny {nanny.process.pid} of worker {pids} on {host or 'this machine'}", 0.5
-    cluster.start_nanny(host)
+    yield from _another_job(cluster, host)
 
 
 def drain_nanny(cluster: Cluster, rng: random.Random) -> Acts:
@@ -91,11 +92,18 @@ def drain_nanny(cluster: Cluster, rng: random.Random) -> Acts:
     host = cluster.nannies.pop(nanny)
     nanny.process.terminate()
     yield f"SIGTERM to nanny {nanny.process.pid} on {host or 'this machine'}", 0.5
-    cluster.start_nanny(host)
-    yield f"start another nanny on {host or 'this machine'}", 0.0
+    yield from _another_job(cluster, host)
     # With the round, when nothing is cut or stopped any more.
     code = nanny.code(DRAINED)
     assert code == 0 or not READY["drain"], f"a nanny that got SIGTERM ended with {code}: {nanny}"
+
+
+def _another_job(cluster: Cluster, host: str) -> Acts:
+    """No batch system starts jobs on a host that it cannot reach."""
+    while host in cluster.troubled:
+        yield f"no new nanny on {host} yet: it is cut off", 0.5
+    nanny = cluster.start_nanny(host)
+    yield f"start nanny {nanny.process.pid} on {host or 'this machine'}", 0.0
 
 
 def kill_client(cluster: Cluster, rng: random.Random) -> Acts:
@@ -139,28 +147,32 @@ def _stop(pid: int, name: str, seconds: float) -> Acts:
 
 
 def cut_link(cluster: Cluster, rng: random.Random) -> Acts:
-    yield from _cut(cluster, _one_of(rng, _whole(cluster, cluster.links)), some_time(rng))
+    yield from _cut(cluster, rng, _one_of(rng, _whole(cluster, cluster.links)), some_time(rng))
 
 
 def cut_client_link(cluster: Cluster, rng: random.Random) -> Acts:
     host = _one_of(rng, _whole(cluster, cluster.client_links))
-    yield from _cut(cluster, host, some_time(rng))
+    yield from _cut(cluster, rng, host, some_time(rng))
 
 
 def flap_link(cluster: Cluster, rng: random.Random) -> Acts:
     """A loose contact, which loses what was on its way each time."""
     host = _one_of(rng, _whole(cluster, cluster.links))
     for _ in range(rng.randint(2, 6)):
-        yield from _cut(cluster, host, rng.uniform(0.05, 0.4))
+        if host in cluster.troubled:  # another deed has cut it off meanwhile
+            return
+        yield from _cut(cluster, rng, host, rng.uniform(0.05, 0.4))
 
 
-def _cut(cluster: Cluster, host: str | None, seconds: float) -> Acts:
+def _cut(cluster: Cluster, rng: random.Random, host: str | None, seconds: float) -> Acts:
     if host is None:
         return
     assert isinstance(cluster, OnHosts)
     cluster.troubled.add(host)
-    cluster.hosts.cut(host)
-    yield f"cut the link of {host} for {seconds:.1f} s", seconds
+    # Its end of the cable is dead, and the host sees that; or the switch is, and it does not.
+    is_seen = rng.random() < 0.5
+    cluster.hosts.cut(host, is_seen)
+    yield f"{'cut' if is_seen else 'mute'} the link of {host} for {seconds:.1f} s", seconds
     cluster.hosts.mend(host)
     cluster.troubled.discard(host)
     yield f"mend the link of {host}", 0.2

@@ -23,6 +23,10 @@ class SilentError(AssertionError):
     """A program did not answer in time."""
 
 
+class ProgramError(AssertionError):
+    """A program could not do what it was ordered to."""
+
+
 class ClientProgram:
     """A running client; `where` makes the command that runs a command on its host."""
 
@@ -78,6 +82,8 @@ class ClientProgram:
         ------
         SilentError
             If it does not come, or the program has ended.
+        ProgramError
+            If it is an error's traceback.
         """
         try:
             line = self._answers.get(timeout=max(timeout, 0.0))
@@ -89,13 +95,14 @@ class ClientProgram:
             raise SilentError(f"{self.name} ended with code {code}:\n{self.err}")
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
-            raise AssertionError(f"{self.name}: {answer['error']}")
+            raise ProgramError(f"{self.name}: {answer['error']}")
         return answer
 
     def ask(self, order: str, timeout: float = 15.0) -> Any:
         """Give an order, drop answers to orders that nobody waited for, and return its answer."""
         while not self._answers.empty():
-            self.answer(0)
+            with contextlib.suppress(ProgramError):
+                self.answer(0)
         self.order(order)
         return self.answer(timeout)
 

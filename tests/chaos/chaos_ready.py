@@ -14,6 +14,9 @@ READY = {
     # same time. (Python lets one of them go on with a half-imported module where it would have to
     # wait in a circle, as with numpy's: "partially initialized module".)
     "imports": False,
+    # An error that result() or gather() raised holds the futures of its caller's frame no longer
+    # than the caller holds the error. (It did until the next cyclic garbage collection.)
+    "errors": False,
 }
 
 #: The worker_ttl of clusters under test, in seconds.
