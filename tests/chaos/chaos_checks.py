@@ -24,11 +24,9 @@ _STACKS = 12
 
 def workers_are_back(cluster: Cluster) -> None:
     """As many workers as before have registered."""
-    told = _Told(cluster, "workers")
+    told, expected = _Told(cluster, "workers"), cluster.expected_workers
     try:
-        wait_until(
-            lambda: told.that(lambda found: len(found) == cluster.expected_workers), _SETTLED
-        )
+        wait_until(lambda: told.that(lambda found: len(found) == expected), _SETTLED)
     except AssertionError:
         raise AssertionError(
             f"not all {expected} workers are there {_SETTLED:g} s after the last deed: {told.last}"
