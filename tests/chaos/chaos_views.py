@@ -13,6 +13,8 @@ def of_scheduler(dask_scheduler: Any) -> dict[str, Any]:
     """Tasks by state, the first of those that have not ended, and who works on what."""
     tasks = dask_scheduler.state.tasks
     unfinished = [t for t in tasks.values() if t.state not in ("memory", "erred")]
+    # Those that should be on their way, before those that wait for them.
+    unfinished.sort(key=lambda task: task.state in ("waiting", "released"))
     return {
         "states": dict(collections.Counter(task.state for task in tasks.values())),
         "keys": list(tasks),
