@@ -12,7 +12,7 @@ from typing import Any
 
 from chaos_clusters import Cluster
 from chaos_programs import ProgramError
-from chaos_ready import CLIENT_GRACE, READY
+from chaos_ready import CLIENT_GRACE
 from janitor import marked
 from waiting import wait_until
 
@@ -43,7 +43,7 @@ def memory_is_released(cluster: Cluster) -> None:
 
 def nothing_of_the_dead(cluster: Cluster) -> None:
     """What killed clients wanted is forgotten, too."""
-    _is_released(cluster, _SETTLED + (CLIENT_GRACE if READY["reconnect"] else 0))
+    _is_released(cluster, _SETTLED + CLIENT_GRACE)
 
 
 def _is_released(cluster: Cluster, limit: float, ignored: str = "") -> None:
