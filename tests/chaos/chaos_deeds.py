@@ -39,15 +39,14 @@ def some_time(rng: random.Random) -> float:
 
 
 def kill_worker(cluster: Cluster, rng: random.Random) -> Acts:
-    if worker := _one_of(rng, cluster.workers()):
+    if worker := _one_of(rng, _running(cluster)):  # those that are stopped are to be given up
         with contextlib.suppress(psutil.Error):
             worker.kill()
         yield f"kill -9 worker {worker.pid}", 0.0
 
 
 def stop_worker(cluster: Cluster, rng: random.Random) -> Acts:
-    running = [worker for worker in cluster.workers() if not _is_stopped(worker.pid)]
-    if worker := _one_of(rng, running):
+    if worker := _one_of(rng, _running(cluster)):
         yield from _stop(worker.pid, "worker", some_time(rng))
 
 
@@ -254,6 +253,10 @@ def _well(cluster: Cluster) -> list[Command]:
         and not _is_stopped(nanny.process.pid)
         and not any(_is_stopped(worker.pid) for worker in children(nanny.process.pid))
     ]
+
+
+def _running(cluster: Cluster) -> list[psutil.Process]:
+    return [worker for worker in cluster.workers() if not _is_stopped(worker.pid)]
 
 
 def _whole(cluster: Cluster, hosts: tuple[str, ...]) -> list[str]:
