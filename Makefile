@@ -1,5 +1,6 @@
 # make run    install into .venv and run examples/stdlib_census.py on four MPI ranks
 # make test   install into .venv and run every check and test
+# make chaos  ten minutes of killed, stopped and cut-off processes; CHAOS_SECONDS and CHAOS_SEED
 # make bench  compare with dask.distributed
 # make docs   build the documentation into build/docs
 # make clean  remove what these made, .venv too
@@ -17,13 +18,18 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 # More ranks than cores are fine, and a rank must not be bound to one core: its worker has threads.
 export MPIRUN := mpirun --map-by :OVERSUBSCRIBE --bind-to none
 
-.PHONY: run test bench docs clean
+.PHONY: run test chaos bench docs clean
 
 run: $(VENV)/.installed-mpi
 	@$(MPIRUN) -np $(NP) hpc-dask run examples/stdlib_census.py
 
 test: $(VENV)/.installed-mpi,test,docs
 	@tests/run-all.sh
+
+# Half of the time on a LocalCluster, half on hosts in network namespaces, where root can make them.
+chaos: $(VENV)/.installed-mpi,test
+	@tests/system-packages.sh
+	@CHAOS_SECONDS=$${CHAOS_SECONDS:-600} python -m pytest -s --tb=short tests/chaos/test_chaos.py
 
 bench: $(VENV)/.installed-mpi,bench
 	@python -m benchmarks

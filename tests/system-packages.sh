@@ -7,7 +7,7 @@ set -euo pipefail
 
 # package  a command that it brings  what the tests use it for
 needs="\
-iproute2 ip hosts in network namespaces"
+iproute2 ip hosts in network namespaces, and connections that are reset (ss)"
 
 missing=()
 while read -r package command purpose; do

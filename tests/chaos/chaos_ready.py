@@ -1,0 +1,27 @@
+"""What hpcdask can do by now: each line switches on what waits for it."""
+
+from __future__ import annotations
+
+#: Ability -> whether it is there.
+READY = {
+    # A worker of which nothing is heard for `worker_ttl` is given up; --worker-ttl sets it.
+    "worker_ttl": False,
+    # Workers, nannies and clients come back after a lost connection or scheduler.
+    "reconnect": False,
+    # SIGTERM to a nanny ends it with code 0 within DRAINED, after its results have moved.
+    "drain": False,
+    # A worker's threads may unpickle functions of one module, which none has imported yet, at the
+    # same time. (Python lets one of them go on with a half-imported module where it would have to
+    # wait in a circle, as with numpy's: "partially initialized module".)
+    "imports": False,
+    # An error that result() or gather() raised holds the futures of its caller's frame no longer
+    # than the caller holds the error. (It did until the next cyclic garbage collection.)
+    "errors": False,
+}
+
+#: The worker_ttl of clusters under test, in seconds.
+WORKER_TTL = 3.0
+#: Seconds in which a nanny that got SIGTERM must have ended.
+DRAINED = 40.0
+#: Seconds that the scheduler keeps what a vanished client wanted, in case that it comes back.
+CLIENT_GRACE = 30.0
