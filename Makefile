@@ -1,13 +1,15 @@
-# make run    install into .venv and run examples/stdlib_census.py on four MPI ranks
-# make test   install into .venv and run every check and test
-# make bench  compare with dask.distributed
-# make docs   build the documentation into build/docs
-# make clean  remove what these made, .venv too
+# make run      install into .venv and run examples/stdlib_census.py on four MPI ranks
+# make test     install into .venv and run every check and test
+# make bench    compare with dask.distributed
+# make profile  show where the time of a task goes, per process; ROW=chain chooses the work
+# make docs     build the documentation into build/docs
+# make clean    remove what these made, .venv too
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv, NP=8 the number of ranks of `make run`.
 
 PYTHON ?= python3
 NP ?= 4
+ROW ?= noop
 VENV := .venv
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -17,7 +19,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 # More ranks than cores are fine, and a rank must not be bound to one core: its worker has threads.
 export MPIRUN := mpirun --map-by :OVERSUBSCRIBE --bind-to none
 
-.PHONY: run test bench docs clean
+.PHONY: run test bench profile docs clean
 
 run: $(VENV)/.installed-mpi
 	@$(MPIRUN) -np $(NP) hpc-dask run examples/stdlib_census.py
@@ -27,6 +29,9 @@ test: $(VENV)/.installed-mpi,test,docs
 
 bench: $(VENV)/.installed-mpi,bench
 	@python -m benchmarks
+
+profile: $(VENV)/.installed-mpi,bench
+	@python -m benchmarks.profile $(ROW)
 
 docs: $(VENV)/.installed-docs
 	@sphinx-build -W --keep-going -q docs build/docs
