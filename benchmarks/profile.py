@@ -66,8 +66,8 @@ def run_for(work: Work, client: Any, duration: float) -> int:
     return ntasks
 
 
-def describe(title: str, us_per_task: float, samples: Samples, limit: int) -> str:
-    """Two lists of functions, in microseconds per task."""
+def describe(title: str, us_per_task: float, samples: Samples, package: str, limit: int) -> str:
+    """Two lists of functions, in microseconds per task; the second of `package` only."""
     total = sum(samples.values()) or 1
     own: Counter[str] = Counter()
     inclusive: Counter[str] = Counter()
@@ -76,7 +76,9 @@ def describe(title: str, us_per_task: float, samples: Samples, limit: int) -> st
         for frame in set(frames):
             inclusive[frame] += count
     lines = [f"\n## {title}: {us_per_task:.1f} us of CPU per task ({total} samples)\n"]
-    inner = Counter({frame: n for frame, n in inclusive.items() if n < OUTERMOST * total})
+    inner = Counter(
+        {f: n for f, n in inclusive.items() if f"({package}/" in f and n < OUTERMOST * total}
+    )
     for heading, counts in (("own time", own), ("with what it calls", inner)):
         lines += [f"| us | {heading} |", "|---|---|"]
         for frame, count in counts.most_common(limit):
@@ -129,7 +131,7 @@ def main() -> None:
     os.environ.update(system.environ())  # for what is imported from here on, and started
     for title, us_per_task, samples in profile(system, arguments.row, arguments.seconds):
         seen = samples if arguments.lines else by_function(samples)
-        print(describe(title, us_per_task, seen, arguments.top))
+        print(describe(title, us_per_task, seen, system.module, arguments.top))
 
 
 if __name__ == "__main__":
