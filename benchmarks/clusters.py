@@ -79,7 +79,8 @@ def separate_cluster(
             stack.enter_context(running([*workers, file]))
         client = stack.enter_context(module.Client(scheduler_file=file, timeout=TIMEOUT))
         if n_workers:
-            client.wait_for_workers(n_workers, timeout=TIMEOUT)
+            # 256 of distributed's, on one event loop, take more than a minute on a busy machine.
+            client.wait_for_workers(n_workers, timeout=TIMEOUT + n_workers)
         yield SeparateCluster(psutil.Process(process.pid), file, client)
 
 

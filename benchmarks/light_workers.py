@@ -81,8 +81,7 @@ async def join_distributed(count: int, file: str) -> None:
     from distributed import Worker
 
     workers = [Worker(scheduler_file=file, nthreads=1, dashboard=False) for _ in range(count)]
-    for worker in workers:
-        await worker
+    await asyncio.gather(*workers)
     endings: list[Any] = [Worker.finished(w) for w in workers]  # type: ignore[no-untyped-call]
     await asyncio.wait(map(asyncio.ensure_future, endings))
 
