@@ -1,14 +1,16 @@
-# make run    install into .venv and run examples/stdlib_census.py on four MPI ranks
-# make test   install into .venv and run every check and test
-# make chaos  ten minutes of killed, stopped and cut-off processes; CHAOS_SECONDS and CHAOS_SEED
-# make bench  compare with dask.distributed
-# make docs   build the documentation into build/docs
-# make clean  remove what these made, .venv too
+# make run      install into .venv and run examples/stdlib_census.py on four MPI ranks
+# make test     install into .venv and run every check and test
+# make chaos    ten minutes of killed, stopped and cut-off processes; CHAOS_SECONDS and CHAOS_SEED
+# make bench    compare with dask.distributed
+# make profile  show where the time of a task goes, per process; ROW=chain chooses the work
+# make docs     build the documentation into build/docs
+# make clean    remove what these made, .venv too
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv, NP=8 the number of ranks of `make run`.
 
 PYTHON ?= python3
 NP ?= 4
+ROW ?= noop
 VENV := .venv
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -18,7 +20,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 # More ranks than cores are fine, and a rank must not be bound to one core: its worker has threads.
 export MPIRUN := mpirun --map-by :OVERSUBSCRIBE --bind-to none
 
-.PHONY: run test chaos bench docs clean
+.PHONY: run test chaos bench profile docs clean
 
 run: $(VENV)/.installed-mpi
 	@$(MPIRUN) -np $(NP) hpc-dask run examples/stdlib_census.py
@@ -33,6 +35,9 @@ chaos: $(VENV)/.installed-mpi,test
 
 bench: $(VENV)/.installed-mpi,bench
 	@python -m benchmarks
+
+profile: $(VENV)/.installed-mpi,bench
+	@python -m benchmarks.profile $(ROW)
 
 docs: $(VENV)/.installed-docs
 	@sphinx-build -W --keep-going -q docs build/docs

@@ -1,0 +1,13 @@
+"""All rows of the table, by theme; collections of dask will be one more module."""
+
+from benchmarks.figures import Row
+
+from . import data, life, mpi, scheduler, throughput
+
+ROWS: dict[str, Row] = {
+    **throughput.ROWS,
+    **data.ROWS,
+    **life.ROWS,
+    **mpi.ROWS,
+    **scheduler.ROWS,
+}
