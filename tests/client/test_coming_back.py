@@ -208,8 +208,8 @@ def test_the_loss_and_the_return_are_each_told_in_one_line(
     with caplog.at_level(logging.INFO, "hpcdask.client"):
         cut(client, cluster, "scheduler")
         wait_until(lambda: client.status == "running")
-        wait_until(lambda: len(caplog.records) == 2)
-    lost, back = caplog.records
+        wait_until(lambda: client._absence is not None and client._absence._returned)
+    lost, back = [r for r in caplog.records if r.name == "hpcdask.client"]
     assert lost.levelno == logging.WARNING
     assert "looks for it for 60 s" in lost.getMessage()
     assert back.levelno == logging.INFO
@@ -427,19 +427,19 @@ def test_when_the_time_is_over_all_is_cancelled_and_says_why(
     schedulers: Schedulers, gate: Path
 ) -> None:
     schedulers.start(schedulers.path)
-    patience = 0.7
+    patience = 2
     with Client(scheduler_file=schedulers.path, reconnect_timeout=patience) as client:
         futures = client.map(after, [gate] * 3, range(3))
         lose(client, schedulers)
         start = time.monotonic()
         late = client.submit(increment, 1)
-        with pytest.raises(FutureCancelledError, match=r"the scheduler is gone .* for 0\.7 s"):
+        with pytest.raises(FutureCancelledError, match=r"the scheduler is gone .* for 2 s"):
             futures[0].result(timeout=10)
-        assert time.monotonic() - start < patience + 1
+        assert time.monotonic() - start < patience + 5
         assert {future.status for future in (*futures, late)} == {"cancelled"}
-        with pytest.raises(CommClosedError, match=r"looked for it for 0\.7 s"):
+        with pytest.raises(CommClosedError, match=r"looked for it for 2 s"):
             client.submit(increment, 2)
-        with pytest.raises(CommClosedError, match=r"looked for it for 0\.7 s"):
+        with pytest.raises(CommClosedError, match=r"looked for it for 2 s"):
             client.nthreads(timeout=5)
 
 
@@ -509,7 +509,7 @@ def test_a_client_can_be_closed_while_it_looks(
             client.shutdown(timeout=0.3)
         client.close()
         reason = "the client was closed"
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # and not 60
     assert client.status == "closed"
     with pytest.raises(FutureCancelledError, match=reason):
         future.result(timeout=1)
@@ -537,13 +537,13 @@ def test_a_program_that_ends_while_it_looks_does_not_linger(
         assert program.stdout.readline() == b"connected\n"
         schedulers.kill()
         assert program.stdout.readline() == b"reconnecting\n"
-        assert program.wait(5) == 0
+        assert program.wait(20) == 0
 
 
 def test_a_scheduler_that_drops_the_client_again_and_again_is_given_up(
     cluster: LocalCluster, gate: Path
 ) -> None:
-    with Client(cluster.scheduler_address, token=cluster._token, reconnect_timeout=1.5) as client:
+    with Client(cluster.scheduler_address, token=cluster._token, reconnect_timeout=3) as client:
         future = client.submit(after, gate, 1)
         comms: set[Any] = set()
         deadline = time.monotonic() + 20
@@ -554,7 +554,7 @@ def test_a_scheduler_that_drops_the_client_again_and_again_is_given_up(
                 cluster.loop.call_soon_threadsafe(comm.abort, "dropped by a test")
             time.sleep(0.01)
         assert len(comms) > 1
-        with pytest.raises(FutureCancelledError, match=r"looked for it for 1\.5 s"):
+        with pytest.raises(FutureCancelledError, match=r"looked for it for 3 s"):
             future.result(timeout=1)
 
 
