@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         futures_of,
         wait,
     )
+    from hpcdask.client.worker_client import worker_client
     from hpcdask.errors import (
         AuthenticationError,
         CommClosedError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         WaitTimeoutError,
         WorkerStartError,
     )
+    from hpcdask.execution import rejoin, secede
     from hpcdask.launchers.local import LocalCluster
     from hpcdask.nanny import Nanny
     from hpcdask.scheduler import Scheduler
@@ -62,6 +64,7 @@ _WHERE = {
     "fire_and_forget": "client.waiting",
     "futures_of": "client.waiting",
     "wait": "client.waiting",
+    "worker_client": "client.worker_client",
     "AuthenticationError": "errors",
     "CommClosedError": "errors",
     "ConfigError": "errors",
@@ -80,6 +83,8 @@ _WHERE = {
     "TokenError": "errors",
     "WaitTimeoutError": "errors",
     "WorkerStartError": "errors",
+    "rejoin": "execution",
+    "secede": "execution",
     "LocalCluster": "launchers.local",
     "Nanny": "nanny",
     "Scheduler": "scheduler",
@@ -126,7 +131,10 @@ __all__ = [
     "futures_of",
     "get_client",
     "get_worker",
+    "rejoin",
+    "secede",
     "wait",
+    "worker_client",
 ]
 
 

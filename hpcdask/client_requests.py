@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hpcdask.calls import call
 from hpcdask.comm import Comm
 from hpcdask.errors import CommClosedError, WaitTimeoutError
+from hpcdask.gathering import gather_values
 from hpcdask.messages import (
     AwaitWorkers,
     Blob,
@@ -30,10 +31,8 @@ from hpcdask.messages import (
     RunOnScheduler,
     RunOnWorkers,
     ScatterPlan,
-    StoredValue,
     StoreForClient,
     TaskError,
-    Version,
 )
 from hpcdask.peers import RequestFailedError, Requests
 from hpcdask.snapshots import INSPECTIONS, identity
@@ -78,28 +77,9 @@ class ClientRequests:
 
     async def _gather(self, name: str, msg: GatherKeys) -> KeyValues:
         """Fetch for a client that cannot reach the workers itself."""
-        by_worker: dict[str, list[Version]] = {}
-        missing = []
-        for dependency in map(self._scheduler.state.locate, msg.keys):
-            if dependency.addresses:
-                version = Version(dependency.key, dependency.attempt)
-                by_worker.setdefault(dependency.addresses[0], []).append(version)
-            else:
-                missing.append(dependency.key)
-        fetches = [
-            self._scheduler.peers.fetch(address, keys) for address, keys in by_worker.items()
-        ]
-        answers = await asyncio.gather(*fetches, return_exceptions=True)
-        values: list[StoredValue] = []
-        failed: list[tuple[str, TaskError]] = []
-        for versions, answer in zip(by_worker.values(), answers, strict=True):
-            if isinstance(answer, BaseException):
-                missing += [version.key for version in versions]
-            else:
-                values += answer.values
-                missing += answer.missing
-                failed += answer.failed
-        return KeyValues(msg.request, tuple(values), tuple(missing), tuple(failed))
+        located = map(self._scheduler.state.locate, msg.keys)
+        gathered = await gather_values(self._scheduler.peers, located)
+        return gathered.as_answer(msg.request)
 
     async def _plan_scatter(self, name: str, msg: PlanScatter) -> ScatterPlan:
         planned = self._scheduler.state.scatter_planned(self._scheduler.now(), name, msg)
@@ -122,7 +102,12 @@ class ClientRequests:
         return Reply(msg.request, INSPECTIONS[msg.what](self._scheduler.state, msg.names))
 
     async def _run_on_scheduler(self, name: str, msg: RunOnScheduler) -> CallOutcomes:
-        work = call(msg.function, self._scheduler.address, {"dask_scheduler": self}, threaded=False)
+        work = call(
+            msg.function,
+            self._scheduler.address,
+            {"dask_scheduler": self._scheduler},
+            threaded=False,
+        )
         if not msg.wait:
             self._spawn(work)
             return CallOutcomes(msg.request, (), ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import inspect
 import sys
@@ -13,7 +14,7 @@ from contextvars import ContextVar
 from itertools import islice
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Raised, Ran
 from hpcdask.messages import Blob
@@ -33,11 +34,11 @@ _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
 T = TypeVar("T")
 
-#: What the task in this thread belongs to: `.worker` and `.threads`.
+#: What the task in this thread belongs to: `.worker` and `.place`.
 current = threading.local()
 #: The same of a coroutine task, which runs on the loop among others.
 _worker: ContextVar[Any] = ContextVar("worker", default=None)
-_threads: ContextVar[TaskThreads | None] = ContextVar("threads", default=None)
+_place: ContextVar[Place | None] = ContextVar("place", default=None)
 
 
 def current_worker() -> Any:
@@ -47,7 +48,7 @@ def current_worker() -> Any:
 
 def runs_task() -> bool:
     """Whether a task runs in the calling thread."""
-    return getattr(current, "threads", None) is not None
+    return getattr(current, "place", None) is not None
 
 
 def coroutine_is_of(worker: object) -> None:
@@ -68,11 +69,67 @@ def on_behalf_of(worker: object) -> Iterator[None]:
 
 def lent_thread() -> contextlib.AbstractContextManager[None]:
     """While a task waits, its place may serve other tasks; elsewhere this does nothing."""
-    threads: TaskThreads | None = getattr(current, "threads", None) or _threads.get()
-    return _NOTHING_LENT if threads is None else threads.blocked()
+    place = current_place()
+    return _NOTHING_LENT if place is None else place.lent()
 
 
 _NOTHING_LENT = contextlib.nullcontext()
+
+
+def current_place() -> Place | None:
+    """The place of the task that calls, or None outside of tasks."""
+    return getattr(current, "place", None) or _place.get()
+
+
+def secede() -> None:
+    """Let the calling task leave the worker's thread pool: another thread takes its place.
+
+    It counts no longer among the tasks that its worker runs at a time, until it ends or calls
+    `rejoin`. For tasks that run long and do little. A task that only waits for futures need not
+    secede: its place serves others meanwhile anyway. Again within the same task it does nothing.
+
+    Raises
+    ------
+    ValueError
+        If the calling code runs in no task.
+
+    Examples
+    --------
+    >>> def watch(path):
+    ...     secede()
+    ...     while not os.path.exists(path):
+    ...         time.sleep(1)
+    """
+    _own_place("secede").secede()
+
+
+def rejoin() -> Any:
+    """Let the calling task, which has called `secede`, count among its worker's tasks again.
+
+    Waits until one of these places is free. A task that has not seceded goes on at once.
+
+    Returns
+    -------
+    None or awaitable
+        On a running event loop, as in a coroutine task, it cannot wait: await what it returns.
+
+    Raises
+    ------
+    ValueError
+        If the calling code runs in no task.
+    """
+    back = _own_place("rejoin").rejoin()
+    # The public function raises where no loop runs.
+    if asyncio._get_running_loop() is not None:
+        return asyncio.wrap_future(back)
+    return back.result()
+
+
+def _own_place(called: str) -> Place:
+    place = current_place()
+    if place is None:
+        raise ValueError(f"{called}() works within a task only; no task runs in this thread")
+    return place
 
 
 def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
@@ -104,6 +161,87 @@ def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
     return outcome
 
 
+class Place:
+    """One run's place among those that a worker runs at a time.
+
+    It is lent to another thread while the run waits for other tasks, and from `secede` to
+    `rejoin`. Several parts of a coroutine task may wait at a time, and some go on after its end.
+    """
+
+    __slots__ = ("_away", "_is_lent", "_is_over", "_n_waits", "_seceded_at", "_threads")
+
+    def __init__(self, threads: TaskThreads) -> None:
+        self._threads = threads
+        self._n_waits = 0
+        self._is_lent = False
+        self._is_over = False
+        self._seceded_at = 0.0  # on `perf_counter`; 0 of one that has not
+        self._away = 0.0  # seconds between secession and return, all told
+
+    @property
+    def has_seceded(self) -> bool:
+        """Whether the run has left the thread pool."""
+        return self._seceded_at > 0
+
+    def seconds_away(self) -> float:
+        """How long the run has been seceded."""
+        return self._away + (perf_counter() - self._seceded_at if self.has_seceded else 0.0)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Lend the place while the run waits: else tasks of its own might find none to run in."""
+        with self._threads.lock:
+            self._n_waits += 1
+            self._settle()
+        try:
+            yield
+        finally:
+            with self._threads.lock:
+                self._n_waits -= 1
+                self._settle()
+
+    def secede(self) -> None:
+        """Lend the place until the run ends or rejoins."""
+        with self._threads.lock:
+            if not self.has_seceded and not self._is_over:
+                self._seceded_at = perf_counter()
+                self._settle()
+
+    def rejoin(self) -> concurrent.futures.Future[None]:
+        """Ask for the place back; the future is done when the run has it."""
+        back: concurrent.futures.Future[None] = concurrent.futures.Future()
+        back.set_running_or_notify_cancel()  # who waits no more must not cancel it
+        with self._threads.lock:
+            is_away = self.has_seceded and not self._is_over
+            if not (is_away and self._threads.give_back_soon(self, back)):
+                back.set_result(None)
+        return back
+
+    def returned(self) -> None:
+        """The run counts again; the lock is held."""
+        self._away, self._seceded_at = self.seconds_away(), 0.0
+        self._settle()
+
+    def end(self) -> None:
+        """The run has ended, and what it lent comes back."""
+        with self._threads.lock:
+            self._is_over = True
+            self._settle()
+
+    def _settle(self) -> None:
+        is_lent = not self._is_over and (self._n_waits > 0 or self.has_seceded)
+        if is_lent != self._is_lent:
+            self._is_lent = is_lent
+            self._threads.lent(1 if is_lent else -1)
+
+
+class _Return(NamedTuple):
+    """In the queue of the threads: who takes it ends, for the sake of a run that rejoins."""
+
+    place: Place
+    back: concurrent.futures.Future[None]
+
+
 class TaskThreads:
     """Threads that take tasks from a queue and hand outcomes back to the event loop in batches.
 
@@ -117,7 +255,13 @@ class TaskThreads:
         Called on the loop with a list of (key, attempt, Outcome); one wake-up of the loop serves
         all runs that ended until it got its turn.
     on_lent : callable
-        Called on the loop with the number of tasks that wait for others, when it has changed.
+        Called on the loop with the number of tasks that wait for others or have seceded, when it
+        has changed.
+
+    Attributes
+    ----------
+    lock : threading.Lock
+        Held while counts of threads and the state of places change.
     """
 
     def __init__(
@@ -132,14 +276,15 @@ class TaskThreads:
         self._nthreads = nthreads
         self._on_outcomes, self._on_lent = on_outcomes, on_lent
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[Execute | None] = SimpleQueue()
+        self._queue: SimpleQueue[Execute | _Return | None] = SimpleQueue()
         self._outcomes: deque[tuple[str, int, Outcome]] = deque()
         self._wake_is_due = False
         self._abandoned: set[tuple[str, int]] = set()
         self._functions: dict[bytes, Any] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._n_running = 0  # threads that are alive
-        self._n_blocked = 0  # threads that wait for other tasks
+        self._n_lent = 0  # of these, those whose task waits for other tasks or has seceded
+        self._returns: dict[int, concurrent.futures.Future[None]] = {}  # not done; by their id
         self._lent_is_due = False
         self._closed = False
 
@@ -162,27 +307,28 @@ class TaskThreads:
 
     def close(self) -> None:
         """Let the threads end after what they are running."""
-        self._closed = True
-        for _ in range(self._n_running):
-            self._queue.put(None)
+        with self.lock:
+            self._closed = True
+            for _ in range(self._n_running):
+                self._queue.put(None)
+            returns, self._returns = self._returns, {}
+            for back in returns.values():  # its turn would not come any more
+                back.set_result(None)
 
-    @contextlib.contextmanager
-    def blocked(self) -> Iterator[None]:
-        """Lend this thread's place to another one while it waits for other tasks.
-
-        Without this a task that waits for tasks of its own would keep them from running.
-        """
-        with self._lock:
-            self._n_blocked += 1
-            if self._n_running - self._n_blocked < self._nthreads and not self._closed:
-                self._start_thread()
+    def lent(self, change: int) -> None:
+        """So many more places are lent; the lock is held."""
+        self._n_lent += change
+        if self._n_running - self._n_lent < self._nthreads and not self._closed:
+            self._start_thread()
         self._tell_lent_soon()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._n_blocked -= 1
-            self._tell_lent_soon()
+
+    def give_back_soon(self, place: Place, back: concurrent.futures.Future[None]) -> bool:
+        """Queue a return behind the runs that are due; False if all ends. The lock is held."""
+        if self._closed:
+            return False
+        self._returns[id(back)] = back
+        self._queue.put(_Return(place, back))
+        return True
 
     @property
     def lent(self) -> int:
@@ -197,7 +343,7 @@ class TaskThreads:
 
     def _tell_lent(self) -> None:
         self._lent_is_due = False  # before the look, as in `_hand_over`
-        self._on_lent(self._n_blocked)
+        self._on_lent(self._n_lent)
 
     # -- In the threads ------------------------------------------------------------------------
 
@@ -206,17 +352,24 @@ class TaskThreads:
         threading.Thread(target=self._run, name="hpcdask-task", daemon=True).start()
 
     def _run(self) -> None:
-        current.worker, current.threads = self.worker, self
+        current.worker = self.worker
         while True:
             task = self._queue.get()
             if task is None:
                 return
+            if type(task) is _Return:
+                if self._ends_for(task):
+                    return
+                continue
+            assert type(task) is Execute
             run = (task.key, task.attempt)
             outcome: Outcome
             if run in self._abandoned:
                 outcome = NotStarted()
             else:
-                outcome = self._outcome(task)
+                place = current.place = Place(self)
+                outcome = self._outcome(task, place)
+                place.end()
             self._outcomes.append((task.key, task.attempt, outcome))
             del task, outcome  # a value must not live on in an idle thread
             if not self._wake_is_due:
@@ -225,16 +378,27 @@ class TaskThreads:
                     self._loop.call_soon_threadsafe(self._hand_over)
                 except RuntimeError:  # the loop is closed: nobody cares any more
                     return
-            if self._n_running - self._n_blocked > self._nthreads and self._is_surplus():
+            if self._n_running - self._n_lent > self._nthreads and self._is_surplus():
                 return
 
     def _is_surplus(self) -> bool:
-        """Whether this thread only stood in for one that was blocked and goes on now."""
-        with self._lock:
-            if self._n_running - self._n_blocked > self._nthreads:
-                self._n_running -= 1
-                return True
-            return False
+        """Whether this thread only stood in for one whose place was lent and goes on now."""
+        with self.lock:
+            return self._leave_if_surplus()
+
+    def _leave_if_surplus(self) -> bool:
+        is_surplus = self._n_running - self._n_lent > self._nthreads
+        self._n_running -= is_surplus
+        return is_surplus
+
+    def _ends_for(self, due: _Return) -> bool:
+        """Give a seceded run its place back; say whether it was this thread's."""
+        with self.lock:
+            due.place.returned()
+            is_surplus = self._leave_if_surplus()
+            if self._returns.pop(id(due.back), None) is not None:
+                due.back.set_result(None)
+            return is_surplus
 
     def _hand_over(self) -> None:
         self._wake_is_due = False  # before the look: what is appended from now on wakes again
@@ -245,7 +409,7 @@ class TaskThreads:
             outcomes.append((key, attempt, outcome))
         self._on_outcomes(outcomes)
 
-    def _outcome(self, task: Execute) -> Outcome:
+    def _outcome(self, task: Execute, place: Place) -> Outcome:
         """Run one task; whatever it does ends up in the outcome."""
         start = perf_counter()
         try:
@@ -257,25 +421,28 @@ class TaskThreads:
             start = perf_counter()
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):
-                value = self._finish(value)
-            duration = perf_counter() - start
+                value = self._finish(value, place)
+            duration = perf_counter() - start - place.seconds_away()
             return Ran(value, sizeof(value), duration, _small(value) if task.wanted else None)
         except BaseException as exc:  # SystemExit and KeyboardInterrupt, too, are only this task's
             error = to_task_error(exc, task.key, self._address)
             exc.__traceback__ = None  # it holds the frames, and they the inputs
-            return Raised(error, perf_counter() - start)
+            return Raised(error, perf_counter() - start - place.seconds_away())
 
-    def _finish(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _finish(self, coroutine: Coroutine[Any, Any, Any], place: Place) -> Any:
         """Run a coroutine function's body on the worker's loop; this thread waits."""
-        value, exc = asyncio.run_coroutine_threadsafe(self._ended(coroutine), self._loop).result()
+        work = self._ended(coroutine, place)
+        value, exc = asyncio.run_coroutine_threadsafe(work, self._loop).result()
         if exc is not None:
             raise exc
         return value
 
-    async def _ended(self, coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+    async def _ended(
+        self, coroutine: Coroutine[Any, Any, Any], place: Place
+    ) -> tuple[Any, BaseException | None]:
         """Await a task's coroutine; a SystemExit in it must not reach the loop, which it ends."""
         _worker.set(self.worker)
-        _threads.set(self)
+        _place.set(place)
         try:
             return await coroutine, None
         except BaseException as exc:

@@ -1,10 +1,15 @@
-"""Requests for data: connections to workers, opened when needed and kept."""
+"""Requests for data: connections to workers, opened when needed and kept.
+
+A worker that owes an answer and from which no byte comes for a while is given up, so that another
+one can be asked. One that is only slow is not: when it turns quiet we ask for nothing, by an empty
+`FetchKeys`, which it answers at once whatever else it is busy with.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hpcdask.comm import Comm, connect
@@ -23,6 +28,16 @@ from hpcdask.messages import (
     TaskError,
     Version,
 )
+from hpcdask.wire.codec import blob_nbytes
+
+#: Looks at a quiet connection until it is given up.
+_LOOKS = 4
+#: Most bytes of one request to store values, unless a single one has more.
+MAX_STORE_BYTES = 64 * 2**20
+
+
+class UnreachableError(CommClosedError):
+    """A worker that could not even be dialled."""
 
 
 class Requests:
@@ -39,6 +54,10 @@ class Requests:
         self._waiting[number] = future
         future.add_done_callback(lambda _: self._waiting.pop(number, None))
         return number, future
+
+    def __bool__(self) -> bool:
+        """Whether something is waited for."""
+        return bool(self._waiting)
 
     def answered(self, message: Any) -> None:
         """Resolve what `message` answers; answers that nobody waits for any more are dropped."""
@@ -66,11 +85,21 @@ class RequestFailedError(Exception):
 
 
 class Peer:
-    """One connection to a worker, for data."""
+    """One connection to a worker, for data.
 
-    def __init__(self, comm: Comm) -> None:
+    Parameters
+    ----------
+    stall_timeout : float
+        Seconds without a byte after which the connection is given up while an answer is due.
+    """
+
+    def __init__(self, comm: Comm, stall_timeout: float) -> None:
         self.comm = comm
         self.requests = Requests()
+        self._stall_timeout = stall_timeout
+        self._look: asyncio.TimerHandle | None = None
+        self._progress = 0  # of the connection, when we last looked
+        self._quiet = 0  # looks since it last made any
         comm.send(RegisterPeer(PROTOCOL_VERSION))
         comm.start(self._on_batch, self.requests.fail)
 
@@ -84,7 +113,38 @@ class Peer:
             raise CommClosedError(f"connection with {self.comm.peer} is closed")
         number, future = self.requests.new()
         self.comm.send(make(number, *fields))
+        if self._look is None:
+            self._progress, self._quiet = self.comm.progress, 0
+            self._look_later()
         return await future
+
+    def close(self, reason: str) -> None:
+        """Hang up; what is waited for fails at once."""
+        if self._look is not None:
+            self._look.cancel()
+        self.comm.close()
+        self.requests.fail(CommClosedError(f"connection with {self.comm.peer}: {reason}"))
+
+    # -- Watching ---------------------------------------------------------------------------------
+
+    def _look_later(self) -> None:
+        # Looks are counted instead of seconds: if this process was held up, the peer is not late.
+        loop = asyncio.get_running_loop()
+        self._look = loop.call_later(self._stall_timeout / _LOOKS, self._watch)
+
+    def _watch(self) -> None:
+        self._look = None
+        if self.comm.closed or not self.requests:
+            return
+        self._quiet += 1
+        if self.comm.progress != self._progress:
+            self._progress, self._quiet = self.comm.progress, 0
+        elif self._quiet >= _LOOKS:
+            self.comm.abort(f"nothing has come from it for {self._stall_timeout:g} s")
+            return
+        else:
+            self.comm.send(FetchKeys(0, ()))  # no request has this number
+        self._look_later()
 
 
 class Peers:
@@ -117,8 +177,9 @@ class Peers:
     async def store(self, address: str, values: Iterable[StoredValue]) -> None:
         """Put values on a worker and wait until it has them."""
         peer = await self._peer(address)
-        answer = await peer.ask(StoreKeys, tuple(values))
-        assert type(answer) is Reply
+        for some in _portions(values):
+            answer = await peer.ask(StoreKeys, some)
+            assert type(answer) is Reply
 
     def forget(self, address: str) -> None:
         """Close the connection with a worker that is gone."""
@@ -139,11 +200,34 @@ class Peers:
             task = asyncio.get_running_loop().create_task(self._dial(address))
             task.add_done_callback(_retrieve)
             self._peers[address] = task
-        # Several requests may wait for one dial; one that is cancelled must not cancel it.
-        return await asyncio.shield(task)
+        try:
+            # Several requests may wait for one dial; one that is cancelled must not cancel it.
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise CommClosedError(f"{address} was given up while it was dialled") from None
+        except OSError as exc:
+            raise UnreachableError(str(exc)) from exc
 
     async def _dial(self, address: str) -> Peer:
-        return Peer(await connect(address, self._options, self._connect_timeout, was_there=True))
+        comm = await connect(address, self._options, self._connect_timeout, was_there=True)
+        return Peer(comm, self._options.stall_timeout)
+
+
+def _portions(values: Iterable[StoredValue]) -> Iterator[tuple[StoredValue, ...]]:
+    """Cut what is to be stored into requests of a bounded size."""
+    portion: list[StoredValue] = []
+    nbytes = 0
+    for stored in values:
+        size = blob_nbytes(stored.value)
+        if portion and nbytes + size > MAX_STORE_BYTES:
+            yield tuple(portion)
+            portion, nbytes = [], 0
+        portion.append(stored)
+        nbytes += size
+    if portion:
+        yield tuple(portion)
 
 
 def _retrieve(dial: asyncio.Task[Peer]) -> None:
@@ -156,6 +240,4 @@ def _close(task: asyncio.Task[Peer]) -> None:
     if not task.done():
         task.cancel()
     elif not task.cancelled() and task.exception() is None:
-        peer = task.result()
-        peer.comm.close()
-        peer.requests.fail(CommClosedError(f"the connection with {peer.comm.peer} was closed"))
+        task.result().close("it was closed")

@@ -23,32 +23,25 @@ from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Abandon, Execute, Fetch, Outcome, WorkerState
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
-from hpcdask.execution import TaskThreads, current_worker, in_thread, on_behalf_of, sizeof
+from hpcdask.exchange import Exchange
+from hpcdask.execution import TaskThreads, current_worker
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AcquireKeys,
-    Blob,
     CallFunction,
     CallReturned,
     CloseWorker,
     ComputeTask,
     DefineFunction,
     Failure,
-    FetchKeys,
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
-    KeyValues,
     Message,
-    RegisterPeer,
     RegisterWorker,
-    Reply,
-    StoredValue,
-    StoreKeys,
     TakeBack,
     TaskError,
     ThreadsLent,
-    Version,
     WorkerClosing,
     WorkerLeaving,
     WorkersGone,
@@ -56,13 +49,9 @@ from hpcdask.messages import (
 from hpcdask.peers import Peers
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
-from hpcdask.tracebacks import to_task_error
-from hpcdask.wire.serialize import dumps, loads
 
 log = logging.getLogger("hpcdask.worker")
 
-#: Values whose pickling may take long are pickled in a thread; in bytes.
-_PICKLE_IN_THREAD = 4 * 2**20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -171,7 +160,6 @@ class Worker(Service):
         self._drain_timeout = hosts.parse_timedelta(drain_timeout)
         self._leaving = ""  # why it leaves, once it does
         self._listener: Listener | None = None
-        self._comms: set[Comm] = set()
         self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
         self._link: Link | None = None
         self._client: Any = None  # of tasks that use the cluster
@@ -203,8 +191,17 @@ class Worker(Service):
             raise LaunchError(f"the worker {exc.strerror or exc}") from exc
         self.name = self.name or self.address
         self.options = options
-        self._peers = Peers(options)
         self.state = WorkerState(self.address, self.nthreads, self.resources)
+        self._exchange = Exchange(
+            self,
+            self.address,
+            self.state,
+            Peers(options),
+            self._act,
+            self._spawn,
+            self._futures_are_known,
+            options.stall_timeout,
+        )
         self._threads = TaskThreads(
             self, self.address, self.nthreads, self._runs_ended, self._threads_lent
         )
@@ -279,9 +276,8 @@ class Worker(Service):
             self._link.comm.send(WorkerClosing(reason))
             self._link.comm.close()
             self._threads.close()
-            self._peers.close()
-        for comm in list(self._comms):
-            comm.close()
+        if hasattr(self, "_exchange"):
+            self._exchange.close()
         if self.local_directory:
             shutil.rmtree(self.local_directory, ignore_errors=True)
             os.close(self._scratch_lock)
@@ -341,6 +337,8 @@ class Worker(Service):
             if kind is ForgetFunctions:
                 for function_id in message.function_ids:
                     self._threads.forget(function_id)
+            elif kind is WorkersGone:
+                self._exchange.hang_up(message.addresses)
             elif kind is CallFunction:
                 self._spawn(self._call(message))
             elif kind is CloseWorker:
@@ -357,7 +355,7 @@ class Worker(Service):
                 if kind is Execute:
                     self._threads.submit(instruction)  # type: ignore[arg-type]
                 elif kind is Fetch:
-                    self._spawn(self._fetch(instruction))  # type: ignore[arg-type]
+                    self._spawn(self._exchange.fetch(instruction))  # type: ignore[arg-type]
                 elif kind is Abandon:
                     self._threads.abandon(instruction)  # type: ignore[arg-type]
         # While the scheduler is lost it is kept: runs end that were announced to the next one.
@@ -388,32 +386,6 @@ class Worker(Service):
 
     # -- Data -------------------------------------------------------------------------------------
 
-    async def _fetch(self, fetch: Fetch) -> None:
-        """Get inputs from another worker."""
-        try:
-            answer = await self._peers.fetch(fetch.address, fetch.versions)
-        except (OSError, asyncio.TimeoutError) as exc:
-            log.info("cannot fetch from %s: %s", fetch.address, exc)
-            self.state.fetch_failed(time.monotonic(), fetch.address)
-            self._act()
-            return
-        wanted = {version.key: version for version in fetch.versions}
-        for key, error in answer.failed:
-            self.state.input_unusable(time.monotonic(), wanted[key], error)
-        values = []
-        for stored in answer.values:
-            version = Version(stored.key, stored.attempt)
-            try:
-                value = self._loads(stored.value)
-            except Exception as exc:  # a module that this host lacks, say
-                error = to_task_error(exc, stored.key, self.address)
-                self.state.input_unusable(time.monotonic(), version, error)
-            else:
-                values.append((version, value, sizeof(value)))
-        await self._futures_are_known()
-        self.state.data_arrived(time.monotonic(), fetch.address, values)
-        self._act()
-
     async def _futures_are_known(self) -> None:
         """Wait until the scheduler knows of futures that lay in values which came here.
 
@@ -424,58 +396,7 @@ class Worker(Service):
                 await self._client._wants_are_known()
 
     def _on_comm(self, comm: Comm) -> None:
-        """Somebody dials us for data."""
-        self._comms.add(comm)
-
-        def on_batch(batch: list[Message]) -> None:
-            for message in batch:
-                if type(message) is FetchKeys:
-                    self._spawn(self._send_values(comm, message))
-                elif type(message) is StoreKeys:
-                    self._spawn(self._store(comm, message))
-                elif type(message) is not RegisterPeer or message.protocol != PROTOCOL_VERSION:
-                    comm.abort(f"it sent {message!r:.80}")
-                    return
-
-        comm.start(on_batch, lambda reason: self._comms.discard(comm))
-
-    async def _send_values(self, comm: Comm, message: FetchKeys) -> None:
-        values: list[StoredValue] = []
-        missing: list[str] = []
-        failed: list[tuple[str, TaskError]] = []
-        for version in message.versions:
-            held = self.state.value_of(version)
-            if held is None:
-                missing.append(version.key)
-                continue
-            try:
-                if held.nbytes > _PICKLE_IN_THREAD:
-                    blob = await in_thread(dumps, held.value)
-                else:
-                    blob = dumps(held.value)
-                values.append(StoredValue(version.key, version.attempt, blob))
-            except Exception as exc:
-                failed.append((version.key, to_task_error(exc, version.key, self.address)))
-        comm.send(KeyValues(message.request, tuple(values), tuple(missing), tuple(failed)))
-        await comm.drained()
-
-    async def _store(self, comm: Comm, message: StoreKeys) -> None:
-        try:
-            for stored in message.values:
-                value = self._loads(stored.value)
-                version = Version(stored.key, stored.attempt)
-                self.state.value_stored(time.monotonic(), version, value, sizeof(value))
-        except Exception as exc:
-            comm.send(Failure(message.request, to_task_error(exc, worker=self.address)))
-            return
-        self._act()
-        await self._futures_are_known()
-        comm.send(Reply(message.request, None))
-
-    def _loads(self, blob: Blob) -> Any:
-        """Rebuild a value; futures in it are held by this worker's client."""
-        with on_behalf_of(self):
-            return loads(blob)
+        self._exchange.serve(comm)
 
     # -- For tasks --------------------------------------------------------------------------------
 

@@ -16,12 +16,22 @@ PACKAGE = ROOT / "hpcdask"
 # What each module or package at the top of hpcdask/ may import of hpcdask, itself apart.
 # `_version` is a constant and open to all.
 INNER = {"errors", "messages"}
-ABOVE_SHELLS = INNER | {"config", "core", "wire", "comm", "host", "network", "rendezvous"}
+ABOVE_SHELLS = INNER | {
+    "threads",
+    "config",
+    "core",
+    "wire",
+    "comm",
+    "host",
+    "network",
+    "rendezvous",
+}
 #: What the shells have in common, besides what they are made of.
 COMMON = {
     "service",
     "dialling",
     "peers",
+    "gathering",
     "execution",
     "calls",
     "tracebacks",
@@ -44,12 +54,15 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "config": {"errors", "host"},
     "core": INNER,
     "wire": INNER,
-    "comm": INNER | {"wire", "config"},
+    "comm": INNER | {"wire", "config", "threads"},
+    "threads": set(),
     "host": {"errors"},
     "network": {"errors"},
     "rendezvous": {"errors"},
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
-    **dict.fromkeys(SHELLS, ABOVE_SHELLS | COMMON | SHELLS),
+    # The part of a worker that moves data.
+    "exchange": ABOVE_SHELLS | COMMON,
+    **dict.fromkeys(SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange"}),
     # The process that a nanny starts: a worker and its log.
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,6 +11,8 @@ from hpcdask.client import collecting, graphs, scattering
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
+from hpcdask.client.reasons import why_pending
+from hpcdask.client.streaming import CHUNK, Submission, chunked, conditions
 from hpcdask.client.submission import (
     fresh_key,
     pack_arguments,
@@ -19,19 +20,13 @@ from hpcdask.client.submission import (
     pure_key,
 )
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.messages import (
-    CancelKeys,
-    SubmitTasks,
-    TaskSpec,
-)
+from hpcdask.messages import CancelKeys, SubmitTasks, TaskSpec
 from hpcdask.wire.serialize import loads
 
-#: Tasks per message: enough to share a function's code, few enough that the first run soon.
-CHUNK = 1000
 #: Keywords of distributed's `submit` that are no arguments of the function, and that mean nothing
 #: here; and those that would mean something which this version cannot do.
-_MEANINGLESS = {"fifo_timeout", "allow_other_workers"}
-_UNSUPPORTED = {"workers", "resources", "actor", "actors"}
+_MEANINGLESS = {"fifo_timeout"}
+_UNSUPPORTED = {"actor", "actors"}
 
 
 class Client(ClusterCalls):
@@ -83,8 +78,11 @@ class Client(ClusterCalls):
         func: Callable[..., Any],
         *args: Any,
         key: str | None = None,
+        workers: Any = None,
+        resources: dict[str, float] | None = None,
         retries: int = 0,
         priority: float = 0,
+        allow_other_workers: bool = False,
         pure: bool = True,
         **kwargs: Any,
     ) -> Future:
@@ -98,10 +96,17 @@ class Client(ClusterCalls):
             Futures among them, also within lists, tuples, sets and dicts, stand for their values.
         key : str, optional
             Name of the task. One that exists already is not run again.
+        workers : str, or list, tuple or set of str, optional
+            Addresses, names or hosts of workers that may run it.
+        resources : dict, optional
+            What it takes of its worker's resources while it runs, as ``{"GPU": 1}``. Without a
+            worker that has so much it stays pending; see `unrunnable`.
         retries : int
             How often it is tried again if it raises.
         priority : float
             Higher ones run first.
+        allow_other_workers : bool
+            Whether others may run it where none of `workers` is there.
         pure : bool
             Whether equal calls are the same task, which runs once.
 
@@ -123,7 +128,7 @@ class Client(ClusterCalls):
             key = pure_key(function, arguments) if pure else fresh_key(function.name)
         else:
             key = graphs.key_name(key)
-        how = _priority_and_retries(priority, retries)
+        how = conditions(priority, retries, workers, allow_other_workers, resources)
         with self._lock:
             self._check_open()
             if is_named and self._released:
@@ -134,8 +139,20 @@ class Client(ClusterCalls):
                 self._wants += 1
                 state = self._wanted(key, state)
                 spec = TaskSpec(key, 0, arguments, dependencies)
-                number, want = self._submissions, self._wants
-                self._send(SubmitTasks(number, (function,), (spec,), None, 0, *how, True, want))
+                self._submit(
+                    SubmitTasks(
+                        self._submissions,
+                        (function,),
+                        (spec,),
+                        None,
+                        0,
+                        how.priority,
+                        how.retries,
+                        True,
+                        self._wants,
+                        how.restriction,
+                    )
+                )
             state.refs += 1
         return self._future(state)
 
@@ -144,13 +161,18 @@ class Client(ClusterCalls):
         func: Callable[..., Any],
         *iterables: Iterable[Any],
         key: str | Iterable[str] | None = None,
+        workers: Any = None,
+        resources: dict[str, float] | None = None,
         retries: int = 0,
         priority: float = 0,
+        allow_other_workers: bool = False,
         pure: bool = True,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[Future]:
         """Run a function on each element of iterables, as the builtin `map` does.
+
+        The first tasks leave, and run, while the rest is being packed.
 
         Parameters
         ----------
@@ -158,7 +180,7 @@ class Client(ClusterCalls):
             Beginning of the keys, or a key for each.
         batch_size : int, optional
             Tasks per message.
-        retries, priority, pure, **kwargs
+        workers, resources, retries, priority, allow_other_workers, pure, **kwargs
             As for `submit`; ``kwargs`` are given to every call.
 
         Returns
@@ -176,49 +198,43 @@ class Client(ClusterCalls):
             # Without futures among them they are pickled once, with the function.
             func, kwargs = partial(func, **kwargs), {}
         function = pack_function(func)
-        calls = list(zip(*iterables))  # noqa: B905 - as the builtin map: the shortest decides
-        keys = _map_keys(key, len(calls))
-        how = _priority_and_retries(priority, retries)
+        calls: Iterable[tuple[Any, ...]] = zip(*iterables)  # noqa: B905 - the shortest decides
+        names = None
+        if key is not None and not isinstance(key, str):
+            calls = list(calls)
+            names = _map_keys(key, len(calls))
+        how = conditions(priority, retries, workers, allow_other_workers, resources)
         futures: list[Future] = []
-        with self._lock:
-            self._check_open()
-            self._submissions += 1
-            number = self._submissions
-        size = batch_size or CHUNK
-        for first in range(0, max(len(calls), 1), size):
-            packed = []
-            try:
-                for position, args in enumerate(calls[first : first + size], first):
+        with Submission(self, how) as submission:
+            for chunk, is_final in chunked(calls, batch_size or CHUNK):
+                packed = []
+                for position, args in enumerate(chunk, len(futures)):
                     arguments, dependencies = pack_arguments(args, kwargs)
-                    if keys is not None:
-                        name = keys[position]
+                    if names is not None:
+                        name = names[position]
                     elif pure:
                         name = pure_key(function, arguments)
                         name = name if key is None else f"{key}-{name}"
                     else:
                         name = fresh_key(str(key or function.name))
                     packed.append(TaskSpec(name, 0, arguments, dependencies))
-            except BaseException:
-                if first:  # the scheduler holds the earlier chunks until it has the last
-                    self._send(SubmitTasks(number, (), (), (), first, *how, True))
-                raise
-            # All of the chunk is packed: from here on nothing fails half-way.
-            specs = []
-            with self._lock:
-                self._check_open()
-                if keys is not None and self._released:
-                    self._release_keys()
-                self._wants += 1
-                for spec in packed:
-                    state = self._futures.get(spec.key)
-                    if state is None or state.status == "cancelled":
-                        state = self._wanted(spec.key, state)
-                        specs.append(spec)
-                    state.refs += 1
-                    futures.append(self._future(state))
-                final = first + size >= len(calls)
-                chunk = ((function,), tuple(specs), None, first, *how, final, self._wants)
-                self._send(SubmitTasks(number, *chunk))
+                # All of the chunk is packed: from here on nothing fails half-way.
+                specs = []
+                with self._lock:
+                    self._check_open()
+                    if names is not None and self._released:
+                        self._release_keys()
+                    self._wants += 1
+                    for spec in packed:
+                        state = self._futures.get(spec.key)
+                        if state is None or state.status == "cancelled":
+                            state = self._wanted(spec.key, state)
+                            specs.append(spec)
+                        state.refs += 1
+                        futures.append(self._future(state))
+                    tasks, want = tuple(specs), self._wants
+                    submission.send((function,), tasks, None, is_final, want, len(chunk))
+                submission.keep_pace()
         return futures
 
     def get(
@@ -226,9 +242,12 @@ class Client(ClusterCalls):
         dsk: dict[Any, Any],
         keys: Any,
         *,
+        workers: Any = None,
+        resources: dict[str, float] | None = None,
         sync: bool = True,
         retries: int = 0,
         priority: float = 0,
+        allow_other_workers: bool = False,
         direct: bool | None = None,
         timeout: float | str | None = None,
         **unused: Any,
@@ -245,6 +264,10 @@ class Client(ClusterCalls):
             What to compute.
         sync : bool
             Wait for the values; else return futures.
+        workers, resources, retries, priority, allow_other_workers
+            As for `submit`; of every task of the graph.
+        direct, timeout
+            As for `gather`.
 
         Returns
         -------
@@ -264,27 +287,35 @@ class Client(ClusterCalls):
         unknown = _own_keywords(unused)
         if unknown:
             raise TypeError(f"get() has no keyword {sorted(unknown)[0]!r}")
-        graph = graphs.pack(dsk, keys)
-        how = _priority_and_retries(priority, retries)
-        with self._lock:
-            self._check_open()
-            self._release_keys()  # keys of graphs are short, and the last graph's may be the same
-            self._submissions += 1
-            self._wants += 1
-            states = {}
-            for key in graph.wanted:
-                state = self._futures.get(key)
-                if state is None or state.status == "cancelled":
-                    state = self._wanted(key, state)
-                states[key] = state
-                state.refs += 1
-            for message in graph.messages(self._submissions, CHUNK, *how, self._wants):
-                self._send(message)
+        how = conditions(priority, retries, workers, allow_other_workers, resources)
+        graph = graphs.Graph(dsk, keys)
+        states: dict[str, FutureState] = {}
+        with Submission(self, how) as submission:
+            for functions, specs, is_final in graph.packed():
+                with self._lock:
+                    self._check_open()
+                    # Keys of graphs are short, and those of the last graph may be the same.
+                    self._release_keys()
+                    want = self._want_all(graph.wanted, states) if is_final else 0
+                    wanted = graph.wanted if is_final else ()
+                    submission.send(functions, specs, wanted, is_final, want)
+                submission.keep_pace()
         futures = {key: self._future(state) for key, state in states.items()}
         nested = graphs.rename(keys, dsk, futures)
         if not sync:
             return nested
         return self.gather(nested, direct=direct, timeout=timeout)
+
+    def _want_all(self, keys: tuple[str, ...], states: dict[str, FutureState]) -> int:
+        """Count a future of each key, and return the number of the want; the lock is held."""
+        self._wants += 1
+        for key in keys:
+            state = self._futures.get(key)
+            if state is None or state.status == "cancelled":
+                state = self._wanted(key, state)
+            states[key] = state
+            state.refs += 1
+        return self._wants
 
     # -- Getting values ---------------------------------------------------------------------------
 
@@ -337,7 +368,8 @@ class Client(ClusterCalls):
             start = time.monotonic()
             if not Latch(states, fail_early=errors == "raise").wait(seconds):
                 pending = sum(state.status == "pending" for state in states)
-                raise WaitTimeoutError(f"{pending} futures are not done within {seconds:g} s")
+                why = self._sync(why_pending(self, states, seconds or 0))
+                raise WaitTimeoutError(f"{pending} futures are not done within {seconds:g} s{why}")
             if all([s.status == "finished" and s.value is not None for s in states]):
                 values = {s.key: loads(s.value) for s in states}  # type: ignore[arg-type]
                 return collecting.replaced(futures, values)
@@ -442,14 +474,7 @@ def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in reserved}
 
 
-def _priority_and_retries(priority: Any, retries: Any) -> tuple[float, int]:
-    """Check here what would make a message that the scheduler refuses with all else."""
-    return float(priority or 0), operator.index(retries or 0)
-
-
-def _map_keys(key: Any, count: int) -> list[str] | None:
-    if key is None or isinstance(key, str):
-        return None
+def _map_keys(key: Any, count: int) -> list[str]:
     keys = [graphs.key_name(each) for each in key]
     if len(keys) != count:
         raise ValueError(f"map got {len(keys)} keys for {count} calls")

@@ -18,6 +18,7 @@ from hpcdask.messages import (
     CallOutcomes,
     Inspect,
     RestartWorkers,
+    RetireWorkers,
     RunOnScheduler,
     RunOnWorkers,
     Shutdown,
@@ -144,6 +145,19 @@ class ClusterCalls(Connection):
         """Keys of tasks that each worker was given and has not finished."""
         return self._inspect("processing", worker_names(workers), timeout)
 
+    def unrunnable(self, futures: Any = None, timeout: float | str | None = None) -> Any:
+        """Tasks that no worker may run, by key, each with the reason.
+
+        They wait until a worker joins that has what they need. Without `futures` all such tasks of
+        the cluster are told.
+        """
+        found: dict[str, FutureState] = {}
+        if futures is not None:
+            collecting.find_states(futures, found)
+            if not found:
+                return self._maybe_sync(_nothing_asked(), None)
+        return self._inspect("no-worker", tuple(found), timeout)
+
     def scheduler_info(
         self, n_workers: int | None = None, timeout: float | str | None = None
     ) -> Any:
@@ -162,6 +176,55 @@ class ClusterCalls(Connection):
             return (await self._ask(Inspect, what, names)).value
 
         return self._maybe_sync(work(), self._seconds(timeout))
+
+    def retire_workers(
+        self,
+        workers: Any = None,
+        close_workers: bool = True,
+        *,
+        names: Any = None,
+        timeout: float | str = 60,
+    ) -> Any:
+        """Let workers end without losing what only they hold.
+
+        They are given no more tasks, what they have not started is taken back, and values that no
+        other worker has are moved to others first.
+
+        Parameters
+        ----------
+        workers : str or list of str
+            Their addresses; or
+        names : str or list of str
+            their names.
+        close_workers : bool
+            They always end.
+        timeout : float or str
+            Seconds. What has not moved by then is lost.
+
+        Returns
+        -------
+        list of str
+            Addresses of those that have ended.
+
+        Raises
+        ------
+        ValueError
+            If neither `workers` nor `names` is given, or with ``close_workers=False``.
+        """
+        if not close_workers:
+            raise ValueError("a worker that is retired ends; close_workers=False cannot be served")
+        if workers is None and names is None:
+            raise ValueError("say which workers to retire, by workers= or names=")
+        chosen = worker_names(workers) + worker_names(names)
+        seconds = hosts.parse_timedelta(timeout)
+
+        async def work() -> list[str]:
+            if not chosen:  # which would stand for all
+                return []
+            return list((await self._ask(RetireWorkers, chosen, seconds)).value)
+
+        # The scheduler keeps the time, and says who has ended; unless it says nothing at all.
+        return self._maybe_sync(work(), seconds + _ANSWER)
 
     def restart(self, timeout: float | str | None = None, wait_for_workers: bool = True) -> Any:
         """Forget all tasks and give every worker a new process.

@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Any
 from hpcdask.client.future import Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError
 from hpcdask.errors import CommClosedError, WaitTimeoutError
-from hpcdask.messages import (
-    Blob,
-    Dependency,
-    GatherKeys,
-    KeyValues,
-    LocateKeys,
-    TaskError,
-    Version,
-)
+from hpcdask.gathering import Gathered, gather_values, request_ends
+from hpcdask.messages import Blob, GatherKeys, KeyValues, LocateKeys, TaskError
 from hpcdask.tracebacks import to_exception
 
 if TYPE_CHECKING:
@@ -140,43 +133,25 @@ async def _fetch(
 ) -> tuple[dict[str, Blob], dict[str, TaskError]]:
     """Ask holders for values once; keys that nobody gave are in neither result."""
     direct = client.direct_to_workers if direct is None else direct
-    blobs: dict[str, Blob] = {}
-    failed: dict[str, TaskError] = {}
-    through_scheduler = list(keys)
-    if direct is not False:
+    if direct is False and len(keys) == 1:
+        gathered = Gathered()
+        await _through_scheduler(client, keys, gathered)
+    else:
         found = (await client._ask(LocateKeys, tuple(keys))).found
-        by_worker: dict[str, list[Dependency]] = {}
-        through_scheduler = []
-        for dependency in found:
-            reachable = [a for a in dependency.addresses if a not in client._unreachable]
-            if reachable:
-                by_worker.setdefault(reachable[0], []).append(dependency)
-            elif dependency.addresses:
-                through_scheduler.append(dependency.key)
-        answers = await asyncio.gather(
-            *(_fetch_from(client, address, wanted) for address, wanted in by_worker.items())
-        )
-        for wanted, answer in zip(by_worker.values(), answers, strict=True):
-            if answer is None:
-                through_scheduler += [dependency.key for dependency in wanted]
-            else:
-                _sort(answer, blobs, failed)
-    if through_scheduler:
-        _sort(await client._ask(GatherKeys, tuple(through_scheduler)), blobs, failed)
-    return blobs, failed
+        if direct is False:
+            gathered = Gathered()
+            gathered.unreached = [d.key for d in found if d.addresses]
+        else:
+            gathered = await gather_values(client._peers, found, client._unreachable)
+        sizes = {dependency.key: dependency.nbytes for dependency in found}
+        start = 0
+        for stop in request_ends(sizes[key] for key in gathered.unreached):
+            await _through_scheduler(client, gathered.unreached[start:stop], gathered)
+            start = stop
+    return {stored.key: stored.value for stored in gathered.values}, dict(gathered.failed)
 
 
-async def _fetch_from(
-    client: Connection, address: str, wanted: list[Dependency]
-) -> KeyValues | None:
-    """Ask one worker; None if it cannot be reached from here."""
-    try:
-        return await client._peers.fetch(address, [Version(d.key, d.attempt) for d in wanted])
-    except OSError:
-        client._unreachable.add(address)
-        return None
-
-
-def _sort(answer: KeyValues, blobs: dict[str, Blob], failed: dict[str, TaskError]) -> None:
-    blobs.update((stored.key, stored.value) for stored in answer.values)
-    failed.update(answer.failed)
+async def _through_scheduler(client: Connection, keys: list[str], gathered: Gathered) -> None:
+    answer: KeyValues = await client._ask(GatherKeys, tuple(keys))
+    gathered.values += answer.values
+    gathered.failed += answer.failed

@@ -12,7 +12,7 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Coroutine, Generator
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from hpcdask._version import __version__
 from hpcdask.client import collecting
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError, is_in_loop, run_sync, shared_loop
+from hpcdask.client.reasons import why_pending
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, ConfigError, WaitTimeoutError
@@ -32,6 +33,7 @@ from hpcdask.messages import (
     Message,
     RegisterClient,
     ReleaseKeys,
+    SubmitTasks,
     TaskDone,
     TaskFailed,
     WantKeys,
@@ -41,6 +43,9 @@ from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.tracebacks import to_exception
 
 log = logging.getLogger("hpcdask.client")
+
+#: Keys that one message releases at most: a million at a time would keep both ends from all else.
+_RELEASES = 5000
 
 C = TypeVar("C", bound="Connection")
 
@@ -350,6 +355,10 @@ class Connection:
             self._outbox.append(message)
         self._requests_flush()
 
+    def _submit(self, message: SubmitTasks) -> None:
+        """Queue tasks, as all ways of submitting do; the lock is held, their futures are noted."""
+        self._send(message)
+
     def _requests_flush(self) -> None:
         if not self._flush_is_due:
             self._flush_is_due = True
@@ -364,13 +373,20 @@ class Connection:
         self._flush_is_due = False
         with self._lock:
             if self._released:
-                self._release_keys()
+                self._release_some_keys()
             messages, self._outbox = self._outbox, []
         self._link.comm.send_now(messages)
+        if self._released and self.status == "running":  # others get their turn on the loop first
+            self._requests_flush()
 
     def _release_keys(self) -> None:
-        gone = []
+        """Queue the news of all keys that were let go; the lock is held."""
         while self._released:
+            self._release_some_keys()
+
+    def _release_some_keys(self) -> None:
+        gone = []
+        for _ in range(min(len(self._released), _RELEASES)):
             key = self._released.popleft()
             state = self._futures.get(key)
             if state is not None:
@@ -481,15 +497,16 @@ class Connection:
         return future
 
     async def _all_done(
-        self, states: Iterable[FutureState], timeout: float | None, first: bool = False
+        self, states: list[FutureState], timeout: float | None, first: bool = False
     ) -> None:
         try:
             await asyncio.wait_for(until_done(states, first), timeout)
         except asyncio.TimeoutError:
             pending = [state.key for state in states if state.status == "pending"]
             some = ", ".join(pending[:3]) + (" ..." if len(pending) > 3 else "")
+            why = await why_pending(self, states, timeout or 0)
             raise WaitTimeoutError(
-                f"{len(pending)} futures are not done within {timeout:g} s: {some}"
+                f"{len(pending)} futures are not done within {timeout:g} s: {some}{why}"
             ) from None
 
     async def _blobs(
@@ -497,7 +514,11 @@ class Connection:
     ) -> list[Any]:
         """Pickled values of futures, in order; see `hpcdask.client.collecting`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return await collecting.blobs_of(self, states, errors, deadline, direct)
+        try:
+            return await collecting.blobs_of(self, states, errors, deadline, direct)
+        except WaitTimeoutError as late:
+            why = await why_pending(self, states, timeout or 0)
+            raise WaitTimeoutError(f"{late}{why}") from None
 
 
 def cluster_place(cluster: Any) -> SchedulerPlace:
@@ -510,12 +531,6 @@ def cluster_place(cluster: Any) -> SchedulerPlace:
             f"Client() takes an address or a cluster with a scheduler_address, not {cluster!r:.80}"
         )
     return SchedulerPlace(address)
-
-
-#: Keywords of distributed's `submit` that are no arguments of the function, and that mean nothing
-#: here; and those that would mean something which this version cannot do.
-_MEANINGLESS = {"fifo_timeout", "allow_other_workers"}
-_UNSUPPORTED = {"workers", "resources", "actor", "actors"}
 
 
 async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hpcdask.client.loop import uncarried
+from hpcdask.client.reasons import why_pending
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
 from hpcdask.execution import lent_thread, runs_task
 from hpcdask.messages import Blob, TaskError
@@ -125,8 +126,9 @@ class Latch:
         ):
             self._count(now=True)
             return
+        done = self._done  # one bound method for all
         for state in self._pending:
-            state.when_done(self._done)
+            state.when_done(done)
         self._count()
 
     def _done(self, state: FutureState) -> None:
@@ -239,7 +241,8 @@ class Future:
         if state.status == "pending":
             start = time.monotonic()
             if not Latch([state]).wait(timeout):
-                raise WaitTimeoutError(f"{self.key} is not done within {timeout:g} s")
+                why = client._sync(why_pending(client, [state], timeout or 0))
+                raise WaitTimeoutError(f"{self.key} is not done within {timeout:g} s{why}")
             if timeout is not None:
                 timeout = max(timeout - (time.monotonic() - start), 0.0)
         value = state.value

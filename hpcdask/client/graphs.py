@@ -2,39 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from hpcdask.client.streaming import CHUNK, chunked
 from hpcdask.client.submission import pack_function, pack_replaced, replace_futures
-from hpcdask.messages import Function, SubmitTasks, TaskSpec
+from hpcdask.messages import Blob, Function, TaskSpec
 from hpcdask.wire.arguments import Input
+from hpcdask.wire.serialize import OUT_OF_BAND
+
+#: Tasks of the first chunk, so that workers have something to do while the others are packed.
+_FIRST_CHUNK = 50
+#: Types that stand for themselves if they are no keys.
+_SCALARS = frozenset({int, float, str, bool, type(None)})
+_KEYS = frozenset({str, tuple, int, float, bytes})
+
+#: Functions, tasks, and whether these are the last.
+Chunk = tuple[tuple[Function, ...], tuple[TaskSpec, ...], bool]
 
 
 class Graph:
-    """Packed tasks, dependencies before dependants, and the keys that were asked for."""
+    """What is needed of a graph to compute some keys.
 
-    def __init__(self, wanted: list[str]) -> None:
-        self.wanted = wanted
-        self.tasks: list[tuple[str, Function, Any, tuple[str, ...]]] = []
+    Parameters
+    ----------
+    dsk : dict
+        As for `Client.get`.
+    keys : key or nested lists of keys
 
-    def messages(
-        self, submission: int, chunk: int, priority: float, retries: int, want: int
-    ) -> Iterator[SubmitTasks]:
-        """Messages that submit it, in order."""
-        for first in range(0, max(len(self.tasks), 1), chunk):
-            part = self.tasks[first : first + chunk]
-            functions: dict[bytes, int] = {}
-            table: list[Function] = []
-            specs = []
-            for key, function, arguments, dependencies in part:
-                index = functions.setdefault(function.function_id, len(table))
-                if index == len(table):
-                    table.append(function)
-                specs.append(TaskSpec(key, index, arguments, dependencies))
-            final = first + chunk >= len(self.tasks)
-            wanted = tuple(self.wanted) if final else ()
-            how = (first, priority, retries, final, want if final else 0)
-            yield SubmitTasks(submission, tuple(table), tuple(specs), wanted, *how)
+    Attributes
+    ----------
+    wanted : tuple of str
+        The keys, each once.
+
+    Raises
+    ------
+    ValueError
+        If there is a cycle, or a key is not in the graph.
+    """
+
+    def __init__(self, dsk: Any, keys: Any) -> None:
+        self._dsk = dict(dsk)
+        outputs = list(_flat(keys, self._dsk))
+        self.wanted = tuple(dict.fromkeys(map(key_name, outputs)))
+        self._order = _ordered(self._dsk, outputs)
+        # By their ids; `_dsk` keeps them alive.
+        self._functions: dict[int, Function] = {}
+
+    def packed(self) -> Iterator[Chunk]:
+        """Pack the tasks chunk by chunk, dependencies before dependants."""
+        for keys, is_final in chunked(self._order, CHUNK, _FIRST_CHUNK):
+            yield (*self._chunk(keys), is_final)
+
+    def _chunk(self, keys: Iterable[Any]) -> tuple[tuple[Function, ...], tuple[TaskSpec, ...]]:
+        indices: dict[bytes, int] = {}
+        table: list[Function] = []
+        specs = []
+        for key in keys:
+            call, arguments, dependencies = self._task(self._dsk[key])
+            function = self._functions.get(id(call))
+            if function is None:
+                function = self._functions[id(call)] = pack_function(call)
+            index = indices.setdefault(function.function_id, len(table))
+            if index == len(table):
+                table.append(function)
+            specs.append(TaskSpec(key_name(key), index, arguments, dependencies))
+        return tuple(table), tuple(specs)
+
+    def _task(self, value: Any) -> tuple[Callable[..., Any], Blob, tuple[str, ...]]:
+        """Return the callable, its pickled arguments and the inputs of one value of the graph."""
+        if _is_task(value):
+            packed = _plain_arguments(value, self._dsk)
+            if packed is not None:
+                return value[0], *packed
+        call, arguments, found = _task(value, self._dsk)
+        return call, *pack_replaced(arguments, found)
+
+
+def _plain_arguments(
+    task: tuple[Any, ...], dsk: dict[Any, Any]
+) -> tuple[bytes, tuple[str, ...]] | None:
+    """Arguments that are only keys, plain scalars and lists of these, as most are; else None."""
+    found: dict[str, None] = {}
+    args = _plain(task[1:], dsk, found)
+    if args is None:
+        return None
+    pickled = pickle.dumps((tuple(args), {}), 5)
+    return (pickled, tuple(found)) if len(pickled) < OUT_OF_BAND else None
+
+
+def _plain(values: Iterable[Any], dsk: dict[Any, Any], found: dict[str, None]) -> list[Any] | None:
+    args: list[Any] = []
+    for item in values:
+        kind = type(item)
+        if kind is list:
+            nested = _plain(item, dsk, found)
+            if nested is None:
+                return None
+            args.append(nested)
+        elif _is_key(item, dsk) and not _is_task(item):
+            name = key_name(item)
+            found[name] = None
+            args.append(Input(name))
+        elif kind in _SCALARS:
+            args.append(item)
+        else:
+            return None
+    return args
 
 
 class Nested:
@@ -52,25 +127,6 @@ class Nested:
 def key_name(key: Any) -> str:
     """Graph keys may be strings, numbers and tuples; on the cluster they are strings."""
     return key if isinstance(key, str) else str(key)
-
-
-def pack(dsk: Any, keys: Any) -> Graph:
-    """Pack what is needed of a graph to compute `keys`.
-
-    Raises
-    ------
-    ValueError
-        If there is a cycle, or a key is not in the graph.
-    """
-    dsk = dict(dsk)
-    outputs = list(_flat(keys, dsk))
-    graph = Graph(list(dict.fromkeys(map(key_name, outputs))))
-    for key in _ordered(dsk, outputs):
-        function, arguments, found = _task(dsk[key], dsk)
-        record = pack_function(function)
-        blob, dependencies = pack_replaced(arguments, found)
-        graph.tasks.append((key_name(key), record, blob, dependencies))
-    return graph
 
 
 def rename(keys: Any, dsk: Any, futures: dict[str, Any]) -> Any:
@@ -113,7 +169,7 @@ def _ordered(dsk: dict[Any, Any], outputs: list[Any]) -> list[Any]:
 
 
 def _is_key(value: Any, dsk: dict[Any, Any]) -> bool:
-    if type(value) not in (str, tuple, int, float, bytes):
+    if type(value) not in _KEYS:
         return False
     try:
         return value in dsk
@@ -132,17 +188,30 @@ def _is_spec(value: Any) -> bool:
 
 def _needed(value: Any, dsk: dict[Any, Any]) -> list[Any]:
     """Keys that a graph's value refers to."""
-    if _is_spec(value):
-        return list(value.dependencies)
+    found: list[Any] = []
     if _is_task(value):
-        return [key for item in value[1:] for key in _needed(item, dsk)]
-    if _is_key(value, dsk):
-        return [value]
-    if isinstance(value, list):
-        return [key for item in value for key in _needed(item, dsk)]
-    if isinstance(value, dict):
-        return [key for item in value.values() for key in _needed(item, dsk)]
-    return []
+        for item in value[1:]:
+            _add_needed(item, dsk, found)
+    else:
+        _add_needed(value, dsk, found)
+    return found
+
+
+def _add_needed(value: Any, dsk: dict[Any, Any], found: list[Any]) -> None:
+    if _is_task(value):
+        found.extend(_needed(value, dsk))
+    elif _is_key(value, dsk):
+        found.append(value)
+    elif type(value) in _SCALARS:
+        return
+    elif isinstance(value, list):
+        for item in value:
+            _add_needed(item, dsk, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _add_needed(item, dsk, found)
+    elif _is_spec(value):
+        found.extend(value.dependencies)
 
 
 def _task(value: Any, dsk: dict[Any, Any]) -> tuple[Callable[..., Any], Any, dict[str, None]]:

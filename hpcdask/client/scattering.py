@@ -21,7 +21,7 @@ from hpcdask.messages import (
     StoredValue,
     StoreForClient,
 )
-from hpcdask.peers import RequestFailedError
+from hpcdask.peers import RequestFailedError, UnreachableError
 from hpcdask.tracebacks import to_exception
 from hpcdask.wire.serialize import dumps
 
@@ -135,6 +135,8 @@ async def _send(
             return
         except RequestFailedError as exc:
             raise CarriedError(to_exception(exc.error)) from None
-        except CommClosedError:
+        except UnreachableError:
             client._unreachable.add(address)
+        except CommClosedError:  # another time it may be there again
+            pass
     await client._ask(StoreForClient, address, tuple(values))

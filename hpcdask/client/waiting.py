@@ -12,6 +12,7 @@ from hpcdask.client.client import Client
 from hpcdask.client.collecting import SKIPPED
 from hpcdask.client.future import Future, FutureState, Latch, until_done
 from hpcdask.client.loop import uncarried
+from hpcdask.client.reasons import why_pending
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.execution import lent_thread
 from hpcdask.messages import KeepUntilDone
@@ -69,7 +70,8 @@ def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COM
     if client is None or not client.asynchronous:
         one_is_done = first and any(state.status != "pending" for state in states)
         if not one_is_done and not Latch(states, first=first).wait(seconds):
-            raise _late(futures, seconds)
+            why = client._sync(why_pending(client, states, seconds or 0)) if client else ""
+            raise _late(futures, seconds, why)
         return _sorted(futures)
 
     async def work() -> DoneAndNotDoneFutures:
@@ -78,7 +80,8 @@ def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COM
             if not one_is_done:
                 await asyncio.wait_for(until_done(states, first), seconds)
         except asyncio.TimeoutError:
-            raise _late(futures, seconds) from None
+            why = await why_pending(client, states, seconds or 0)
+            raise _late(futures, seconds, why) from None
         return _sorted(futures)
 
     return work()
@@ -89,11 +92,11 @@ def _sorted(futures: list[Future]) -> DoneAndNotDoneFutures:
     return DoneAndNotDoneFutures(done, set(futures) - done)
 
 
-def _late(futures: list[Future], seconds: float | None) -> WaitTimeoutError:
+def _late(futures: list[Future], seconds: float | None, why: str) -> WaitTimeoutError:
     pending = [future.key for future in futures if not future.done()]
     return WaitTimeoutError(
         f"{len(pending)} of {len(futures)} futures are not done within {seconds:g} s, "
-        f"{pending[0] if pending else 'none'} among them"
+        f"{pending[0] if pending else 'none'} among them{why}"
     )
 
 

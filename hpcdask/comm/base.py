@@ -34,11 +34,18 @@ class Comm(abc.ABC):
         Address of this end.
     same_host : bool
         Whether bytes stay within this machine.
+    compresses : bool
+        Whether what is sent may be copied on its way, into something smaller.
+    progress : int
+        Grows with every byte that comes, and with those that the peer takes after it let them
+        wait. As long as it grows, there is somebody.
     """
 
     peer: str
     local: str
     same_host: bool
+    compresses = False
+    progress = 0
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -50,6 +50,7 @@ class InprocComm(Comm):
 
     def _arrived(self, messages: list[Message]) -> None:
         if not self.closed:
+            self.progress += 1
             self._deliver(messages)
 
     async def drained(self) -> None:

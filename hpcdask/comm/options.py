@@ -26,6 +26,8 @@ class CommOptions:
         Seconds to try to reach a listener.
     handshake_timeout : float
         Seconds that a peer has to prove who it is.
+    stall_timeout : float
+        Seconds without a byte after which a worker that owes an answer is given up.
 
     Raises
     ------
@@ -38,6 +40,7 @@ class CommOptions:
     compression: str | None = "auto"
     connect_timeout: float = 30.0
     handshake_timeout: float = 5.0
+    stall_timeout: float = 15.0
 
     def __post_init__(self) -> None:
         if self.compression not in (None, "auto") and self.compression not in available():

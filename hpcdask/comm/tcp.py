@@ -14,29 +14,39 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
+from hpcdask.comm import liveness
 from hpcdask.comm.addresses import Address
 from hpcdask.comm.base import Comm, log
 from hpcdask.comm.options import CommOptions
 from hpcdask.errors import CommClosedError, HandshakeError, ProtocolError
 from hpcdask.messages import Message
+from hpcdask.threads import in_thread
 from hpcdask.wire import codec, compression, framing, handshake
 
 #: Small frames are read through one buffer for all connections of a thread: a thousand workers
 #: with one each would cost 256 MB.
 _SCRATCH_SIZE = 256 * 1024
 _of_thread = threading.local()
-#: Reads of one connection before others get their turn.
+#: Reads and writes of one connection before others get their turn.
 _READS_PER_TURN = 16
 _WRITES_PER_TURN = 16
+#: Most bytes and buffers of one of them: within one machine a call goes on, and the loop with it
+#: stands still, as long as the other end keeps up.
+_PER_CALL = 2**20
+_BUFFERS_PER_CALL = 64
 #: `drained` waits while more than this is queued, in bytes.
 _HIGH_WATER = 16 * 2**20
 _MESSAGES_PER_FRAME = 4096
 #: Seconds that a closing connection may wait for the peer without getting on.
 _LINGER = 5.0
+#: Seconds of silence before the kernel asks an idle peer whether it is there, seconds between
+#: such questions, and how many may stay unanswered: the peer is given up after 30 s.
+KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 
 
 class TCPComm(Comm):
@@ -49,6 +59,7 @@ class TCPComm(Comm):
         self.local, self.peer = name_of(sock.getsockname()), name_of(sock.getpeername())
         self.same_host = _is_same_host(sock.getsockname()[0], sock.getpeername()[0])
         self._codec = None if self.same_host else _codec(options.compression)
+        self.compresses = self._codec is not None
         self._reader = framing.FrameReader(options.limits)
         if not hasattr(_of_thread, "scratch"):
             _of_thread.scratch = memoryview(bytearray(_SCRATCH_SIZE))
@@ -56,9 +67,14 @@ class TCPComm(Comm):
         self._queue: deque[memoryview] = deque()
         self._queued = 0  # bytes
         self._writing = False
+        self._packing = False  # a thread compresses; `_behind` has to wait for it
+        self._behind: list[Message] = []
+        self._unpacking = False  # a thread decompresses; what was read after it has to wait
+        self._read_ahead: deque[framing.Frame] = deque()
         self._linger: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
         self._loop.add_reader(sock.fileno(), self._read_ready)
+        liveness.watch(self, sock)
 
     # -- Reading -------------------------------------------------------------------------------
 
@@ -70,25 +86,62 @@ class TCPComm(Comm):
         except (BlockingIOError, InterruptedError):
             return
         except ProtocolError as exc:
-            log.warning("closed the connection of %s: %s", self.peer, exc)
-            self.abort(f"protocol error: {exc}")
+            self._complain(exc)
         except OSError as exc:
             self._end(f"{exc.strerror or exc}")
+
+    def _complain(self, exc: ProtocolError) -> None:
+        log.warning("closed the connection of %s: %s", self.peer, exc)
+        self.abort(f"protocol error: {exc}")
 
     def _read_once(self) -> bool:
         """Read what is there; say whether there may be more."""
         target = self._reader.target
-        room = self._scratch if target is None else target
+        room = self._scratch if target is None else target[:_PER_CALL]
         nbytes = self._sock.recv_into(room)
         if not nbytes:
             self._end("closed by the other side")
             return False
+        self.progress += nbytes
         read = self._reader
         for frame in read.feed(room[:nbytes]) if target is None else read.filled(nbytes):
-            self._deliver(codec.decode(frame.control, frame.buffers))
+            if self._unpacking:  # the next read may overwrite where it lies
+                self._read_ahead.append(frame._replace(control=bytes(frame.control)))
+            else:
+                self._take(frame)
             if self.closed:
                 return False
-        return nbytes == len(room)
+        return nbytes == len(room) and not self._unpacking
+
+    def _take(self, frame: framing.Frame) -> None:
+        """Deliver a frame, at once or when a thread has decompressed it."""
+        if frame.nbytes_to_unpack >= compression.LONG:
+            self._unpacking = True
+            self._loop.remove_reader(self._sock.fileno())
+            in_thread(framing.unpacked, frame).add_done_callback(self._unpacked)
+            return
+        if frame.compressed:
+            frame = framing.unpacked(frame)
+        self._deliver(codec.decode(frame.control, frame.buffers))
+
+    def _unpacked(self, unpacking: asyncio.Future[framing.Frame]) -> None:
+        """Go on reading."""
+        self._unpacking = False
+        self.progress += 1
+        problem = unpacking.exception()
+        if self.closed:
+            return
+        try:
+            if problem is not None:
+                raise ProtocolError(str(problem))
+            frame = unpacking.result()
+            self._deliver(codec.decode(frame.control, frame.buffers))
+            while self._read_ahead and not self._unpacking and not self.closed:
+                self._take(self._read_ahead.popleft())
+        except ProtocolError as exc:
+            self._complain(exc)
+        if not self._unpacking and not self.closed:
+            self._loop.add_reader(self._sock.fileno(), self._read_ready)
 
     def _discard_ready(self) -> None:
         """Read what the peer still says to a connection that we are closing.
@@ -107,27 +160,65 @@ class TCPComm(Comm):
     # -- Writing -------------------------------------------------------------------------------
 
     def _transmit(self, messages: list[Message]) -> None:
+        if self._packing:
+            self._behind += messages
+            return
         try:
             for start in range(0, len(messages), _MESSAGES_PER_FRAME):
                 control, buffers = codec.encode(messages[start : start + _MESSAGES_PER_FRAME])
-                parts = framing.frame_parts(control, buffers, self._options.limits, self._codec)
-                for part in parts:
-                    view = memoryview(part).cast("B")
-                    self._queue.append(view)
-                    self._queued += len(view)
+                if self._codec and framing.compressible(buffers) >= compression.LONG:
+                    self._behind = messages[start + _MESSAGES_PER_FRAME :]
+                    self._pack(control, buffers)
+                    break
+                self._enqueue(
+                    framing.frame_parts(control, buffers, self._options.limits, self._codec)
+                )
         except ProtocolError as exc:
-            log.error("cannot send to %s: %s", self.peer, exc)
-            self.abort(str(exc))
+            self._cannot_send(exc)
             return
         if not self._writing:
             self._write_ready()
 
+    def _cannot_send(self, problem: BaseException) -> None:
+        log.error("cannot send to %s: %s", self.peer, problem)
+        self.abort(str(problem))
+
+    def _enqueue(self, parts: Iterable[compression.Buffer]) -> None:
+        for part in parts:
+            view = memoryview(part).cast("B")
+            self._queue.append(view)
+            self._queued += len(view)
+
+    def _pack(self, control: bytes, buffers: list[compression.Buffer]) -> None:
+        """Let a thread compress; what is sent meanwhile lines up behind."""
+        self._packing = True
+        nbytes = sum(map(len, buffers))
+        self._queued += nbytes
+        packing = in_thread(
+            framing.frame_parts, control, buffers, self._options.limits, self._codec
+        )
+        packing.add_done_callback(partial(self._packed, nbytes))
+
+    def _packed(self, nbytes: int, packing: asyncio.Future[list[compression.Buffer]]) -> None:
+        self._packing = False
+        problem = packing.exception()
+        if self._ended.done():
+            return
+        self._queued -= nbytes
+        if problem is not None:
+            self._cannot_send(problem)
+            return
+        self._enqueue(packing.result())
+        behind, self._behind = self._behind, []
+        self._transmit(behind)
+
     def _write_ready(self) -> None:
+        queued_before = self._queued
         try:
             for _ in range(_WRITES_PER_TURN):
                 if not self._queue:
                     break
-                sent = self._sock.sendmsg(list(islice(self._queue, 64)))
+                sent = self._sock.sendmsg(self._next_parts())
                 self._queued -= sent
                 while sent:
                     first = self._queue[0]
@@ -143,15 +234,27 @@ class TCPComm(Comm):
         except OSError as exc:
             self._end(f"{exc.strerror or exc}")
             return
+        if self._writing:  # the kernel had no room, so the peer has taken something
+            self.progress += queued_before - self._queued
         if self._queue and not self._writing:
             self._loop.add_writer(self._sock.fileno(), self._write_ready)
         elif self._writing and not self._queue:
             self._loop.remove_writer(self._sock.fileno())
         self._writing = bool(self._queue)
-        if self.closed and not self._queue:
+        if self.closed and not self._queue and not self._packing:
             self._say_goodbye()
         if self._drained is not None and self._queued <= _HIGH_WATER // 2:
             self._wake_drained()
+
+    def _next_parts(self) -> list[memoryview]:
+        """What of the queue goes into one call."""
+        parts, room = [], _PER_CALL
+        for part in islice(self._queue, _BUFFERS_PER_CALL):
+            parts.append(part[:room])
+            room -= len(part)
+            if room <= 0:
+                break
+        return parts
 
     def _wake_drained(self) -> None:
         waiting, self._drained = self._drained, None
@@ -178,7 +281,7 @@ class TCPComm(Comm):
         self._wake_drained()
         self._loop.add_reader(self._sock.fileno(), self._discard_ready)
         self._linger = self._loop.call_later(_LINGER, self._lingered, self._queued)
-        if not self._queue:
+        if not self._queue and not self._packing:
             self._say_goodbye()
 
     def _say_goodbye(self) -> None:
@@ -189,7 +292,7 @@ class TCPComm(Comm):
             self._free()
 
     def _lingered(self, queued_before: int) -> None:
-        if self._queued < queued_before:
+        if self._queued < queued_before or self._packing:
             self._linger = self._loop.call_later(_LINGER, self._lingered, self._queued)
         else:
             self._free()
@@ -211,6 +314,8 @@ class TCPComm(Comm):
         if self._linger is not None:
             self._linger.cancel()
         self._queue.clear()
+        self._behind.clear()
+        self._read_ahead.clear()
         self._queued = 0
         self._wake_drained()
         self._sock.close()
@@ -234,12 +339,11 @@ def configure(sock: socket.socket) -> None:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # A cable that is pulled sends no FIN: probe silent peers, and give up on unanswered data.
-    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6)):
+    # A cable that is pulled sends no FIN: probe silent peers. Those that owe us a confirmation are
+    # not probed; `liveness` looks after them.
+    for option, value in KEEPALIVE:
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
 
 
 # -- Dialling -------------------------------------------------------------------------------------

@@ -27,28 +27,37 @@ class Lane:
     ----------
     restriction : Restriction, optional
         None: they may run anywhere.
+
+    Attributes
+    ----------
+    resources : tuple of (name, amount)
+        What each task takes of its worker's resources while it runs.
+    workers : dict of WorkerRecord to None
+        Those that may run its tasks.
     """
 
-    __slots__ = ("_pushes", "_queue", "n_queued", "placement", "restriction", "stranded", "uses")
+    __slots__ = (
+        "_pushes",
+        "_queue",
+        "n_queued",
+        "placement",
+        "resources",
+        "restriction",
+        "stranded",
+        "uses",
+        "workers",
+    )
 
     def __init__(self, restriction: Restriction | None) -> None:
         self.restriction = restriction
+        self.resources = () if restriction is None else restriction.resources
         self.placement = Placement(self.resources)
+        self.workers = self.placement.workers
         self.uses = 0  # tasks that refer to it
         self.n_queued = 0
         self.stranded: dict[Task, None] = {}  # tasks in state no-worker
         self._queue: list[tuple[tuple[float, int, int], int, Task]] = []  # heap, stale entries too
         self._pushes = 0
-
-    @property
-    def resources(self) -> tuple[tuple[str, float], ...]:
-        """What each task takes of its worker's resources while it runs."""
-        return () if self.restriction is None else self.restriction.resources
-
-    @property
-    def workers(self) -> dict[WorkerRecord, None]:
-        """Those that may run its tasks."""
-        return self.placement.workers
 
     @property
     def queued(self) -> Iterator[Task]:

@@ -277,7 +277,8 @@ class Transitions:
         worker.occupancy += cost
         for name, amount in task.lane.resources:
             worker.resources[name] -= amount
-        if not worker.is_loaded and worker.n_runnable > worker.nthreads:
+        n_runnable = len(worker.processing) - worker.n_ahead
+        if n_runnable > worker.nthreads and not worker.is_loaded:
             self.loaded.add(worker)
 
     def _send_ahead(self, task: Task, worker: WorkerRecord) -> None:

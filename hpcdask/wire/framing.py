@@ -6,6 +6,9 @@ A frame is::
     section: per buffer (u64 bytes on the wire, u64 bytes in truth, u8 codec), then msgpack
     the buffers
 
+The codec of a large buffer that is `bytes` has `_AS_BYTES` added: received into `bytes` at once, it
+need not be copied into them later, which took half as long as to receive it.
+
 Every length is checked against a limit before memory is taken for it.
 """
 
@@ -16,11 +19,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hpcdask.errors import ProtocolError
-from hpcdask.wire.compression import Buffer, Codec, decompress, maybe_compress
-from hpcdask.wire.memory import room
+from hpcdask.wire.compression import MAX_SIZE, MIN_SIZE, Buffer, Codec, decompress, maybe_compress
+from hpcdask.wire.memory import UNZEROED, room, room_for_bytes
 
 _HEAD = struct.Struct("<II")
 _BUFFER = struct.Struct("<QQB")
+_AS_BYTES = 0x80
 
 
 class Limits(NamedTuple):
@@ -35,6 +39,30 @@ class Frame(NamedTuple):
 
     control: Buffer
     buffers: list[Buffer]
+    compressed: tuple[tuple[int, int, int], ...] = ()  # index of buffer, size in bytes, codec
+
+    @property
+    def nbytes_to_unpack(self) -> int:
+        """Bytes that `unpacked` has to write."""
+        return sum(size for _, size, _ in self.compressed)
+
+
+def unpacked(frame: Frame) -> Frame:
+    """Undo the compression of a frame's buffers.
+
+    Raises
+    ------
+    ProtocolError
+        If they are not what was announced.
+    """
+    for index, size, codec in frame.compressed:
+        frame.buffers[index] = decompress(codec, frame.buffers[index], size)
+    return Frame(frame.control, frame.buffers)
+
+
+def compressible(buffers: list[Buffer]) -> int:
+    """Bytes of `buffers` at which `frame_parts` looks more closely if it has a codec."""
+    return sum(len(buffer) for buffer in buffers if len(buffer) >= MIN_SIZE)
 
 
 def frame_parts(
@@ -48,12 +76,17 @@ def frame_parts(
         If the frame is larger than `limits` allow: the peer would hang up.
     """
     total = 0
-    descriptors, payload = [], []
+    descriptors: list[bytes] = []
+    payload: list[Buffer] = []
     for buffer in buffers:
-        total += len(buffer)
-        number, wire = maybe_compress(buffer, codec)
-        descriptors.append(_BUFFER.pack(len(wire), len(buffer), number))
-        payload.append(wire)
+        size = len(buffer)
+        total += size
+        number, wire = maybe_compress(buffer, codec if total <= MAX_SIZE else None)
+        length = sum(map(len, wire)) if number else size
+        if not number and size >= UNZEROED and _is_bytes(buffer):
+            number = _AS_BYTES
+        descriptors.append(_BUFFER.pack(length, size, number))
+        payload += wire
     section = len(control) + len(descriptors) * _BUFFER.size
     if section > limits.section or total > limits.buffers:
         raise ProtocolError(
@@ -61,6 +94,10 @@ def frame_parts(
             f"{limits.buffers}; send less at once, or raise the limit on all sides"
         )
     return [b"".join((_HEAD.pack(section, len(buffers)), *descriptors, control)), *payload]
+
+
+def _is_bytes(buffer: Buffer) -> bool:
+    return type(buffer.obj if type(buffer) is memoryview else buffer) is bytes
 
 
 class FrameReader:
@@ -153,7 +190,7 @@ class FrameReader:
         total = 0
         for wire, size, codec in self._descriptors:
             total += max(wire, size)
-            if wire != size if codec == 0 else not 0 < wire < size:
+            if wire != size if codec in (0, _AS_BYTES) else not 0 < wire < size:
                 raise ProtocolError(
                     f"a buffer of {size} bytes cannot be {wire} bytes with codec {codec}"
                 )
@@ -165,18 +202,24 @@ class FrameReader:
         yield from self._next_buffer()
 
     def _next_buffer(self) -> Iterator[Frame]:
-        """Undo the compression of the last buffer, make room for the next one."""
-        if self._buffers:
-            _, size, codec = self._descriptors[len(self._buffers) - 1]
-            if codec:
-                self._buffers[-1] = decompress(codec, self._buffers[-1], size)
+        """Make room for the next buffer; after the last one the frame is complete."""
         while len(self._buffers) < self._n_buffers:
-            wire = self._descriptors[len(self._buffers)][0]
-            buffer = room(wire)
+            wire, _, codec = self._descriptors[len(self._buffers)]
+            buffer: Buffer
+            if codec == _AS_BYTES and wire:
+                buffer, target = room_for_bytes(wire)
+            else:
+                buffer = room(wire)
+                target = memoryview(buffer)
             self._buffers.append(buffer)
             if wire:
-                self._target = memoryview(buffer)
+                self._target = target
                 return
-        frame = Frame(self._control, self._buffers)
+        compressed = tuple(
+            (index, size, codec)
+            for index, (_, size, codec) in enumerate(self._descriptors)
+            if codec not in (0, _AS_BYTES)
+        )
+        frame = Frame(self._control, self._buffers, compressed)
         self._control, self._buffers, self._descriptors = b"", [], []
         yield frame

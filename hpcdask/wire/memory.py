@@ -5,11 +5,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from hpcdask.errors import ProtocolError
 
 #: From here on memory is not zeroed first, since to receive 256 MB would take a third longer.
-_UNZEROED = 2**20
+UNZEROED = 2**20
 #: From here on it is asked for in pages of 2 MB, as numpy does for its arrays: half of the time to
 #: receive 256 MB went into 65,536 page faults.
 _HUGE_PAGES = 4 * 2**20
@@ -24,7 +25,7 @@ def room(nbytes: int) -> bytearray:
         If there is not as much.
     """
     try:
-        if nbytes < _UNZEROED:
+        if nbytes < UNZEROED:
             return bytearray(nbytes)
         taken = _unzeroed()(None, nbytes)
     except MemoryError as exc:
@@ -32,6 +33,29 @@ def room(nbytes: int) -> bytearray:
     if nbytes >= _HUGE_PAGES:
         _use_huge_pages()(taken)
     return taken
+
+
+def room_for_bytes(nbytes: int) -> tuple[bytes, memoryview]:
+    """Take memory that is `bytes` already, and a view to fill it by.
+
+    Nobody else may see the bytes before they are filled, nor the view afterwards.
+
+    Raises
+    ------
+    ProtocolError
+        If there is not as much.
+    """
+    import ctypes
+
+    try:
+        taken = _unfilled()(None, nbytes)
+    except MemoryError as exc:
+        raise ProtocolError(f"no memory for {nbytes} bytes that were announced") from exc
+    start = ctypes.cast(ctypes.c_char_p(taken), ctypes.c_void_p).value
+    view = (ctypes.c_char * nbytes).from_address(start or 0)
+    if nbytes >= _HUGE_PAGES:
+        _use_huge_pages()(view)
+    return taken, memoryview(view).cast("B")
 
 
 # ctypes takes 3 ms to import, and many processes never need it. The prototypes are our own:
@@ -48,7 +72,16 @@ def _unzeroed() -> Callable[[None, int], bytearray]:
 
 
 @cache
-def _use_huge_pages() -> Callable[[bytearray], object]:
+def _unfilled() -> Callable[[None, int], bytes]:
+    """Python's own C function, which leaves it to its caller to fill new bytes."""
+    import ctypes
+
+    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)
+    return prototype(("PyBytes_FromStringAndSize", ctypes.pythonapi))
+
+
+@cache
+def _use_huge_pages() -> Callable[[Any], object]:
     """What tells the kernel, madvise(2); it may decline, and nothing depends on it."""
     import ctypes
 
@@ -58,7 +91,7 @@ def _use_huge_pages() -> Callable[[bytearray], object]:
     except AttributeError:  # not Linux
         return len
 
-    def advise(taken: bytearray) -> None:
+    def advise(taken: Any) -> None:
         start = ctypes.addressof(ctypes.c_char.from_buffer(taken))
         first_page = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         madvise(first_page, start + len(taken) - first_page, advice)

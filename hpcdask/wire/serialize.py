@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from hpcdask.errors import SerializationError
 from hpcdask.messages import Blob, Frames
+from hpcdask.wire.memory import room
 
 #: Buffers below this stay inside their pickle, and pickles below it inside their message.
 OUT_OF_BAND = 32 * 1024
@@ -21,16 +22,18 @@ OUT_OF_BAND = 32 * 1024
 _SEARCHED = 256
 
 #: Starts a pickle in which large bytes are persistent ids; plain pickles start with 0x80.
-_WITH_LARGE_BYTES = b"L"
+WITH_LARGE_BYTES = b"L"
 
 
-def dumps(obj: object) -> Blob:
+def dumps(obj: object, polite: bool = False) -> Blob:
     """Pickle any object; large buffers within it are referred to, not copied.
 
     Parameters
     ----------
     obj : object
         Functions and classes of ``__main__`` and closures go by value.
+    polite : bool
+        Let other threads run meanwhile, which takes a little longer.
 
     Returns
     -------
@@ -42,14 +45,14 @@ def dumps(obj: object) -> Blob:
     SerializationError
         If neither pickle nor cloudpickle can.
     """
-    blob = _dumps_by_reference(obj)
-    return _dumps_by_value(obj) if blob is None else blob
+    blob = _dumps_by_reference(obj, polite)
+    return _dumps_by_value(obj, polite) if blob is None else blob
 
 
-def _dumps_by_reference(obj: object) -> Blob | None:
+def _dumps_by_reference(obj: object, polite: bool = False) -> Blob | None:
     """Pickle with functions and classes as names, or None if these would not do."""
-    if _has_large_bytes(obj):
-        return _pickled_with(_LargeBytesPickler, obj)
+    if polite or _has_large_bytes(obj):
+        return _pickled_with(_LargeBytesPickler if _has_large_bytes(obj) else _Pickler, obj, polite)
     buffers: list[memoryview] = []
     try:
         data = pickle.dumps(obj, protocol=5, buffer_callback=_collector(buffers))
@@ -60,8 +63,8 @@ def _dumps_by_reference(obj: object) -> Blob | None:
     return _blob(data, buffers)
 
 
-def _dumps_by_value(obj: object) -> Blob:
-    return cast(Blob, _pickled_with(_by_value_pickler(), obj))
+def _dumps_by_value(obj: object, polite: bool = False) -> Blob:
+    return cast(Blob, _pickled_with(_by_value_pickler(), obj, polite))
 
 
 def _unpicklable(obj: object, exc: Exception) -> SerializationError:
@@ -70,8 +73,13 @@ def _unpicklable(obj: object, exc: Exception) -> SerializationError:
     )
 
 
-def loads(blob: Blob) -> Any:
+def loads(blob: Blob, polite: bool = False) -> Any:
     """Rebuild an object; arrays share the memory of the blob's buffers.
+
+    Parameters
+    ----------
+    polite : bool
+        As of `dumps`.
 
     Raises
     ------
@@ -79,8 +87,10 @@ def loads(blob: Blob) -> Any:
         Whatever rebuilding raises, for example ModuleNotFoundError.
     """
     pickled, *buffers = blob.parts if isinstance(blob, Frames) else [blob]
-    if pickled[:1] == _WITH_LARGE_BYTES:
-        return _LargeBytesUnpickler(io.BytesIO(memoryview(pickled)[1:]), buffers=buffers).load()
+    if polite:
+        return LargeBytesUnpickler(_PoliteReader(pickled), buffers=buffers).load()
+    if pickled[:1] == WITH_LARGE_BYTES:
+        return LargeBytesUnpickler(io.BytesIO(memoryview(pickled)[1:]), buffers=buffers).load()
     return pickle.loads(pickled, buffers=buffers)
 
 
@@ -98,10 +108,10 @@ def _collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], boo
     return keep_in_band
 
 
-def _blob(data: bytes, buffers: list[memoryview]) -> Blob:
+def _blob(data: bytes | bytearray, buffers: list[memoryview]) -> Blob:
     if buffers or len(data) >= OUT_OF_BAND:
         return Frames([data, *buffers])
-    return data
+    return bytes(data)
 
 
 # -- Large bytes ----------------------------------------------------------------------------------
@@ -152,6 +162,9 @@ def _described(obj: bytes | bytearray | memoryview) -> tuple[Any, ...]:
     return "memoryview", pickle.PickleBuffer(flat), obj.format, obj.shape
 
 
+_Pickler = pickle.Pickler
+
+
 class _LargeBytesPickler(_LargeBytes, pickle.Pickler):
     pass
 
@@ -163,7 +176,9 @@ def _by_value_pickler() -> Any:
     return type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), {})
 
 
-class _LargeBytesUnpickler(pickle.Unpickler):
+class LargeBytesUnpickler(pickle.Unpickler):
+    """Reads what `dumps` wrote, behind `WITH_LARGE_BYTES`."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._seen: dict[int, Any] = {}
@@ -183,15 +198,17 @@ def _rebuilt(kind: str, buffer: Any, *layout: Any) -> Any:
     wanted = bytes if kind == "bytes" else bytearray
     if isinstance(buffer, memoryview) and len(buffer) == len(memoryview(buffer.obj)):
         buffer = buffer.obj
-    # What came over the network is a bytearray of its own, and need not be copied again.
+    # What came over the network is bytes or a bytearray of its own, and need not be copied again.
     return buffer if type(buffer) is wanted else wanted(buffer)
 
 
-def _pickled_with(pickler_type: Any, obj: object) -> Blob | None:
-    """Pickle with a pickler of large bytes; None if the standard one is not enough."""
-    by_reference = pickler_type is _LargeBytesPickler
+def _pickled_with(pickler_type: Any, obj: object, polite: bool) -> Blob | None:
+    """Pickle with a pickler of large bytes, or a plain one; None if its names would not do."""
+    by_reference = pickler_type in (_LargeBytesPickler, _Pickler)
     buffers: list[memoryview] = []
-    stream = io.BytesIO()
+    stream = _PoliteWriter() if polite else io.BytesIO()
+    if pickler_type is not _Pickler:
+        stream.write(WITH_LARGE_BYTES)
     try:
         pickler_type(stream, protocol=5, buffer_callback=_collector(buffers)).dump(obj)
     except Exception as exc:
@@ -201,7 +218,55 @@ def _pickled_with(pickler_type: Any, obj: object) -> Blob | None:
     data = stream.getvalue()
     if by_reference and b"__main__" in data:
         return None
-    return _blob(_WITH_LARGE_BYTES + data, buffers)
+    return _blob(data, buffers)
+
+
+# -- Letting others run ----------------------------------------------------------------------------
+# Pickling and rebuilding hold the interpreter's lock from begin to end, also in a thread: a second
+# or more where there are a million objects. A file that is written in Python helps: for each frame
+# of 64 KiB its methods are called, and then another thread may get its turn.
+
+
+class _PoliteWriter:
+    def __init__(self) -> None:
+        self._pieces: list[bytes | memoryview] = []
+
+    def write(self, piece: bytes | memoryview) -> int:
+        self._pieces.append(piece if type(piece) is bytes else bytes(piece))
+        return len(piece)
+
+    def getvalue(self) -> bytes | bytearray:
+        total = sum(map(len, self._pieces))
+        if total < OUT_OF_BAND:
+            return b"".join(self._pieces)
+        whole, position = room(total), 0
+        for piece in self._pieces:
+            whole[position : position + len(piece)] = piece
+            position += len(piece)
+        return whole
+
+
+class _PoliteReader:
+    def __init__(self, pickled: Any) -> None:
+        self._view = memoryview(pickled)
+        self._position = 1 if pickled[:1] == WITH_LARGE_BYTES else 0
+
+    def read(self, nbytes: int) -> bytes:
+        start, self._position = self._position, self._position + nbytes
+        return bytes(self._view[start : self._position])
+
+    def readinto(self, target: Any) -> int:
+        piece = self._view[self._position : self._position + len(target)]
+        target[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def readline(self) -> bytes:
+        # Only opcodes of protocol 0 end with their lines, and some within are kept for ever.
+        piece = bytes(self._view[self._position : self._position + 2**16])
+        line = piece[: piece.find(b"\n") + 1] or piece
+        self._position += len(line)
+        return line
 
 
 # -- Functions -------------------------------------------------------------------------------------

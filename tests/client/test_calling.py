@@ -176,7 +176,7 @@ def test_what_is_no_function_is_refused(client: Client) -> None:
 
 
 def test_keywords_that_would_steer_a_task_are_refused_and_not_passed_on(client: Client) -> None:
-    for name in ("workers", "resources", "actor"):
+    for name in ("actors", "actor"):
         for call in (client.submit, lambda f, x, **kw: client.map(f, [x], **kw)):
             with pytest.raises(TypeError, match=f"cannot do {name}="):
                 call(increment, 1, **{name: "x"})

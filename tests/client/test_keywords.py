@@ -17,6 +17,8 @@ PAIRS = [
     *((f"Client.{name}", ()) for name in ("submit", "map", "gather", "scatter", "cancel", "run")),
     *((f"Client.{name}", ()) for name in ("wait_for_workers", "who_has")),
     ("Client.run_on_scheduler", ("wait",)),
+    # It has `names` among its **kwargs.
+    ("Client.retire_workers", ("names",)),
     *((f"Client.{name}", ()) for name in ("has_what", "nthreads", "processing", "shutdown")),
     *((f"Client.{name}", ()) for name in ("restart", "close", "scheduler_info", "get")),
     ("Client.__init__", ()),
@@ -29,6 +31,9 @@ PAIRS = [
     ("fire_and_forget", ()),
     ("get_client", ()),
     ("get_worker", ()),
+    ("secede", ()),
+    ("rejoin", ()),
+    ("worker_client", ()),
     # These reach their workers by **kwargs.
     ("LocalCluster.__init__", ("memory_limit", "local_directory")),
     ("LocalCluster.get_logs", ()),

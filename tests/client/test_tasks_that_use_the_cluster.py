@@ -66,7 +66,7 @@ def test_lent_threads_come_back(one_thread: Client) -> None:
 def _n_task_threads(dask_worker) -> int:
     assert dask_worker.state.nthreads == dask_worker.nthreads == 1
     threads = dask_worker._threads
-    return threads._n_running - threads._n_blocked
+    return threads._n_running - threads._n_lent
 
 
 def _only(client: Client) -> str:

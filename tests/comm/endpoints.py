@@ -16,6 +16,7 @@ from hpcdask.comm.options import CommOptions
 from hpcdask.errors import CommClosedError
 from hpcdask.wire import handshake
 
+LOCAL = "tcp://127.0.0.1:0"
 TOKEN, OTHER_TOKEN = b"t" * 32, b"o" * 32
 OPTIONS = CommOptions(token=TOKEN, connect_timeout=10, handshake_timeout=5)
 

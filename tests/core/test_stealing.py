@@ -46,7 +46,7 @@ def test_a_worker_that_is_slower_than_thought_is_relieved_by_the_clock() -> None
         finish(state, where.address, key, duration=1e-5)
     submit(state, {f"x{i}": [] for i in range(20)}, submission=2)
     sent(state)
-    for task in [t for t in state.workers[B].processing]:
+    for task in list(state.workers[B].processing):
         finish(state, B, task.key, duration=1e-5)
     assert sent(state).keys() == {"c"}  # they take microseconds, it seems
     state.tick(1.0)

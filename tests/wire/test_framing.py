@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpcdask.errors import ProtocolError
 from hpcdask.wire import compression
-from hpcdask.wire.framing import Frame, FrameReader, Limits, frame_parts
+from hpcdask.wire.framing import Frame, FrameReader, Limits, frame_parts, unpacked
 
 LIMITS = Limits()
 MIB = 2**20
@@ -32,7 +32,11 @@ def laid_out(frames: Sequence[Content], codec: compression.Codec | None = None) 
 
 def contents(frames: Iterator[Frame]) -> list[Content]:
     # At once, since the section may lie in memory that the next read overwrites.
-    return [(bytes(frame.control), list(map(bytes, frame.buffers))) for frame in frames]
+    return [(bytes(control), list(map(bytes, buffers))) for control, buffers, _ in opened(frames)]
+
+
+def opened(frames: Iterator[Frame]) -> list[Frame]:
+    return list(map(unpacked, frames))
 
 
 def read(reader: FrameReader, stream: bytes, sizes: Sequence[int], in_place: bool) -> list[Content]:
@@ -83,7 +87,7 @@ def test_buffers_are_sent_as_they_are_and_not_copied() -> None:
 
 @pytest.mark.parametrize("size", [MIB // 2, 2 * MIB, 9 * MIB + 1])
 def test_a_large_buffer_is_received_straight_into_its_final_memory(size: int) -> None:
-    stream = memoryview(laid_out([(b"control", [b"x" * size])]))
+    stream = memoryview(laid_out([(b"control", [bytearray(b"x" * size)])]))  # type: ignore[list-item]
     reader = FrameReader(LIMITS)
     head = len(stream) - size
     assert list(reader.feed(stream[:head])) == []
@@ -95,6 +99,33 @@ def test_a_large_buffer_is_received_straight_into_its_final_memory(size: int) ->
     assert type(final) is bytearray
     assert final == b"x" * size
     final.append(1)  # nothing of the reader holds on to it
+
+
+@pytest.mark.parametrize("size", [2 * MIB, 9 * MIB + 1])
+@pytest.mark.parametrize("as_view", [False, True])
+def test_large_bytes_are_received_as_bytes(size: int, as_view: bool) -> None:
+    sent: Any = memoryview(b"x" * size) if as_view else b"x" * size
+    stream = memoryview(laid_out([(b"control", [sent, b"small"])]))
+    reader = FrameReader(LIMITS)
+    head = len(stream) - size - 5
+    assert list(reader.feed(stream[:head])) == []
+    assert reader.target is not None
+    assert len(reader.target) == size
+    reader.target[:] = stream[head:-5]
+    assert list(reader.filled(size)) == []
+    (frame,) = reader.feed(stream[-5:])
+    assert type(frame.buffers[0]) is bytes
+    assert frame.buffers[0] == b"x" * size
+    assert hash(frame.buffers[0]) == hash(b"x" * size)
+
+
+def test_a_frame_is_compressed_up_to_a_limit_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = codec_named("lz4")
+    monkeypatch.setattr("hpcdask.wire.framing.MAX_SIZE", 3 * MIB)
+    buffers = [bytes(MIB) for _ in range(5)]
+    stream = laid_out([(b"control", buffers)], codec)
+    assert 2 * MIB < len(stream) < 2.1 * MIB
+    assert contents(FrameReader(LIMITS).feed(memoryview(stream))) == [(b"control", buffers)]
 
 
 def head(length: int, n_buffers: int) -> bytes:
@@ -190,7 +221,9 @@ def test_compressed_frames_do_not_depend_on_how_the_stream_is_split(
 
 
 def one_buffer(wire: bytes, size: int, number: int) -> bytes:
-    return section((len(wire), size, number)) + wire
+    """A buffer that is compressed in one block."""
+    block = struct.pack("<I", len(wire)) + wire
+    return section((len(block), size, number)) + block
 
 
 @every_codec
@@ -200,15 +233,15 @@ def test_a_lie_about_the_size_of_a_compressed_buffer_is_refused(name: str, lie: 
     wire = codec.compress(bytes(100_000))
     stream = one_buffer(wire, 100_000 + lie, codec.number)
     with pytest.raises(ProtocolError):
-        list(FrameReader(LIMITS).feed(memoryview(stream)))
+        opened(FrameReader(LIMITS).feed(memoryview(stream)))
 
 
 @every_codec
 def test_a_decompression_bomb_takes_no_more_memory_than_it_announces(name: str) -> None:
     codec = codec_named(name)
-    wire = codec.compress(bytes(64 * MIB))
+    wire = codec.compress(bytes(3 * MIB))
     stream = one_buffer(wire, len(wire) + 1000, codec.number)
-    peak = peak_of(lambda: list(FrameReader(LIMITS).feed(memoryview(stream))))
+    peak = peak_of(lambda: opened(FrameReader(LIMITS).feed(memoryview(stream))))
     assert peak < 3 * len(wire) + MIB
 
 
@@ -239,9 +272,9 @@ def test_a_decompression_bomb_over_the_limit_is_refused_unopened(
 def test_a_compressed_buffer_of_garbage_is_refused(name: str) -> None:
     stream = one_buffer(b"garbage" * 10, 100_000, codec_named(name).number)
     with pytest.raises(ProtocolError, match="decompress"):
-        list(FrameReader(LIMITS).feed(memoryview(stream)))
+        opened(FrameReader(LIMITS).feed(memoryview(stream)))
 
 
 def test_an_unknown_codec_is_refused() -> None:
     with pytest.raises(ProtocolError, match="codec 77"):
-        list(FrameReader(LIMITS).feed(memoryview(one_buffer(b"x" * 10, 100, 77))))
+        opened(FrameReader(LIMITS).feed(memoryview(one_buffer(b"x" * 10, 100, 77))))

@@ -1,0 +1,103 @@
+"""What is pickled or unpickled at once, and what takes so long that it belongs into a thread.
+
+A thread costs 50 to 100 us, and more where tasks compete for the interpreter, so most values are
+better off without. But a dict of a million strings takes a second, and an object of a class that we
+do not know any time at all, while a gigabyte of numbers in an array only goes along by reference.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from hpcdask.messages import Blob, Frames
+from hpcdask.wire.serialize import WITH_LARGE_BYTES, LargeBytesUnpickler
+
+#: Bytes that may be copied into or out of pickles in one go: about a millisecond.
+QUICK_NBYTES = 2**20
+#: Objects that may lie within a value that is pickled at once: some hundred microseconds.
+QUICK_OBJECTS = 1000
+#: Bytes of pickle that may be read at once; full of small objects, a millisecond or two.
+QUICK_PICKLE = 128 * 1024
+
+_NUMBERS = frozenset({type(None), bool, int, float, complex})
+_STRINGS = frozenset({str, bytes, bytearray})
+_CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
+#: Packages whose objects rebuild quickly, given what their pickle takes.
+_PLAIN = frozenset({"builtins", "_codecs", "collections", "datetime", "decimal", "numpy", "uuid"})
+
+
+def is_quickly_pickled(value: Any) -> bool:
+    """Whether `value` surely is pickled within about a millisecond."""
+    return _Allowance().covers(value)
+
+
+class _Allowance:
+    """What may still be pickled."""
+
+    def __init__(self) -> None:
+        self.objects, self.nbytes = QUICK_OBJECTS, QUICK_NBYTES
+
+    def covers(self, value: Any) -> bool:
+        kind = type(value)
+        self.objects -= 1
+        if kind in _NUMBERS:
+            return self.objects >= 0
+        if kind in _STRINGS:
+            self.nbytes -= len(value) if kind is str else min(len(value), QUICK_NBYTES // 4)
+            return self.objects >= 0 and self.nbytes >= 0
+        if kind in _CONTAINERS:
+            if len(value) > self.objects:
+                return False
+            items = (*value.keys(), *value.values()) if kind is dict else value
+            return all(map(self.covers, items))
+        return self._covers_array(value)
+
+    def _covers_array(self, value: Any) -> bool:
+        """Arrays of numbers go by reference, unless they are views with gaps."""
+        numpy = sys.modules.get("numpy")
+        if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
+            return False
+        if value.dtype.hasobject or type(value).__module__ != "numpy":
+            return False
+        if not (value.flags.c_contiguous or value.flags.f_contiguous):
+            self.nbytes -= value.nbytes
+        return self.objects >= 0 and self.nbytes >= 0
+
+
+class _NotPlainError(Exception):
+    """It takes some code to rebuild this object, and who knows how long."""
+
+
+def loads_if_quick(blob: Blob) -> tuple[bool, Any]:
+    """Rebuild an object if that surely is done within about a millisecond.
+
+    Returns
+    -------
+    done : bool
+    value : object
+        None if not done.
+
+    Raises
+    ------
+    Exception
+        Whatever rebuilding raises.
+    """
+    pickled, *buffers = blob.parts if isinstance(blob, Frames) else [blob]
+    if len(pickled) > QUICK_PICKLE:
+        return False, None
+    start = 1 if pickled[:1] == WITH_LARGE_BYTES else 0
+    stream = io.BytesIO(memoryview(pickled)[start:])
+    try:
+        return True, _PlainUnpickler(stream, buffers=buffers).load()
+    except _NotPlainError:
+        return False, None
+
+
+class _PlainUnpickler(LargeBytesUnpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # A package that is not loaded yet would be imported now.
+        if module.partition(".")[0] in _PLAIN and module in sys.modules:
+            return super().find_class(module, name)
+        raise _NotPlainError
