@@ -232,7 +232,7 @@ class Place:
         is_lent = not self._is_over and (self._n_waits > 0 or self.has_seceded)
         if is_lent != self._is_lent:
             self._is_lent = is_lent
-            self._threads.lent(1 if is_lent else -1)
+            self._threads.lend(1 if is_lent else -1)
 
 
 class _Return(NamedTuple):
@@ -315,7 +315,7 @@ class TaskThreads:
             for back in returns.values():  # its turn would not come any more
                 back.set_result(None)
 
-    def lent(self, change: int) -> None:
+    def lend(self, change: int) -> None:
         """So many more places are lent; the lock is held."""
         self._n_lent += change
         if self._n_running - self._n_lent < self._nthreads and not self._closed:

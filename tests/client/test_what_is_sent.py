@@ -37,9 +37,9 @@ def heard(lonely: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Heard:
     heard = Heard()
     read = lonely.scheduler._from_client
 
-    def note_and_read(name: str, comm: Any, batch: list[Message]) -> None:
-        read(name, comm, batch)
-        heard.messages += batch
+    def note_and_read(name: str, comm: Any, what: Message | list[Message]) -> None:
+        read(name, comm, what)
+        heard.messages += what if isinstance(what, list) else [what]
 
     monkeypatch.setattr(lonely.scheduler, "_from_client", note_and_read)
     return heard
