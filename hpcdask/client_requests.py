@@ -91,13 +91,7 @@ class ClientRequests:
 
     async def _inspect(self, name: str, msg: Inspect) -> Reply:
         if msg.what == "identity":
-            about = identity(
-                self._scheduler.state,
-                self._scheduler.id,
-                self._scheduler.name,
-                self._scheduler.address,
-                self._scheduler.started,
-            )
+            about = identity(self._scheduler.state, self._scheduler.about())
             return Reply(msg.request, about)
         return Reply(msg.request, INSPECTIONS[msg.what](self._scheduler.state, msg.names))
 

@@ -15,16 +15,15 @@ import re
 import shlex
 import socket
 import stat
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcdask.errors import RendezvousError, RendezvousTimeoutError, TokenError
+from hpcdask.threads import in_thread
 
 if TYPE_CHECKING:
     import random
@@ -558,7 +557,7 @@ def _timeout_error(reader: SchedulerFileReader, timeout: float) -> RendezvousTim
 
 async def _look(reader: SchedulerFileReader, seconds: float) -> Contact | None:
     """One probe, in a thread: a file server that is gone stops the thread and not the loop."""
-    look = _in_thread(lambda: reader.probe(time.time()))
+    look = in_thread(reader.probe, time.time())
     try:
         seconds = max(seconds, SHORTEST_LOOK)
         await asyncio.wait({look}, timeout=seconds)
@@ -568,21 +567,3 @@ async def _look(reader: SchedulerFileReader, seconds: float) -> Contact | None:
         look.cancel()
     reader.reason = f"is on a file system that did not answer for {seconds:.2g} s"
     return None
-
-
-def _in_thread(func: Callable[[], _T]) -> asyncio.Future[_T]:
-    """Run `func` in a daemon thread.
-
-    Not in the loop's executor: at exit that waits for its threads, for ever if one is stuck.
-    """
-    outcome: Future[_T] = Future()
-
-    def run() -> None:
-        if outcome.set_running_or_notify_cancel():
-            try:
-                outcome.set_result(func())
-            except BaseException as exc:
-                outcome.set_exception(exc)
-
-    threading.Thread(target=run, name="hpcdask-look", daemon=True).start()
-    return asyncio.wrap_future(outcome)

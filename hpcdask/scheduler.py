@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -79,6 +80,10 @@ _FAREWELL = 3.0
 _TICK = 0.1
 #: Seconds that a nanny has to tell how its worker died, if a task is to be given up for that.
 _LAST_WORDS = 1.0
+#: Thresholds of the collector in a process of our own: often among new objects, never among all.
+_RARE = (20_000, 10, 1_000_000_000)
+#: Seconds between two collections of all, if there are few tasks.
+_COLLECTION, _FEW_TASKS = 60.0, 10_000
 #: Heartbeats that all workers together send, per second, at most; and seconds between two of one.
 _HEARTBEATS_PER_SECOND, _HEARTBEAT = 100.0, 2.0
 
@@ -108,6 +113,9 @@ class Scheduler(Service):
         End after so many seconds without tasks.
     allowed_failures : int
         Workers that may die under a task before it is given up.
+    own_process : bool
+        Whether nothing else lives in this process. Then Python's search for cyclic garbage, which
+        takes a second for a million tasks, waits until there are few.
     worker_ttl : float or str
         Seconds of silence after which a worker is taken for lost; 0 to wait for ever.
     client_grace : float or str
@@ -143,6 +151,7 @@ class Scheduler(Service):
         allowed_failures: int = 3,
         worker_ttl: float | str | None = 30.0,
         client_grace: float | str = 30.0,
+        own_process: bool = False,
         protocol: str = "tcp",
         preload: Iterable[str] = (),
         preload_argv: Iterable[str] = (),
@@ -163,6 +172,7 @@ class Scheduler(Service):
         self.worker_ttl = hosts.parse_timedelta(worker_ttl or 0)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
+        self._own_process = own_process
         self._client_grace = hosts.parse_timedelta(client_grace)
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
         #: moment, since one that comes too late would look for us until its deadline.
@@ -199,6 +209,9 @@ class Scheduler(Service):
             write_scheduler_file(self.scheduler_file, self.contact())
         self._spawn(self._watch_idle())
         self._spawn(self._tick())
+        if self._own_process:
+            gc.set_threshold(*_RARE)
+            self._spawn(self._collect_garbage())
         log.info("Scheduler at: %s", self.address)
 
     async def _refuse_taken_file(self, path: str) -> None:
@@ -245,6 +258,20 @@ class Scheduler(Service):
         self.address = str(Address("tcp", host, port))
         if self._contact_address:
             self.address = str(parse_address(self._contact_address, port))
+
+    def about(self) -> dict[str, Any]:
+        """What `identity` tells besides the state.
+
+        `started` is in seconds since the epoch; `longest_tick` is the longest time in seconds for
+        which the event loop was busy.
+        """
+        return {
+            "id": self.id,
+            "name": self.name,
+            "address": self.address,
+            "started": self.started,
+            "longest_tick": self.longest_tick,
+        }
 
     def contact(self) -> Contact:
         """What the scheduler file says."""
@@ -323,6 +350,13 @@ class Scheduler(Service):
                 look_for_silent = now + min(1.0, self.worker_ttl / 4)
                 self._drop_silent(now, now - due)
             self.flush()
+
+    async def _collect_garbage(self) -> None:
+        """Look for cyclic garbage while there is little else to look at."""
+        while True:
+            await asyncio.sleep(_COLLECTION)
+            if len(self.state.tasks) < _FEW_TASKS:
+                gc.collect()
 
     def _drop_silent(self, now: float, late: float) -> None:
         """Give up workers of which nothing is heard, although the connection stands.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hpcdask.core.records import WorkerRecord
@@ -47,18 +47,13 @@ INSPECTIONS: dict[str, Callable[[SchedulerState, Iterable[str]], dict[str, Any]]
 }
 
 
-def identity(
-    state: SchedulerState, scheduler_id: str, name: str, address: str, started: float
-) -> dict[str, Any]:
-    """What ``Client.scheduler_info()`` returns; `started` is in seconds since the epoch."""
+def identity(state: SchedulerState, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``Client.scheduler_info()`` returns; `about` is what its shell knows."""
     workers = {address: worker_identity(worker) for address, worker in state.workers.items()}
     return {
         "type": "Scheduler",
-        "id": scheduler_id,
-        "name": name,
-        "address": address,
+        **about,
         "services": {},
-        "started": started,
         "workers": workers,
     }
 

@@ -21,7 +21,7 @@ from hpcdask.comm import Comm, Listener, listen
 from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Abandon, Execute, Fetch, Outcome, WorkerState
-from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
+from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler, reach_scheduler_again
 from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
 from hpcdask.exchange import Exchange
 from hpcdask.execution import TaskThreads, current_worker
@@ -296,7 +296,7 @@ class Worker(Service):
         limit = self._reconnect_timeout
         log.warning("lost the scheduler (%s); looking for it for %g s", reason, limit)
         try:
-            link = await reach_scheduler(self.place, self._offer_again, limit)
+            link = await reach_scheduler_again(self.place, self._offer_again, limit)
         except (OSError, HpcdaskError) as exc:
             text = f"lost the scheduler: {reason}; not found again within {limit:g} s: {exc}"
             asyncio.get_running_loop().create_task(self._fail(text))

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from hpcdask.errors import WorkerStartError
-from hpcdask.execution import in_thread
 from hpcdask.service import ENDED_AS_ASKED
+from hpcdask.threads import in_thread
 
 log = logging.getLogger("hpcdask.nanny")
 

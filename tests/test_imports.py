@@ -41,6 +41,7 @@ COMMON = {
     "resources",
     "restarts",
     "worker_child",
+    "feeding",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
 ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS
@@ -58,11 +59,13 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "threads": set(),
     "host": {"errors"},
     "network": {"errors"},
-    "rendezvous": {"errors"},
+    "rendezvous": {"errors", "threads"},
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
     # The part of a worker that moves data.
     "exchange": ABOVE_SHELLS | COMMON,
-    **dict.fromkeys(SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange"}),
+    # The part of a scheduler that answers its clients.
+    "client_requests": ABOVE_SHELLS | COMMON | {"scheduler"},
+    **dict.fromkeys(SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange", "client_requests"}),
     # The process that a nanny starts: a worker and its log.
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.

@@ -58,7 +58,8 @@ def scheduler(pid_file: str | None, log_level: str, no_auth: bool, **given: Any)
         from hpcdask.scheduler import Scheduler
 
         options.import_from_here()
+        service = Scheduler(auth=not no_auth, own_process=True, **given)
         with process.pid_file(pid_file), process.event_loop() as loop:
-            loop.run_until_complete(process.serve([Scheduler(auth=not no_auth, **given)]))
+            loop.run_until_complete(process.serve([service]))
 
     options.run("hpc-dask scheduler", log_level, work)

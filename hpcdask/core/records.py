@@ -15,10 +15,11 @@ UNKNOWN_DURATION = 0.5
 #: Seconds that any task costs besides its own running.
 OVERHEAD = 50e-6
 
-T = TypeVar("T")
+A = TypeVar("A", bound="WorkerRecord | ClientRecord")
 
 #: Sets here are dicts without values: they keep their order, so that equal events have equal
-#: outcomes in every run. This one stands for an empty set until something is added.
+#: outcomes in every run. This one stands for an empty set until something is added. Most sets have
+#: one item at most: those share the item's own `alone`, since a dict takes 230 bytes.
 _NOTHING: Any = MappingProxyType({})
 
 
@@ -123,11 +124,16 @@ class Task:
 
     def add_dependent(self, task: Task) -> None:
         """Note a task that takes this one's value."""
-        self.dependents = _with(self.dependents, task)
+        if self.dependents is _NOTHING:
+            self.dependents = {task: None}
+        else:
+            self.dependents[task] = None
 
     def drop_dependent(self, task: Task) -> None:
         """Undo `add_dependent`."""
-        self.dependents = _without(self.dependents, task)
+        if self.dependents is not _NOTHING:
+            self.dependents.pop(task, None)
+            self.dependents = self.dependents or _NOTHING
 
     def add_holder(self, worker: WorkerRecord) -> None:
         """Note a worker that has the value; also on the worker's side."""
@@ -157,17 +163,28 @@ class Task:
         return f"<Task {self.key} {self.state}>"
 
 
-def _with(items: dict[T, None], item: T) -> dict[T, None]:
+def _with(items: dict[A, None], item: A) -> dict[A, None]:
     if items is _NOTHING:
-        return {item: None}
+        return item.alone  # type: ignore[no-any-return]
+    if len(items) == 1:
+        (other,) = items
+        if other is item:
+            return items
+        return {other: None, item: None}  # the one before may be shared
     items[item] = None
     return items
 
 
-def _without(items: dict[T, None], item: T) -> dict[T, None]:
-    if items is not _NOTHING:
-        items.pop(item, None)
-    return items or _NOTHING
+def _without(items: dict[A, None], item: A) -> dict[A, None]:
+    if item not in items:
+        return items
+    if len(items) == 1:
+        return _NOTHING  # type: ignore[no-any-return]
+    del items[item]
+    if len(items) == 1:
+        (left,) = items
+        return left.alone  # type: ignore[no-any-return]
+    return items
 
 
 class WorkerRecord:
@@ -175,6 +192,7 @@ class WorkerRecord:
 
     __slots__ = (
         "address",
+        "alone",
         "has_what",
         "info",
         "is_leaving",
@@ -193,6 +211,7 @@ class WorkerRecord:
 
     def __init__(self, now: float, info: RegisterWorker) -> None:
         self.info = info
+        self.alone: Any = {self: None}
         self.address = info.address
         self.nthreads = info.nthreads
         #: Seconds that each is expected to take; 0 for those that were sent ahead of their inputs.
@@ -231,10 +250,12 @@ class ClientRecord:
     """
 
     __slots__ = (
+        "alone",
         "generations",
         "is_returning",
         "is_told",
         "name",
+        "turn",
         "wants",
         "wants_read",
         "wants_told",
@@ -242,6 +263,8 @@ class ClientRecord:
 
     def __init__(self, name: str, is_told: bool = True) -> None:
         self.name = name
+        self.alone: Any = {self: None}
+        self.turn = 0  # when its next task will have its turn
         self.is_told = is_told
         self.is_returning = False  # it has lost us, and tells now what it holds
         self.wants: dict[Task, None] = {}

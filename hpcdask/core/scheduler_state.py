@@ -238,14 +238,17 @@ class SchedulerState(Returning, Retirement):
         lane = self.lanes.lane(msg.restriction)
         tasks = []
         refused: dict[str, str] = {}
-        for position, spec in enumerate(msg.tasks, msg.first):
+        # Clients take turns, task by task; the tasks of one stay in their order.
+        first_turn = max(self._turn, client.turn)
+        client.turn = first_turn + len(msg.tasks)
+        for turn, spec in enumerate(msg.tasks, first_turn):
             task = self.tasks.get(spec.key)
             if task is None:
                 reason = self._why_not(client, spec, functions)
                 if reason is not None:
                     refused[spec.key] = reason
                     continue
-                priority = (-msg.priority, generation, position)
+                priority = (-msg.priority, turn, generation)
                 task = self._new_task(spec, functions[spec.function], priority, msg.retries, lane)
             tasks.append(task)
             if hold is not None:

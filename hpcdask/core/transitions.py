@@ -76,6 +76,9 @@ class Transitions:
         self._keeper = ClientRecord("", is_told=False)  # of fire_and_forget
         self._vacated: dict[WorkerRecord, None] = {}  # runs were taken back from these
         self._attempt = first_attempt
+        #: The latest turn that a task has had. What a client submits that has had none for long
+        #: comes next, and not after the million tasks that another one sent before.
+        self._turn = 0
 
     def send(self, address: str, message: Message) -> None:
         """Put a message into the outbox."""
@@ -249,6 +252,8 @@ class Transitions:
         self._attempt += 1
         task.attempt = self._attempt
         task.worker = worker
+        if task.priority[1] > self._turn:
+            self._turn = task.priority[1]
         self._occupy(task, worker)
         if worker not in function.known_by:
             self.functions.define(function, worker)

@@ -216,7 +216,7 @@ def _try_out(options: MPIOptions, world: World) -> None:
 
 
 async def _scheduler(options: MPIOptions, world: World) -> Scheduler:
-    scheduler = Scheduler(**options.scheduler)
+    scheduler = Scheduler(own_process=True, **options.scheduler)
     scheduler.expected_nannies = world.size - 1
     return await scheduler
 

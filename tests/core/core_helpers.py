@@ -121,7 +121,7 @@ def compute(
     position: int = 0,
     wanted: bool = True,
 ) -> ComputeTask:
-    priority = (0.0, submission, position)
+    priority = (0.0, position, submission)
     return ComputeTask(key, attempt, F.function_id, b"", dependencies, priority, wanted)
 
 

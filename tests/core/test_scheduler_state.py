@@ -178,13 +178,25 @@ def test_tasks_run_by_priority_then_submission_then_position() -> None:
     assert drained(state) == ["b1", "b2", "a1", "c1", "c2", "d1", "z1"]
 
 
-def test_chunks_of_two_graphs_keep_their_order_when_they_come_interleaved() -> None:
+def test_chunks_of_graphs_run_in_the_order_in_which_they_come() -> None:
     state = started(A)
     submit(state, {"a0": [], "a1": []}, submission=1, final=False)
     submit(state, {"b0": []}, submission=2, final=False)
     submit(state, {"a2": []}, submission=1, first=2)
     submit(state, {"b1": []}, submission=2, first=1)
-    assert drained(state) == ["a0", "a1", "a2", "b0", "b1"]
+    assert drained(state) == ["a0", "a1", "b0", "a2", "b1"]
+
+
+def test_a_client_that_comes_late_does_not_wait_for_all_that_came_before() -> None:
+    state = started(A, clients=("c", "late"))
+    submit(state, {f"x{i}": [] for i in range(100)})
+    sent(state)
+    for i in range(10):
+        finish(state, A, f"x{i}")
+    submit(state, {"y0": [], "y1": []}, client="late")
+    order = drained(state)
+    assert order.index("y0") < 15
+    assert order.index("y1") < 20
 
 
 # -- Errors ---------------------------------------------------------------------------------------
@@ -282,7 +294,7 @@ def test_a_forgotten_key_is_a_new_task_with_a_new_attempt() -> None:
     release(state, "x")
     sent(state)
     submit(state, {"x": []}, submission=2)
-    assert_sent(state, {A: [compute("x", 2, submission=2)]})
+    assert_sent(state, {A: [compute("x", 2, submission=2, position=1)]})
     state.task_finished(1.0, A, TaskFinished("x", 1, 8, 1.0, b"old"))
     assert_sent(state, {})
     finish(state, A, "x")
