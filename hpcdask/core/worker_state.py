@@ -215,10 +215,7 @@ class WorkerState:
         if old is not None:
             if old.attempt == msg.attempt:  # said twice
                 return
-            self._withdraw(old)
-            spare = self.tasks.get(msg.key)
-            if spare is not None:
-                self._spare[Version(spare.key, spare.attempt)] = spare
+            self._supersede(old)
         task = self.tasks[msg.key] = HeldTask(msg.key, msg.attempt)
         task.function = self.functions[msg.function_id]
         task.arguments, task.priority, task.wanted = msg.arguments, msg.priority, msg.wanted
@@ -341,11 +338,12 @@ class WorkerState:
         held = self.tasks.get(dependency.key)
         if held is not None and held.attempt == dependency.attempt:
             return held
-        if held is not None:  # an older value of a key that was used again
-            self._withdraw(held)
-            held = self.tasks.get(dependency.key)  # its successor may have been here
-            if held is not None and held.attempt == dependency.attempt:
-                return held
+        if held is not None:  # another value of a key that was used again
+            self._supersede(held)
+            spare = self._spare.pop(Version(dependency.key, dependency.attempt), None)
+            if spare is not None:  # the one that is meant was here already
+                self.tasks[spare.key] = spare
+                return spare
         held = self.tasks[dependency.key] = HeldTask(dependency.key, dependency.attempt)
         held.nbytes = dependency.nbytes
         held.holders.extend(a for a in dependency.addresses if a != self.address)
@@ -480,6 +478,21 @@ class WorkerState:
         self._drop(task)
         for dependent in dependents:
             self._give_up(dependent, task, [self.address])
+
+    def _supersede(self, task: HeldTask) -> None:
+        """Make room for another value or run of the same key.
+
+        Values stay until the scheduler frees them: one that a client put here may be the newer.
+        """
+        key = task.key
+        if task.state == "memory":
+            for dependent in self._dependents(task):
+                self._give_up(dependent, task, [self.address])
+        else:
+            self._withdraw(task)
+        spare = self.tasks.pop(key, None)  # `task`, or what was put here besides
+        if spare is not None:
+            self._spare[Version(key, spare.attempt)] = spare
 
     def _drop(self, task: HeldTask) -> None:
         """Forget a task in whatever state, and inputs that only it was to fetch."""
