@@ -1,5 +1,6 @@
 # make run    install into .venv and run examples/stdlib_census.py on four MPI ranks
 # make test   install into .venv and run every check and test
+# make soak   simulate clusters with faults for SOAK_SECONDS (600), on all cores
 # make bench  compare with dask.distributed
 # make docs   build the documentation into build/docs
 # make clean  remove what these made, .venv too
@@ -17,13 +18,16 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 # More ranks than cores are fine, and a rank must not be bound to one core: its worker has threads.
 export MPIRUN := mpirun --map-by :OVERSUBSCRIBE --bind-to none
 
-.PHONY: run test bench docs clean
+.PHONY: run test soak bench docs clean
 
 run: $(VENV)/.installed-mpi
 	@$(MPIRUN) -np $(NP) hpc-dask run examples/stdlib_census.py
 
 test: $(VENV)/.installed-mpi,test,docs
 	@tests/run-all.sh
+
+soak: $(VENV)/.installed-mpi,test,docs
+	@python tests/simulation/soak.py
 
 bench: $(VENV)/.installed-mpi,bench
 	@python -m benchmarks

@@ -1,0 +1,259 @@
+"""Deliberate breakages of the states, each small and plausible, to see whether anything notices.
+
+A breakage is a function that gets pytest's monkeypatch and puts a subtly wrong method in the place
+of a right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hpcdask.core import transitions
+from hpcdask.core.functions import Functions
+from hpcdask.core.records import Task, WorkerRecord
+from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.worker_state import HeldTask, WorkerState
+from hpcdask.messages import FreeKeys, KeysAdded, TaskFailed, TaskFinished, Version
+
+Patch = pytest.MonkeyPatch
+Breakage = Callable[[Patch], None]
+BREAKAGES: list[Breakage] = []
+
+
+def breakage(function: Breakage) -> Breakage:
+    BREAKAGES.append(function)
+    return function
+
+
+def replace(patch: Patch, owner: type, name: str, make: Callable[..., Any]) -> None:
+    """Put ``make(right)`` in the place of a method."""
+    patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+# -- The scheduler ------------------------------------------------------------------------------
+
+
+@breakage
+def inputs_keep_a_waiter_that_has_run(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_ran", lambda self, task: None)
+
+
+@breakage
+def the_answer_of_a_run_that_was_given_up_is_believed(patch: Patch) -> None:
+    def is_current(self: Any, task: Task, worker: WorkerRecord, attempt: int) -> bool:
+        return task.worker is worker
+
+    patch.setattr(SchedulerState, "_is_current", is_current)
+
+
+@breakage
+def released_values_are_not_freed(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def release(self: Any, tasks: Any) -> None:
+            send = self.send
+            self.send = lambda address, msg: None if type(msg) is FreeKeys else send(address, msg)
+            right(self, tasks)
+            del self.send
+
+        return release
+
+    replace(patch, SchedulerState, "_release_unneeded", make)
+
+
+@breakage
+def queued_tasks_are_lost_with_any_worker(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def lost(self: Any, now: float, address: str, planned: bool = False) -> None:
+            right(self, now, address, planned)
+            self.queue.clear()
+
+        return lost
+
+    replace(patch, SchedulerState, "worker_lost", make)
+
+
+@breakage
+def the_runs_of_a_lost_worker_are_not_placed_again(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def lost(self: Any, now: float, address: str, planned: bool = False) -> None:
+            self._place = lambda task: None
+            right(self, now, address, planned)
+            del self._place
+
+        return lost
+
+    replace(patch, SchedulerState, "worker_lost", make)
+
+
+@breakage
+def one_missing_input_too_few_is_counted(patch: Patch) -> None:
+    right = transitions._count_missing
+    patch.setattr(transitions, "_count_missing", lambda task: max(right(task) - 1, 0))
+
+
+@breakage
+def an_old_copy_counts_as_the_present_value(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def added(self: Any, now: float, address: str, msg: KeysAdded) -> None:
+            here = [self.tasks[v.key] for v in msg.versions if v.key in self.tasks]
+            versions = tuple(Version(task.key, task.attempt) for task in here)
+            right(self, now, address, KeysAdded(versions))
+
+        return added
+
+    replace(patch, SchedulerState, "keys_added", make)
+
+
+@breakage
+def who_asks_late_is_not_told(patch: Patch) -> None:
+    def want(self: Any, client: Any, task: Task) -> None:
+        task.add_client(client)
+
+    patch.setattr(SchedulerState, "_want", want)
+
+
+@breakage
+def only_the_task_that_failed_is_reported(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def tell(self: Any, task: Task, message: Any) -> None:
+            if type(message) is not TaskFailed or message.error.key == task.key:
+                right(self, task, message)
+
+        return tell
+
+    replace(patch, SchedulerState, "_tell", make)
+
+
+@breakage
+def bytes_of_a_dropped_copy_still_count(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def drop(self: Task, worker: WorkerRecord) -> None:
+            before = worker.nbytes
+            right(self, worker)
+            worker.nbytes = before
+
+        return drop
+
+    replace(patch, Task, "drop_holder", make)
+
+
+@breakage
+def code_counts_as_known_though_it_was_not_sent(patch: Patch) -> None:
+    def define(self: Functions, function: Any, worker: WorkerRecord) -> None:
+        function.known_by[worker] = None
+
+    patch.setattr(Functions, "define", define)
+
+
+@breakage
+def what_others_want_is_cancelled_too(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        return lambda self, tasks, reason, name=None: right(self, tasks, reason, None)
+
+    replace(patch, SchedulerState, "_cancel", make)
+
+
+@breakage
+def half_a_graph_of_a_lost_client_is_kept(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def lost(self: Any, now: float, name: str) -> None:
+            if name in self.clients:
+                self.clients[name].generations.clear()
+            right(self, now, name)
+
+        return lost
+
+    replace(patch, SchedulerState, "client_lost", make)
+
+
+@breakage
+def scattered_data_that_nobody_takes_stays(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_free_placed", lambda self, placed: None)
+
+
+# -- The worker -----------------------------------------------------------------------------------
+
+
+@breakage
+def the_next_holder_is_never_asked(patch: Patch) -> None:
+    patch.setattr(WorkerState, "_not_there", lambda self, key, address: None)
+
+
+@breakage
+def a_run_is_not_freed(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def freed(self: WorkerState, now: float, msg: FreeKeys) -> None:
+            def is_running(version: Version) -> bool:
+                task = self.tasks.get(version.key)
+                return task is not None and task.state == "executing"
+
+            right(self, now, FreeKeys(tuple(v for v in msg.versions if not is_running(v))))
+
+        return freed
+
+    replace(patch, WorkerState, "keys_freed", make)
+
+
+@breakage
+def the_end_of_a_task_that_no_client_wants_is_not_reported(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def ended(self: WorkerState, task: HeldTask, ran: Any) -> None:
+            right(self, task, ran)
+            if not task.wanted:
+                self.outbox = [m for m in self.outbox if type(m) is not TaskFinished]
+
+        return ended
+
+    replace(patch, WorkerState, "_executing_to_memory", make)
+
+
+@breakage
+def a_thread_is_free_as_soon_as_its_run_is_abandoned(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def drop(self: WorkerState, task: HeldTask) -> None:
+            self.executing -= task.state == "executing"
+            right(self, task)
+
+        return drop
+
+    replace(patch, WorkerState, "_drop", make)
+
+
+@breakage
+def a_task_starts_with_one_input_missing(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def compute(self: WorkerState, now: float, msg: Any) -> None:
+            right(self, now, msg)
+            task = self.tasks.get(msg.key)
+            if task is not None and task.state == "waiting" and task.missing > 1:
+                task.missing -= 1
+
+        return compute
+
+    replace(patch, WorkerState, "compute_task", make)
+
+
+@breakage
+def inputs_that_nobody_needs_are_fetched_and_kept(patch: Patch) -> None:
+    def leave(self: WorkerState, task: HeldTask) -> None:
+        dependencies, task.dependencies = task.dependencies, ()
+        for key in dependencies:
+            if key in self.tasks:
+                self.tasks[key].dependents.pop(task.key, None)
+
+    patch.setattr(WorkerState, "_leave_dependencies", leave)
+
+
+@breakage
+def a_value_that_was_freed_before_it_came_is_kept(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def stored(self: WorkerState, now: float, *args: Any) -> None:
+            self._freed_early.clear()
+            right(self, now, *args)
+
+        return stored
+
+    replace(patch, WorkerState, "value_stored", make)
