@@ -184,6 +184,11 @@ class TaskThreads:
                 self._n_blocked -= 1
             self._tell_lent_soon()
 
+    @property
+    def lent(self) -> int:
+        """Tasks that wait for others, or have seceded."""
+        return self._n_blocked
+
     def _tell_lent_soon(self) -> None:
         if not self._lent_is_due:
             self._lent_is_due = True

@@ -445,6 +445,7 @@ class ComputeTask(NamedTuple):
     dependencies: tuple[Dependency, ...]
     priority: tuple[float, int, int]  # smaller runs earlier
     wanted: bool  # a client holds its future: send a small value along
+    resources: tuple[tuple[str, float], ...] = ()  # what it takes of the worker's while it runs
 
 
 class TakeBack(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -13,61 +14,49 @@ from typing import Any
 from hpcdask import host as hosts
 from hpcdask import network
 from hpcdask._version import __version__
-from hpcdask.calls import call
+from hpcdask.client_requests import REQUESTS, ClientRequests
 from hpcdask.comm import Comm, Listener, connect, listen
 from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
-from hpcdask.errors import CommClosedError, LaunchError, TokenError, WaitTimeoutError
+from hpcdask.errors import CommClosedError, LaunchError, TokenError
+from hpcdask.feeding import Feed
 from hpcdask.messages import (
     PROTOCOL_VERSION,
-    AwaitWorkers,
-    Blob,
-    CallFunction,
-    CallOutcomes,
+    AllTold,
     CallReturned,
     CancelKeys,
+    ClientClosing,
     CloseNanny,
     CloseWorker,
     DataMissing,
     DataScattered,
     Failure,
-    GatherKeys,
+    GivenBack,
     Heartbeat,
-    Inspect,
     KeepUntilDone,
     KeysAdded,
-    KeyValues,
-    LocateKeys,
-    Locations,
+    KeysDropped,
     Message,
-    PlanScatter,
+    NotAcquired,
     Refused,
     RegisterClient,
     Registered,
     RegisterNanny,
     RegisterWorker,
     ReleaseKeys,
-    Reply,
-    RestartWorker,
-    RestartWorkers,
-    RunOnScheduler,
-    RunOnWorkers,
-    ScatterPlan,
     Shutdown,
-    StoredValue,
-    StoreForClient,
     SubmitTasks,
     TaskErred,
-    TaskError,
     TaskFinished,
     ThreadsLent,
-    Version,
     WantKeys,
     WorkerClosing,
     WorkerDied,
+    WorkerLeaving,
+    WorkerLives,
 )
-from hpcdask.peers import Peers, RequestFailedError, Requests
+from hpcdask.peers import Peers
 from hpcdask.rendezvous import (
     Contact,
     SchedulerFileReader,
@@ -76,8 +65,6 @@ from hpcdask.rendezvous import (
     write_scheduler_file,
 )
 from hpcdask.service import Service
-from hpcdask.snapshots import INSPECTIONS, identity
-from hpcdask.tracebacks import to_task_error
 
 log = logging.getLogger("hpcdask.scheduler")
 
@@ -87,6 +74,10 @@ _INTRODUCTION = 10.0
 _ONE_LOOK = 2.0
 #: Seconds that workers and nannies have to end when the cluster is shut down.
 _FAREWELL = 3.0
+#: Seconds between two looks at the clock: for idle workers, silent ones, and how busy the loop is.
+_TICK = 0.1
+#: Seconds that a nanny has to tell how its worker died, if a task is to be given up for that.
+_LAST_WORDS = 1.0
 #: Heartbeats that all workers together send, per second, at most; and seconds between two of one.
 _HEARTBEATS_PER_SECOND, _HEARTBEAT = 100.0, 2.0
 
@@ -116,6 +107,11 @@ class Scheduler(Service):
         End after so many seconds without tasks.
     allowed_failures : int
         Workers that may die under a task before it is given up.
+    worker_ttl : float or str
+        Seconds of silence after which a worker is taken for lost; 0 to wait for ever.
+    client_grace : float or str
+        Seconds that the work of a client is kept which has vanished without a word, and may come
+        back.
     protocol : str
         "tcp" or "inproc".
     preload, preload_argv : iterable of str
@@ -144,6 +140,8 @@ class Scheduler(Service):
         auth: bool = True,
         idle_timeout: float | str | None = None,
         allowed_failures: int = 3,
+        worker_ttl: float | str | None = 30.0,
+        client_grace: float | str = 30.0,
         protocol: str = "tcp",
         preload: Iterable[str] = (),
         preload_argv: Iterable[str] = (),
@@ -154,13 +152,17 @@ class Scheduler(Service):
         self.name = name or self.id
         self.started = time.time()
         self.scheduler_file = None if scheduler_file is None else os.fspath(scheduler_file)
-        self.state = SchedulerState(allowed_failures)
+        self.state = SchedulerState(allowed_failures, first_attempt=time.time_ns() // 1000)
         self.address = ""
         self.inproc_address = ""
         self.workers: dict[str, Comm] = {}
         self.clients: dict[str, Comm] = {}
         self.nannies: dict[str, tuple[Comm, RegisterNanny]] = {}
-        self.last_words: dict[str, WorkerDied] = {}  # by worker name
+        self.last_words: dict[str, WorkerDied] = {}  # by nanny id
+        self.worker_ttl = hosts.parse_timedelta(worker_ttl or 0)
+        #: Longest time in seconds for which the event loop was not free, lately and ever.
+        self.longest_tick = 0.0
+        self._client_grace = hosts.parse_timedelta(client_grace)
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
         #: moment, since one that comes too late would look for us until its deadline.
         self.expected_nannies = 0
@@ -171,7 +173,7 @@ class Scheduler(Service):
         self._idle_timeout = None if idle_timeout is None else hosts.parse_timedelta(idle_timeout)
         self._listeners: list[Listener] = []
         self._comms: set[Comm] = set()
-        self._requests = Requests()
+        self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
         self._progress = asyncio.Event()  # set whenever workers or nannies come or go
 
@@ -189,12 +191,13 @@ class Scheduler(Service):
         else:
             log.warning("authentication is off: anybody who reaches this port can run code as you")
         self.options = CommOptions.from_environment(token)
-        self._peers = Peers(self.options)
+        self.peers = Peers(self.options)
         await self._listen()
         if self.scheduler_file is not None:
             await self._refuse_taken_file(self.scheduler_file)
             write_scheduler_file(self.scheduler_file, self.contact())
         self._spawn(self._watch_idle())
+        self._spawn(self._tick())
         log.info("Scheduler at: %s", self.address)
 
     async def _refuse_taken_file(self, path: str) -> None:
@@ -261,23 +264,23 @@ class Scheduler(Service):
         if self.scheduler_file is not None:
             remove_scheduler_file(self.scheduler_file, self.id)
         if self.has_run:
-            await self._until(lambda: self._nannies_joined >= self.expected_nannies, _FAREWELL)
+            await self.until(lambda: self._nannies_joined >= self.expected_nannies, _FAREWELL)
         for listener in self._listeners:
             listener.close()
-        if hasattr(self, "_peers"):
-            self._peers.close()
+        if hasattr(self, "peers"):
+            self.peers.close()
         # Nannies first, or they would replace the workers that end.
         for comm, _ in list(self.nannies.values()):
             comm.send(CloseNanny(reason))
         for comm in list(self.workers.values()):
             comm.send(CloseWorker(reason))
-        await self._until(lambda: not self.workers and not self.nannies, _FAREWELL)
+        await self.until(lambda: not self.workers and not self.nannies, _FAREWELL)
         for comm in list(self._comms):
             comm.close()
         if self.has_run:
             log.info("Scheduler closed: %s", reason)
 
-    async def _until(self, happened: Callable[[], bool], timeout: float) -> bool:
+    async def until(self, happened: Callable[[], bool], timeout: float) -> bool:
         """Wait for something that workers' coming and going decides."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -303,6 +306,34 @@ class Scheduler(Service):
                 # Not awaited: closing cancels this very task.
                 asyncio.get_running_loop().create_task(self.close(text))
                 return
+
+    async def _tick(self) -> None:
+        """Do what is due by time alone, and measure how long others had to wait for the loop."""
+        look_for_silent = 0.0
+        while True:
+            due = self.now() + _TICK
+            await asyncio.sleep(_TICK)
+            now = self.now()
+            self.longest_tick = max(self.longest_tick, now - due)
+            self.state.tick(now)
+            if self.worker_ttl and now > look_for_silent:
+                look_for_silent = now + min(1.0, self.worker_ttl / 4)
+                self._drop_silent(now, now - due)
+            self.flush()
+
+    def _drop_silent(self, now: float, late: float) -> None:
+        """Give up workers of which nothing is heard, although the connection stands.
+
+        What they sent while we were late ourselves is still to be read.
+        """
+        silent = self.state.silent_workers(now - late, self.worker_ttl)
+        for worker in silent:
+            text = f"nothing was heard of it for {self.worker_ttl:g} s"
+            comm = self.workers.get(worker.address)
+            if comm is not None:
+                comm.abort(text)
+        if silent:
+            self.state.workers_gone(tuple(worker.address for worker in silent))
 
     # -- Connections ------------------------------------------------------------------------------
 
@@ -347,51 +378,131 @@ class Scheduler(Service):
 
     def _client_joins(self, comm: Comm, hello: RegisterClient) -> None:
         name = hello.client
+        if hello.returns:
+            self.state.client_returned(self.now(), name)
+        else:
+            self.state.client_joined(self.now(), name)
         self.clients[name] = comm
-        self.state.client_joined(self._now(), name)
         comm.send(self._registered())
+        has_said_goodbye = False
+
+        def handle(message: Message) -> None:
+            nonlocal has_said_goodbye
+            has_said_goodbye |= type(message) is ClientClosing
+            self._from_client(name, comm, message)
+
+        feed = Feed(handle, self.flush)
 
         def on_closed(reason: CommClosedError) -> None:
+            feed.finish()
             self._comms.discard(comm)
             if self.clients.get(name) is comm:
                 del self.clients[name]
-                self.state.client_lost(self._now(), name)
-                self._flush()
+                if has_said_goodbye or not self._client_grace or self.status == "closing":
+                    self.state.client_lost(self.now(), name)
+                    self.flush()
+                else:
+                    self._spawn(self._forget_client(name))
 
-        comm.start(lambda batch: self._from_client(name, comm, batch), on_closed)
+        comm.start(feed, on_closed)
+
+    async def _forget_client(self, name: str) -> None:
+        """Forget a client that said no goodbye, unless it comes back."""
+        log.info("client %s has vanished; its work is kept for %g s", name, self._client_grace)
+        await asyncio.sleep(self._client_grace)
+        if name not in self.clients:
+            self.state.client_lost(self.now(), name)
+            self.flush()
 
     def _worker_joins(self, comm: Comm, hello: RegisterWorker) -> None:
         address = hello.address
         if address in self.workers:  # the old connection is dead and we do not know it yet
             self.workers.pop(address).abort("replaced by a new connection")
-            self.state.worker_lost(self._now(), address, planned=True)
+            self.state.worker_lost(self.now(), address, planned=True)
         self.workers[address] = comm
         self._progress.set()
-        log.info("Register worker %s, %d threads, at %s", hello.name, hello.nthreads, address)
+        again = " again" if hello.returns else ""
+        log.info(
+            "Register worker %s%s, %d threads, at %s", hello.name, again, hello.nthreads, address
+        )
         comm.send(self._registered())
-        self.state.worker_joined(self._now(), hello)
-        self._flush()
+        self.state.worker_joined(self.now(), hello)
+        self.flush()
         leaves_on_purpose = False
 
-        def on_batch(batch: list[Message]) -> None:
+        def handle(message: Message) -> None:
             nonlocal leaves_on_purpose
-            leaves_on_purpose |= any(type(message) is WorkerClosing for message in batch)
-            self._from_worker(address, batch)
+            leaves_on_purpose |= type(message) is WorkerClosing
+            self._from_worker(address, message)
+
+        feed = Feed(handle, self.flush)
+
+        def on_batch(batch: list[Message]) -> None:
+            record = self.state.workers.get(address)
+            if record is not None:
+                record.last_seen = self.now()
+            feed(batch)
 
         def on_closed(reason: CommClosedError) -> None:
+            feed.finish()
             self._comms.discard(comm)
             if self.workers.get(address) is not comm:
                 return
-            del self.workers[address]
-            self._peers.forget(address)
-            self._progress.set()
+            self.peers.forget(address)
             planned = leaves_on_purpose or self.status == "closing"
             level = logging.INFO if planned else logging.WARNING
             log.log(level, "Remove worker %s at %s: %s", hello.name, address, reason)
-            self.state.worker_lost(self._now(), address, planned)
-            self._flush()
+            if not planned and hello.nanny in self.nannies and self.state.would_give_up(address):
+                self._spawn(self._bury(comm, hello, str(reason)))
+            else:
+                self._worker_lost(comm, hello, planned, str(reason))
 
         comm.start(on_batch, on_closed)
+
+    async def _bury(self, comm: Comm, hello: RegisterWorker, reason: str) -> None:
+        """Wait for what the nanny knows of a worker's end, since a user is to be told."""
+        await self.until(lambda: self._last_words_of(hello) is not None, _LAST_WORDS)
+        self._worker_lost(comm, hello, False, reason)
+
+    def _last_words_of(self, hello: RegisterWorker) -> WorkerDied | None:
+        words = self.last_words.get(hello.nanny)
+        return words if words is not None and words.pid == hello.pid else None
+
+    def _worker_lost(self, comm: Comm, hello: RegisterWorker, planned: bool, reason: str) -> None:
+        if self.workers.get(hello.address) is not comm:
+            return  # it has come back meanwhile
+        del self.workers[hello.address]
+        self._progress.set()
+        words = self._last_words_of(hello)
+        how = reason if words is None else last_words(words)
+        self.state.worker_lost(self.now(), hello.address, planned, how)
+        self.flush()
+
+    async def retire(self, addresses: Iterable[str], timeout: float) -> list[str]:
+        """Let workers end, after others have what only they hold.
+
+        Parameters
+        ----------
+        addresses : iterable of str
+            Of the workers.
+        timeout : float
+            Seconds after which those that have not ended are ended anyway.
+
+        Returns
+        -------
+        list of str
+            The addresses of those that have ended.
+        """
+        leaving = [address for address in addresses if address in self.workers]
+        for address in leaving:
+            self.state.worker_leaving(self.now(), address, "it was retired")
+        self.flush()
+        if not await self.until(lambda: not set(leaving) & set(self.workers), timeout):
+            for address in leaving:
+                if address in self.workers:
+                    self.workers[address].send(CloseWorker("it was retired"))
+            await self.until(lambda: not set(leaving) & set(self.workers), _FAREWELL)
+        return [address for address in leaving if address not in self.workers]
 
     def _nanny_joins(self, comm: Comm, hello: RegisterNanny) -> None:
         self.nannies[hello.name] = (comm, hello)
@@ -402,31 +513,29 @@ class Scheduler(Service):
         def on_batch(batch: list[Message]) -> None:
             for message in batch:
                 if type(message) is WorkerDied:
-                    self.last_words[message.name] = message
-                    log.warning(
-                        "worker %s (pid %d) ended with code %d; the last lines it wrote: %s",
-                        message.name,
-                        message.pid,
-                        message.exit_code,
-                        message.stderr or "none",
-                    )
+                    self.last_words[hello.name] = message
+                    self._progress.set()
+                    log.warning("worker %s %s", message.name, last_words(message))
+                elif type(message) is WorkerLives:
+                    self._vouched_for(hello.name)
                 elif type(message) in (CallReturned, Failure):
-                    self._requests.answered(message)
+                    self.requests.call_answered(message)
 
         def on_closed(reason: CommClosedError) -> None:
             self._comms.discard(comm)
             if self.nannies.get(hello.name, (None,))[0] is comm:
                 del self.nannies[hello.name]
+                self.last_words.pop(hello.name, None)
             self._progress.set()
 
         comm.start(on_batch, on_closed)
 
     # -- Messages ---------------------------------------------------------------------------------
 
-    def _now(self) -> float:
+    def now(self) -> float:
         return time.monotonic()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Send what the state has to say."""
         outbox = self.state.outbox
         if not outbox:
@@ -437,183 +546,68 @@ class Scheduler(Service):
             if comm is not None:
                 comm.send_now(messages)
 
-    def _from_worker(self, address: str, batch: list[Message]) -> None:
-        now, state = self._now(), self.state
-        for message in batch:
-            event = _WORKER_EVENTS.get(type(message))
-            if event is not None:
-                event(state, now, address, message)
-            elif type(message) in (CallReturned, Failure):
-                self._requests.answered(message)
-        self._flush()
+    def _vouched_for(self, nanny: str) -> None:
+        """A worker that cannot speak, since code of a task keeps the interpreter, is at work."""
+        for worker in self.state.workers.values():
+            if worker.info.nanny == nanny:
+                worker.last_seen = self.now()
 
-    def _from_client(self, name: str, comm: Comm, batch: list[Message]) -> None:
-        now, state = self._now(), self.state
-        for message in batch:
-            event = _CLIENT_EVENTS.get(type(message))
-            if event is not None:
-                event(state, now, name, message)
-                continue
-            if type(message) is KeepUntilDone:
-                state.kept_until_done(now, message)
-            elif type(message) is Shutdown:
-                log.info("client %s shuts the cluster down: %s", name, message.reason)
-                asyncio.get_running_loop().create_task(self.close(message.reason))
-            elif type(message) in _REQUESTS:
-                self._spawn(self._serve(name, comm, message))
-        self._flush()
+    def _from_worker(self, address: str, message: Message) -> None:
+        kind = type(message)
+        event = _WORKER_EVENTS.get(kind)
+        if event is not None:
+            event(self.state, self.now(), address, message)
+        elif kind is WorkerLeaving:
+            log.info("worker %s is to end: %s", address, message.reason)
+            self.state.worker_leaving(self.now(), address, message.reason)
+        elif kind in (CallReturned, Failure):
+            self.requests.call_answered(message)
 
-    async def _serve(self, name: str, comm: Comm, message: Any) -> None:
-        """Answer a request; whatever goes wrong is the answer, too."""
-        try:
-            answer = await _REQUESTS[type(message)](self, name, message)
-        except RequestFailedError as exc:
-            answer = Failure(message.request, exc.error)
-        except Exception as exc:
-            answer = Failure(message.request, to_task_error(exc))
-        comm.send(answer)
+    def _from_client(self, name: str, comm: Comm, message: Message) -> None:
+        kind = type(message)
+        event = _CLIENT_EVENTS.get(kind)
+        if event is not None:
+            event(self.state, self.now(), name, message)
+        elif kind in REQUESTS:
+            self._spawn(self._answer(name, comm, message))
+        elif kind is KeepUntilDone:
+            self.state.kept_until_done(self.now(), message)
+        elif kind is AllTold:
+            self.state.all_told(self.now(), name)
+        elif kind is Shutdown:
+            log.info("client %s shuts the cluster down: %s", name, message.reason)
+            asyncio.get_running_loop().create_task(self.close(message.reason))
 
-    # -- Requests of clients ----------------------------------------------------------------------
-
-    async def _locate(self, name: str, msg: LocateKeys) -> Locations:
-        return Locations(msg.request, tuple(map(self.state.locate, msg.keys)))
-
-    async def _gather(self, name: str, msg: GatherKeys) -> KeyValues:
-        """Fetch for a client that cannot reach the workers itself."""
-        by_worker: dict[str, list[Version]] = {}
-        missing = []
-        for dependency in map(self.state.locate, msg.keys):
-            if dependency.addresses:
-                version = Version(dependency.key, dependency.attempt)
-                by_worker.setdefault(dependency.addresses[0], []).append(version)
-            else:
-                missing.append(dependency.key)
-        fetches = [self._peers.fetch(address, keys) for address, keys in by_worker.items()]
-        answers = await asyncio.gather(*fetches, return_exceptions=True)
-        values: list[StoredValue] = []
-        failed: list[tuple[str, TaskError]] = []
-        for versions, answer in zip(by_worker.values(), answers, strict=True):
-            if isinstance(answer, BaseException):
-                missing += [version.key for version in versions]
-            else:
-                values += answer.values
-                missing += answer.missing
-                failed += answer.failed
-        return KeyValues(msg.request, tuple(values), tuple(missing), tuple(failed))
-
-    async def _plan_scatter(self, name: str, msg: PlanScatter) -> ScatterPlan:
-        planned = self.state.scatter_planned(self._now(), name, msg)
-        return ScatterPlan(msg.request, tuple(planned))
-
-    async def _store(self, name: str, msg: StoreForClient) -> Reply:
-        await self._peers.store(msg.address, msg.values)
-        return Reply(msg.request, None)
-
-    async def _inspect(self, name: str, msg: Inspect) -> Reply:
-        if msg.what == "identity":
-            about = identity(self.state, self.id, self.name, self.address, self.started)
-            return Reply(msg.request, about)
-        return Reply(msg.request, INSPECTIONS[msg.what](self.state, msg.names))
-
-    async def _run_on_scheduler(self, name: str, msg: RunOnScheduler) -> CallOutcomes:
-        work = call(msg.function, self.address, {"dask_scheduler": self}, threaded=False)
-        if not msg.wait:
-            self._spawn(work)
-            return CallOutcomes(msg.request, (), ())
-        return _outcomes(msg.request, [(self.address, await work)])
-
-    async def _run_on_workers(self, name: str, msg: RunOnWorkers) -> CallOutcomes:
-        chosen = self.state.find_workers(msg.workers)
-        comms = [(worker.address, self.workers[worker.address]) for worker in chosen]
-        if msg.nanny:
-            comms = [
-                (worker.info.nanny, self.nannies[worker.info.nanny][0])
-                for worker in chosen
-                if worker.info.nanny in self.nannies
-            ]
-        asked = [
-            (address, await self._call(comm, msg.function, msg.wait)) for address, comm in comms
-        ]
-        if not msg.wait:
-            return CallOutcomes(msg.request, (), ())
-        answers = [(address, await _result_or_error(address, future)) for address, future in asked]
-        return _outcomes(msg.request, answers)
-
-    async def _call(self, comm: Comm, function: Any, wait: bool) -> asyncio.Future[Any]:
-        """Send a call; its future fails if the connection ends before the answer."""
-        number, future = self._requests.new()
-        comm.send(CallFunction(number, function))
-        if not wait:
-            future.cancel()
-            return future
-
-        async def watch() -> None:
-            await comm.wait_closed()
-            if not future.done():
-                future.set_exception(CommClosedError(f"{comm.peer} ended before it answered"))
-
-        watcher = self._spawn(watch())
-        future.add_done_callback(lambda _: watcher.cancel())
-        return future
-
-    async def call_worker(self, address: str, function: Blob) -> Blob | TaskError:
-        """Call a pickled (function, args, kwargs) on one worker, and return its pickled result."""
-        asked = await self._call(self.workers[address], function, True)
-        answer: Blob | TaskError = await _result_or_error(address, asked)
-        return answer
-
-    async def _await_workers(self, name: str, msg: AwaitWorkers) -> Reply:
-        await self._until(lambda: len(self.workers) >= msg.n_workers, msg.timeout)
-        return Reply(msg.request, len(self.workers))
-
-    async def _restart(self, name: str, msg: RestartWorkers) -> Reply:
-        """Forget all tasks, and give every nanny's worker a new process."""
-        self.state.restarted(self._now(), "the cluster was restarted")
-        self._flush()
-        old = {worker.address: worker.info for worker in self.state.workers.values()}
-        expected = {info.nanny for info in old.values() if info.nanny in self.nannies}
-        for nanny in expected:
-            self.nannies[nanny][0].send(RestartWorker())
-        for address, info in old.items():
-            if info.nanny not in expected:
-                self.workers[address].send(CloseWorker("the cluster was restarted"))
-
-        def are_back() -> bool:
-            fresh = [w.info for a, w in self.state.workers.items() if a not in old]
-            return expected <= {info.nanny for info in fresh}
-
-        if not await self._until(are_back, msg.timeout):
-            fresh = {w.info.nanny for a, w in self.state.workers.items() if a not in old}
-            raise WaitTimeoutError(
-                f"{len(expected - fresh)} of {len(expected)} workers were not back within "
-                f"{msg.timeout:g} s after a restart: {sorted(expected - fresh)}"
-            )
-        return Reply(msg.request, None)
+    async def _answer(self, name: str, comm: Comm, message: Message) -> None:
+        comm.send(await self.requests.answer(name, message))
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.address!r}, workers: {len(self.workers)}, {self.status}>"
 
 
-async def _result_or_error(address: str, future: asyncio.Future[Any]) -> Any:
-    try:
-        return (await future).value
-    except RequestFailedError as exc:
-        return exc.error
-    except Exception as exc:
-        return to_task_error(exc, worker=address)
-
-
-def _outcomes(request: int, answers: list[tuple[str, Any]]) -> CallOutcomes:
-    returned = tuple((a, value) for a, value in answers if type(value) is not TaskError)
-    raised = tuple((a, value) for a, value in answers if type(value) is TaskError)
-    return CallOutcomes(request, returned, raised)
+def last_words(died: WorkerDied) -> str:
+    """What a nanny tells of its worker's end, in words."""
+    code = died.exit_code
+    how = f"exited with code {code}"
+    if code < 0:
+        try:
+            how = f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            how = f"was killed by signal {-code}"
+    lines = died.stderr.strip()
+    return f"(pid {died.pid}) {how}; " + (
+        f"the last lines it wrote:\n{lines}\n" if lines else "it wrote nothing"
+    )
 
 
 _WORKER_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None]] = {
     TaskFinished: SchedulerState.task_finished,
     TaskErred: SchedulerState.task_erred,
     KeysAdded: SchedulerState.keys_added,
+    KeysDropped: SchedulerState.keys_dropped,
     DataMissing: SchedulerState.data_missing,
+    GivenBack: SchedulerState.given_back,
+    NotAcquired: SchedulerState.not_acquired,
     Heartbeat: SchedulerState.heartbeat,
     ThreadsLent: SchedulerState.threads_lent,
 }
@@ -623,15 +617,4 @@ _CLIENT_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None
     ReleaseKeys: SchedulerState.keys_released,
     CancelKeys: SchedulerState.keys_cancelled,
     DataScattered: SchedulerState.data_scattered,
-}
-_REQUESTS: dict[type[Any], Any] = {
-    LocateKeys: Scheduler._locate,
-    GatherKeys: Scheduler._gather,
-    PlanScatter: Scheduler._plan_scatter,
-    StoreForClient: Scheduler._store,
-    Inspect: Scheduler._inspect,
-    RunOnWorkers: Scheduler._run_on_workers,
-    RunOnScheduler: Scheduler._run_on_scheduler,
-    RestartWorkers: Scheduler._restart,
-    AwaitWorkers: Scheduler._await_workers,
 }

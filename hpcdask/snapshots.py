@@ -33,11 +33,17 @@ def processing(state: SchedulerState, workers: Iterable[str]) -> dict[str, list[
     return {w.address: [t.key for t in w.processing] for w in state.find_workers(workers)}
 
 
+def no_worker(state: SchedulerState, keys: Iterable[str]) -> dict[str, str]:
+    """Tasks that no worker may run, with the reason."""
+    return state.why_not_running(keys)
+
+
 INSPECTIONS: dict[str, Callable[[SchedulerState, Iterable[str]], dict[str, Any]]] = {
     "who_has": who_has,
     "has_what": has_what,
     "nthreads": nthreads,
     "processing": processing,
+    "no-worker": no_worker,
 }
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hpcdask import host as hosts
@@ -22,10 +22,11 @@ from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Abandon, Execute, Fetch, Outcome, WorkerState
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
-from hpcdask.errors import CommClosedError, ConfigError, LaunchError
+from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
 from hpcdask.execution import TaskThreads, current_worker, in_thread, on_behalf_of, sizeof
 from hpcdask.messages import (
     PROTOCOL_VERSION,
+    AcquireKeys,
     Blob,
     CallFunction,
     CallReturned,
@@ -44,10 +45,12 @@ from hpcdask.messages import (
     Reply,
     StoredValue,
     StoreKeys,
+    TakeBack,
     TaskError,
     ThreadsLent,
     Version,
     WorkerClosing,
+    WorkersGone,
 )
 from hpcdask.peers import Peers
 from hpcdask.service import Service
@@ -93,6 +96,11 @@ class Worker(Service):
         As for `Scheduler`.
     nanny : str
         Name of the nanny that watches this worker, if one does.
+    resources : mapping of str to float, optional
+        What tasks submitted with ``resources=`` may take of this worker while they run.
+    reconnect_timeout : float or str
+        Seconds to look for a lost scheduler, or another in its place, while what runs goes on and
+        what is held is kept; 0 to end at once.
     preload, preload_argv : iterable of str
         Modules or files with ``dask_setup(worker)`` and ``dask_teardown(worker)``.
     """
@@ -117,6 +125,8 @@ class Worker(Service):
         token_file: str | None = None,
         auth: bool = True,
         nanny: str = "",
+        resources: Mapping[str, float] | None = None,
+        reconnect_timeout: float | str = 60.0,
         preload: Iterable[str] = (),
         preload_argv: Iterable[str] = (),
     ) -> None:
@@ -143,6 +153,8 @@ class Worker(Service):
         self._death_timeout = hosts.parse_timedelta(death_timeout)
         self._listener: Listener | None = None
         self._comms: set[Comm] = set()
+        self.resources = {name: float(amount) for name, amount in (resources or {}).items()}
+        self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
         self._link: Link | None = None
         self._client: Any = None  # of tasks that use the cluster
 
@@ -152,12 +164,17 @@ class Worker(Service):
         scratch = hosts.local_directory(self._scratch)
         _remove_leftovers(scratch)
         self.local_directory, self._scratch_lock = _own_folder(scratch)
-        self._link = await reach_scheduler(self.place, self._offer, self._death_timeout)
-        self.scheduler_address = self._link.address
-        self._link.comm.start(self._from_scheduler, self._scheduler_lost)
+        link = await reach_scheduler(self.place, self._offer, self._death_timeout)
+        self._join(link)
         self._threads.start()
-        self._spawn(self._beat(self._link.registered.heartbeat))
+        self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
+
+    def _join(self, link: Link) -> None:
+        self._link = link
+        self.scheduler_address = link.address
+        link.comm.start(self._from_scheduler, self._scheduler_lost)
+        self._act()
 
     async def _offer(self, scheduler: str, options: CommOptions) -> RegisterWorker:
         """Listen, and say where."""
@@ -169,11 +186,14 @@ class Worker(Service):
         self.name = self.name or self.address
         self.options = options
         self._peers = Peers(options)
-        self.state = WorkerState(self.address, self.nthreads)
+        self.state = WorkerState(self.address, self.nthreads, self.resources)
         self._threads = TaskThreads(
             self, self.address, self.nthreads, self._runs_ended, self._threads_lent
         )
         log.info("Start worker at: %s", self.address)
+        return self._about()
+
+    def _about(self) -> RegisterWorker:
         return RegisterWorker(
             address=self.address,
             name=self.name,
@@ -185,6 +205,7 @@ class Worker(Service):
             nanny=self._nanny,
             protocol=PROTOCOL_VERSION,
             version=__version__,
+            resources=tuple(sorted(self.resources.items())),
         )
 
     async def _listen(self, scheduler: str, options: CommOptions) -> None:
@@ -231,7 +252,30 @@ class Worker(Service):
             log.info("Stopped worker at %s: %s", self.address, reason)
 
     def _scheduler_lost(self, reason: CommClosedError) -> None:
-        asyncio.get_running_loop().create_task(self._fail(f"lost the scheduler: {reason}"))
+        if self._reconnect_timeout and self.status == "running":
+            self._spawn(self._find_scheduler_again(reason))
+        else:
+            asyncio.get_running_loop().create_task(self._fail(f"lost the scheduler: {reason}"))
+
+    async def _find_scheduler_again(self, reason: CommClosedError) -> None:
+        """Go on with what runs, and look for the scheduler, or another in its place."""
+        limit = self._reconnect_timeout
+        log.warning("lost the scheduler (%s); looking for it for %g s", reason, limit)
+        try:
+            link = await reach_scheduler(self.place, self._offer_again, limit)
+        except (OSError, HpcdaskError) as exc:
+            text = f"lost the scheduler: {reason}; not found again within {limit:g} s: {exc}"
+            asyncio.get_running_loop().create_task(self._fail(text))
+            return
+        self._join(link)
+        if self._threads.lent:
+            link.comm.send(ThreadsLent(self._threads.lent))
+        log.info("Registered again to: %s", self.scheduler_address)
+
+    async def _offer_again(self, scheduler: str, options: CommOptions) -> RegisterWorker:
+        """Say what has been kept."""
+        values, runs = self.state.came_back(time.monotonic())
+        return self._about()._replace(returns=True, values=values, runs=runs)
 
     async def _beat(self, interval: float) -> None:
         """Tell the scheduler how we are, every `interval` seconds."""
@@ -252,14 +296,10 @@ class Worker(Service):
         now, state = time.monotonic(), self.state
         for message in batch:
             kind = type(message)
-            if kind is ComputeTask:
-                state.compute_task(now, message)
-            elif kind is FreeKeys:
-                state.keys_freed(now, message)
-            elif kind is DefineFunction:
-                state.function_defined(now, message)
-            elif kind is ForgetFunctions:
-                state.functions_forgotten(now, message)
+            event = _EVENTS.get(kind)
+            if event is not None:
+                event(state, now, message)
+            if kind is ForgetFunctions:
                 for function_id in message.function_ids:
                     self._threads.forget(function_id)
             elif kind is CallFunction:
@@ -281,7 +321,8 @@ class Worker(Service):
                     self._spawn(self._fetch(instruction))  # type: ignore[arg-type]
                 elif kind is Abandon:
                     self._threads.abandon(instruction)  # type: ignore[arg-type]
-        if state.outbox and self._link is not None:
+        # While the scheduler is lost it is kept: runs end that were announced to the next one.
+        if state.outbox and self._link is not None and not self._link.comm.closed:
             messages, state.outbox = state.outbox, []
             self._link.comm.send_now(messages)
 
@@ -412,6 +453,17 @@ class Worker(Service):
 
     def __repr__(self) -> str:
         return f"<Worker {self.address!r}, {self.nthreads} threads, {self.status}>"
+
+
+_EVENTS: dict[type[Any], Callable[[WorkerState, float, Any], None]] = {
+    ComputeTask: WorkerState.compute_task,
+    FreeKeys: WorkerState.keys_freed,
+    DefineFunction: WorkerState.function_defined,
+    ForgetFunctions: WorkerState.functions_forgotten,
+    TakeBack: WorkerState.take_back,
+    AcquireKeys: WorkerState.acquire_keys,
+    WorkersGone: WorkerState.workers_gone,
+}
 
 
 def _own_folder(scratch: str) -> tuple[str, int]:

@@ -24,45 +24,76 @@ MAX_CANDIDATES = 8
 
 def has_room(worker: WorkerRecord) -> bool:
     """Whether one more task may be sent ahead to this worker."""
-    count, nthreads = len(worker.processing), worker.nthreads
+    count, nthreads = len(worker.processing) - worker.n_ahead, worker.nthreads
     return count <= nthreads or (
         worker.occupancy < PREFETCH * nthreads and count < MAX_PREFETCH * nthreads
     )
 
 
+def has_free_thread(worker: WorkerRecord) -> bool:
+    """Whether a thread there has nothing to run."""
+    return len(worker.processing) - worker.n_ahead < worker.nthreads
+
+
 class Placement:
-    """Finds a worker for a task.
+    """Finds a worker for a task, among those of one lane.
 
     Workers with a free thread and workers with room stand in two rings; a worker that has filled
     up meanwhile is dropped when its turn comes, so each step is O(1) amortised.
+
+    Parameters
+    ----------
+    resources : tuple of (name, amount)
+        What each task takes of its worker's.
     """
 
-    def __init__(self) -> None:
-        self._free: deque[WorkerRecord] = deque()
-        self._room: deque[WorkerRecord] = deque()
+    def __init__(self, resources: tuple[tuple[str, float], ...] = ()) -> None:
+        self.workers: dict[WorkerRecord, None] = {}
+        self._resources = resources
+        self._free = _Ring()
+        self._room = _Ring()
+
+    def add(self, worker: WorkerRecord) -> None:
+        """Let it be chosen."""
+        self.workers[worker] = None
+        self.note(worker)
 
     def note(self, worker: WorkerRecord) -> None:
         """Look at a worker that may have got room."""
-        if not worker.is_free and len(worker.processing) < worker.nthreads:
-            worker.is_free = True
-            self._free.append(worker)
-        if not worker.in_room and has_room(worker):
-            worker.in_room = True
-            self._room.append(worker)
+        if self.has_room(worker):
+            if worker not in self._room.members:
+                self._room.add(worker)
+            if has_free_thread(worker) and worker not in self._free.members:
+                self._free.add(worker)
 
     def forget(self, worker: WorkerRecord) -> None:
         """Never choose this worker again."""
-        if worker.is_free:
-            self._free.remove(worker)
-        if worker.in_room:
-            self._room.remove(worker)
-        worker.is_free = worker.in_room = False
+        self.workers.pop(worker, None)
+        self._free.discard(worker)
+        self._room.discard(worker)
+
+    def has_room(self, worker: WorkerRecord) -> bool:
+        """Whether one more task may be sent there now."""
+        return has_room(worker) and (not self._resources or self._are_free(worker))
+
+    def _are_free(self, worker: WorkerRecord) -> bool:
+        free = worker.resources
+        return all([free.get(name, 0.0) >= amount for name, amount in self._resources])
+
+    def knows(self, worker: WorkerRecord) -> bool:
+        """Whether a worker would be found when it is its turn; for tests."""
+        in_free = not has_free_thread(worker) or worker in self._free.members
+        return in_free and worker in self._room.members
+
+    def idle_workers(self, limit: int) -> list[WorkerRecord]:
+        """Some workers with a free thread."""
+        return [w for w in islice(self._free.line, limit) if has_free_thread(w)]
 
     def choose(self, task: Task) -> WorkerRecord | None:
         """Return a worker for a task whose inputs are all in memory, or None if all are full.
 
-        A task with inputs always gets a worker while there is one: waiting would not bring the
-        inputs nearer.
+        One that takes no resources goes to a holder of its inputs even if that is full: waiting
+        would not bring the inputs nearer.
         """
         roomy = self._roomy()
         if not task.dependencies:
@@ -76,44 +107,72 @@ class Placement:
                 popular.append(dependency)
                 continue
             for holder in dependency.who_has:
-                local[holder] = local.get(holder, 0) + dependency.nbytes
+                if holder in self.workers:
+                    local[holder] = local.get(holder, 0) + dependency.nbytes
         candidates = sorted(local, key=local.__getitem__, reverse=True)[:MAX_CANDIDATES]
         if roomy is not None and roomy not in local:
             candidates.append(roomy)
         if popular:
             holders = max(popular, key=lambda d: d.nbytes).who_has
-            candidates.extend(w for w in islice(holders, MAX_CANDIDATES) if w not in candidates)
-        if len(candidates) == 1:
-            return candidates[0]
+            some = [w for w in islice(holders, MAX_CANDIDATES) if w in self.workers]
+            candidates.extend(w for w in some if w not in candidates)
+        if self._resources:
+            candidates = [worker for worker in candidates if self.has_room(worker)]
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
 
         def start(worker: WorkerRecord) -> float:
             here = local.get(worker, 0) + sum(d.nbytes for d in popular if worker in d.who_has)
-            return _start(worker, total - here)
+            return start_delay(worker, total - here)
 
         return min(candidates, key=start)
 
     def _roomy(self) -> WorkerRecord | None:
-        free = self._free
-        while free:
-            worker = free[0]
-            if len(worker.processing) < worker.nthreads:
-                free.rotate(-1)
+        line = self._free.line
+        while line:
+            worker = line[0]
+            if has_free_thread(worker) and self.has_room(worker):
+                line.rotate(-1)
                 return worker
-            free.popleft()
-            worker.is_free = False
-        room = self._room
-        while room:
-            worker = room[0]
-            if has_room(worker):
-                room.rotate(-1)
+            self._free.drop_first()
+        line = self._room.line
+        while line:
+            worker = line[0]
+            if self.has_room(worker):
+                line.rotate(-1)
                 return worker
-            room.popleft()
-            worker.in_room = False
+            self._room.drop_first()
         return None
 
 
-def _start(worker: WorkerRecord, missing_bytes: int) -> float:
+class _Ring:
+    """Workers in a line, each once."""
+
+    __slots__ = ("line", "members")
+
+    def __init__(self) -> None:
+        self.line: deque[WorkerRecord] = deque()
+        self.members: set[WorkerRecord] = set()
+
+    def add(self, worker: WorkerRecord) -> None:
+        self.members.add(worker)
+        self.line.append(worker)
+
+    def drop_first(self) -> None:
+        self.members.discard(self.line.popleft())
+
+    def discard(self, worker: WorkerRecord) -> None:
+        if worker in self.members:
+            self.members.discard(worker)
+            self.line.remove(worker)
+
+
+def start_delay(worker: WorkerRecord, missing_bytes: int) -> float:
     """Seconds until a task could start there: what is queued there, then the transfer."""
-    queue = worker.occupancy / worker.nthreads if len(worker.processing) >= worker.nthreads else 0.0
-    transfer = LATENCY + missing_bytes / BANDWIDTH if missing_bytes else 0.0
-    return queue + transfer
+    queue = worker.occupancy / worker.nthreads if not has_free_thread(worker) else 0.0
+    return queue + transfer_time(missing_bytes)
+
+
+def transfer_time(nbytes: int) -> float:
+    """Seconds that fetching so much is expected to take."""
+    return LATENCY + nbytes / BANDWIDTH if nbytes else 0.0

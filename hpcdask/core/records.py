@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcdask.messages import Blob, Heartbeat, RegisterWorker, TaskError
+
+if TYPE_CHECKING:
+    from hpcdask.core.lanes import Lane
 
 #: Seconds assumed for a task of a kind that has not run yet.
 UNKNOWN_DURATION = 0.5
@@ -58,12 +61,14 @@ class Task:
     __slots__ = (
         "arguments",
         "attempt",
+        "born",
         "dependencies",
         "dependents",
         "error",
         "failures",
         "function",
         "key",
+        "lane",
         "missing",
         "nbytes",
         "priority",
@@ -83,6 +88,8 @@ class Task:
         dependencies: tuple[Task, ...],
         priority: tuple[float, int, int],
         retries: int,
+        lane: Lane,
+        born: int,
     ) -> None:
         self.key = key
         self.state = "released"
@@ -90,7 +97,9 @@ class Task:
         self.arguments = arguments
         self.dependencies = dependencies
         self.dependents: dict[Task, None] = _NOTHING
-        self.missing = 0  # dependencies not in memory, while waiting
+        self.lane = lane  # where it may run
+        self.born = born  # runs and values with greater attempts are of this life of the key
+        self.missing = 0  # dependencies not in memory, while it is to run
         self.waiters = 0  # dependents that are still to run
         self.wanted_by: dict[ClientRecord, None] = _NOTHING
         self.who_has: dict[WorkerRecord, None] = _NOTHING
@@ -167,28 +176,43 @@ class WorkerRecord:
     __slots__ = (
         "address",
         "has_what",
-        "in_room",
         "info",
-        "is_free",
+        "is_leaving",
+        "is_loaded",
+        "lanes",
         "last_seen",
         "metrics",
+        "n_ahead",
         "nbytes",
         "nthreads",
         "occupancy",
         "processing",
+        "recalled",
+        "resources",
     )
 
     def __init__(self, now: float, info: RegisterWorker) -> None:
         self.info = info
         self.address = info.address
         self.nthreads = info.nthreads
-        self.processing: dict[Task, float] = {}  # seconds that each was expected to take
+        #: Seconds that each is expected to take; 0 for those that were sent ahead of their inputs.
+        self.processing: dict[Task, float] = {}
         self.occupancy = 0.0  # their sum
+        self.n_ahead = 0  # of these, sent ahead of inputs
+        self.recalled: dict[Task, None] = {}  # of these, asked back
         self.has_what: dict[Task, None] = {}
         self.nbytes = 0  # their sum
+        self.resources = dict(info.resources)  # free amounts
+        self.lanes: list[Lane] = []  # restricted ones that it serves
         self.metrics: Heartbeat | None = None
         self.last_seen = now
-        self.is_free = self.in_room = False  # whether it stands in placement's two lists
+        self.is_leaving = False
+        self.is_loaded = False  # whether it stands in the ring of those that may be relieved
+
+    @property
+    def n_runnable(self) -> int:
+        """Tasks that a thread could run there, or is running."""
+        return len(self.processing) - self.n_ahead
 
     def __repr__(self) -> str:
         return f"<WorkerRecord {self.address}, {len(self.processing)} processing>"
@@ -206,11 +230,20 @@ class ClientRecord:
         fire_and_forget.
     """
 
-    __slots__ = ("generations", "is_told", "name", "wants", "wants_read", "wants_told")
+    __slots__ = (
+        "generations",
+        "is_returning",
+        "is_told",
+        "name",
+        "wants",
+        "wants_read",
+        "wants_told",
+    )
 
     def __init__(self, name: str, is_told: bool = True) -> None:
         self.name = name
         self.is_told = is_told
+        self.is_returning = False  # it has lost us, and tells now what it holds
         self.wants: dict[Task, None] = {}
         self.wants_read = self.wants_told = 0  # its last want, and the last it knows we know of
         # Unfinished submissions: number -> (generation, hold on the tasks sent so far)

@@ -5,37 +5,50 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import nsmallest
 
+from hpcdask.core.lanes import Lane
+from hpcdask.core.placement import has_free_thread
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
-from hpcdask.core.task_errors import killed_worker
+from hpcdask.core.retirement import Retirement
+from hpcdask.core.returning import Returning
+from hpcdask.core.task_errors import killed_worker, out_of_reach
 from hpcdask.core.transitions import MOVES as MOVES
-from hpcdask.core.transitions import Transitions, dependency_of
+from hpcdask.core.transitions import dependency_of
 from hpcdask.messages import (
     CancelKeys,
     DataMissing,
     DataScattered,
     Dependency,
     FreeKeys,
+    GivenBack,
     Heartbeat,
     KeepUntilDone,
     KeyCancelled,
     KeysAdded,
+    KeysDropped,
     PlacedValue,
     PlanScatter,
     RegisterWorker,
     ReleaseKeys,
     SubmitTasks,
+    TakeBack,
     TaskDone,
     TaskErred,
-    TaskFailed,
     TaskFinished,
     TaskSpec,
     ThreadsLent,
     Version,
     WantKeys,
+    WorkersGone,
 )
 
+#: Idle workers that one tick finds work for.
+_RELIEVED_AT_A_TIME = 20
+#: How often a task may find an input out of its worker's reach before that is computed anew, or,
+#: if it cannot be, the task is given up.
+_MAX_UNREACHABLE = 3
 
-class SchedulerState(Transitions):
+
+class SchedulerState(Returning, Retirement):
     """All the scheduler knows and decides: one public method per event.
 
     What follows from an event is in `outbox`: messages in order, by the address of a worker or the
@@ -45,33 +58,55 @@ class SchedulerState(Transitions):
     ----------
     allowed_failures : int
         Workers that may die under a task before it is given up with `KilledWorker`.
+    first_attempt : int
+        Attempts are greater than this. The time in microseconds makes them differ from those of a
+        scheduler before, whose workers may come back to this one.
     """
 
-    def __init__(self, allowed_failures: int = 3) -> None:
-        super().__init__()
+    def __init__(self, allowed_failures: int = 3, first_attempt: int = 0) -> None:
+        super().__init__(first_attempt)
         self.allowed_failures = allowed_failures
         self._scattering: dict[str, dict[int, PlacedValue]] = {}  # by client, then attempt
         self._generation = 0
+        self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
 
     # -- Events: workers come and go ---------------------------------------------------------------
 
     def worker_joined(self, now: float, info: RegisterWorker) -> None:
-        """A worker offers its threads."""
+        """A worker offers its threads, and what it has kept of an earlier time."""
         self.worker_lost(now, info.address, planned=True)  # it came back before we saw it go
         worker = self.workers[info.address] = WorkerRecord(now, info)
-        waiting, self.no_worker = self.no_worker, set()
-        for task in sorted(waiting, key=lambda task: task.priority):
-            self._enqueue(task)
+        if info.returns:
+            self._take_up(now, worker, info)
+        self.lanes.add(worker)
+        for lane in [self.lanes.open, *worker.lanes]:
+            stranded, lane.stranded = lane.stranded, {}
+            for task in sorted(stranded, key=lambda task: task.priority):
+                self._enqueue(task)
         self._fill(worker)
+        self._relieve_others(worker, patience=True)
+        self._settle()
 
-    def worker_lost(self, now: float, address: str, planned: bool = False) -> None:
-        """A worker is gone, with its runs and values."""
+    def worker_lost(
+        self, now: float, address: str, planned: bool = False, how: str = "its connection ended"
+    ) -> None:
+        """A worker is gone, with its runs and values.
+
+        Parameters
+        ----------
+        planned : bool
+            Whether it left on purpose; then no task is to blame.
+        how : str
+            What is known of its end: exit code or signal, last lines of its log.
+        """
         worker = self.workers.pop(address, None)
         if worker is None:
             return
         self.outbox.pop(address, None)
-        self.placement.forget(worker)
+        self._serve_no_more(worker)
+        self.leaving.pop(worker, None)
         self.functions.worker_lost(worker)
+        self._forget_kept(worker)
         killed = [] if planned else self._given_up(worker)
         # Nothing refers to the worker any more before anything is decided anew.
         runs = sorted(worker.processing, key=lambda task: task.priority)
@@ -83,34 +118,36 @@ class SchedulerState(Transitions):
             task.drop_holder(worker)
             if not task.who_has:
                 lost.append(task)
+        for other, values in self.leaving.items():  # it may have been to save some of theirs
+            self._move_away(other, list(values))
         self._memory_to_released(lost)
         for task in killed:
-            self._err(task, killed_worker(task, worker))
+            self._err(task, killed_worker(task, worker, how))
         self._recover(lost)
         for task in runs:
             if task.state == "waiting" and not task.missing:
                 self._place(task)
-        if not self.workers:
-            for _, _, task in self.queue:
-                if task.state == "queued":
-                    self._move(task, "no-worker")
-                    self.no_worker.add(task)
-            self.queue.clear()
-            self.n_queued = 0
         self._settle()
 
     def _given_up(self, worker: WorkerRecord) -> list[Task]:
-        """Blame those tasks of a dead worker that it may have been running: those that came first.
+        """Blame those tasks of a dead worker that it may have been running.
 
         Returns
         -------
         list of Task
             Those that have been blamed too often.
         """
-        running = nsmallest(worker.nthreads, worker.processing, key=lambda task: task.priority)
+        running = _maybe_running(worker)
         for task in running:
             task.failures += 1
         return [task for task in running if task.failures > self.allowed_failures]
+
+    def would_give_up(self, address: str) -> bool:
+        """Whether the loss of this worker would make us give a task up."""
+        worker = self.workers.get(address)
+        return worker is not None and any(
+            task.failures >= self.allowed_failures for task in _maybe_running(worker)
+        )
 
     def heartbeat(self, now: float, address: str, msg: Heartbeat) -> None:
         """A worker tells how it is."""
@@ -118,12 +155,55 @@ class SchedulerState(Transitions):
         if worker is not None:
             worker.last_seen, worker.metrics = now, msg
 
+    def silent_workers(self, now: float, ttl: float) -> list[WorkerRecord]:
+        """Workers of which nothing was heard for `ttl` seconds."""
+        return [worker for worker in self.workers.values() if now - worker.last_seen > ttl]
+
+    def workers_gone(self, addresses: tuple[str, ...]) -> None:
+        """Tell the others that these have fallen silent, so that they expect no data of them."""
+        for address in self.workers:
+            self.send(address, WorkersGone(addresses))
+
     def threads_lent(self, now: float, address: str, msg: ThreadsLent) -> None:
         """Tasks of a worker wait for others, which must find room or all would wait for ever."""
         worker = self.workers.get(address)
         if worker is not None:
             worker.nthreads = worker.info.nthreads + msg.waiting
             self._fill(worker)
+
+    def tick(self, now: float) -> None:
+        """Some time has passed: look for what no event brings up."""
+        self._tick_hold(now)
+        if self.loaded:
+            for worker in self.lanes.open.placement.idle_workers(_RELIEVED_AT_A_TIME):
+                self._relieve_others(worker, patience=False)
+        self._settle()
+
+    def _relieve_others(self, worker: WorkerRecord, patience: bool) -> None:
+        """Ask another worker for tasks that it has not started, if this one has nothing to do."""
+        if not has_free_thread(worker) or worker.is_leaving:
+            return
+        tasks = self.loaded.tasks_for(worker, patience)
+        if not tasks:
+            return
+        victim = tasks[0].worker
+        assert victim is not None
+        for task in tasks:
+            victim.recalled[task] = None
+        versions = tuple(Version(task.key, task.attempt) for task in tasks)
+        self.send(victim.address, TakeBack(versions))
+
+    def given_back(self, now: float, address: str, msg: GivenBack) -> None:
+        """A worker has not started these, and will not."""
+        worker = self.workers.get(address)
+        if worker is None:
+            return
+        for version in msg.versions:
+            task = self.tasks.get(version.key)
+            if task is not None and self._is_current(task, worker, version.attempt):
+                self._vacated[worker] = None
+                self._processing_to_waiting(task)
+        self._settle()
 
     # -- Events: clients want things --------------------------------------------------------------
 
@@ -139,12 +219,8 @@ class SchedulerState(Transitions):
         self.outbox.pop(name, None)
         for placed in self._scattering.pop(name, {}).values():
             self._free_placed(placed)
-        released = []
-        for holder in (client, *(hold for _, hold in client.generations.values())):
-            for task in list(holder.wants):
-                task.drop_client(holder)
-                released.append(task)
-        self._release_unneeded(released)
+        self._drop_former(name)
+        self._drop_wants(client)
         self._settle()
 
     def tasks_submitted(self, now: float, name: str, msg: SubmitTasks) -> None:
@@ -159,17 +235,18 @@ class SchedulerState(Transitions):
                 hold = ClientRecord(name, is_told=False)
                 client.generations[msg.submission] = (generation, hold)
         functions = [self.functions.declare(function) for function in msg.functions]
+        lane = self.lanes.lane(msg.restriction)
         tasks = []
         refused: dict[str, str] = {}
         for position, spec in enumerate(msg.tasks, msg.first):
             task = self.tasks.get(spec.key)
             if task is None:
-                reason = self._why_not(spec, functions)
+                reason = self._why_not(client, spec, functions)
                 if reason is not None:
                     refused[spec.key] = reason
                     continue
                 priority = (-msg.priority, generation, position)
-                task = self._new_task(spec, functions[spec.function], priority, msg.retries)
+                task = self._new_task(spec, functions[spec.function], priority, msg.retries, lane)
             tasks.append(task)
             if hold is not None:
                 task.add_client(hold)
@@ -180,9 +257,12 @@ class SchedulerState(Transitions):
                 self._write(client, KeyCancelled(key, reason))
         else:
             self._keys_wanted(client, msg.wanted, refused)
-        for task in tasks:
-            if task.is_needed:
-                self._demand(task)
+        if client.is_returning:
+            self._hold_tasks(now, tasks)
+        else:
+            for task in tasks:
+                if task.is_needed and task not in self.held:
+                    self._demand(task)
         if msg.final:
             if hold is not None:
                 del client.generations[msg.submission]
@@ -192,12 +272,18 @@ class SchedulerState(Transitions):
             self._release_unneeded(tasks)
         for function in functions:
             self.functions.keep_or_forget(function)
+        self.lanes.drop_if_unused(lane)
         self._settle()
 
-    def _why_not(self, spec: TaskSpec, functions: list[FunctionRecord]) -> str | None:
+    def _why_not(
+        self, client: ClientRecord, spec: TaskSpec, functions: list[FunctionRecord]
+    ) -> str | None:
         """Why a task cannot be made of its description; None if it can."""
         for key in spec.dependencies:
             if key not in self.tasks:
+                if client.is_returning:
+                    self.held[self._placeholder(key, self._attempt)] = None
+                    continue
                 return f"it depends on {key!r}, which the scheduler does not know (any more)"
         if not 0 <= spec.function < len(functions):
             return "its function was not sent"
@@ -209,12 +295,16 @@ class SchedulerState(Transitions):
         function: FunctionRecord,
         priority: tuple[float, int, int],
         retries: int,
+        lane: Lane,
     ) -> Task:
         dependencies: tuple[Task, ...] = ()
         if spec.dependencies:  # each once: they are counted
             dependencies = tuple([self.tasks[key] for key in dict.fromkeys(spec.dependencies)])
         function.uses += 1
-        task = Task(spec.key, function, spec.arguments, dependencies, priority, retries)
+        lane.uses += 1
+        task = Task(
+            spec.key, function, spec.arguments, dependencies, priority, retries, lane, self._attempt
+        )
         self.tasks[spec.key] = task
         for dependency in dependencies:
             dependency.add_dependent(task)
@@ -245,7 +335,8 @@ class SchedulerState(Transitions):
             task = self.tasks.get(key)
             if task is not None and task.state not in ("memory", "erred"):
                 task.add_client(self._keeper)
-                self._demand(task)
+                if task not in self.held:
+                    self._demand(task)
         self._settle()
 
     def keys_cancelled(self, now: float, name: str, msg: CancelKeys) -> None:
@@ -272,8 +363,12 @@ class SchedulerState(Transitions):
         if task is None or worker is None or not self._is_current(task, worker, msg.attempt):
             return
         self._processing_to_memory(task, worker, msg)
+        if worker.is_leaving and worker in task.who_has:
+            self._has_new_value(task, worker)
         self._fill(worker)
-        if self._vacated:
+        if self.loaded and not worker.n_runnable:
+            self._relieve_others(worker, patience=True)
+        if self._vacated or self.leaving:
             self._settle()
 
     def task_erred(self, now: float, address: str, msg: TaskErred) -> None:
@@ -303,22 +398,70 @@ class SchedulerState(Transitions):
                 task.add_holder(worker)
             else:  # released while it was on its way
                 self.send(address, FreeKeys((version,)))
+        if self.leaving:
+            self._settle()
+
+    def keys_dropped(self, now: float, address: str, msg: KeysDropped) -> None:
+        """A worker has lost values without having been told to drop them."""
+        worker = self.workers.get(address)
+        if worker is not None:
+            self._copies_lost(worker, msg.versions)
+            self._settle()
+
+    def _copies_lost(self, worker: WorkerRecord, versions: tuple[Version, ...]) -> None:
+        lost = []
+        for version in versions:
+            task = self.tasks.get(version.key)
+            if task is not None and task.attempt == version.attempt and worker in task.who_has:
+                task.drop_holder(worker)
+                if not task.who_has:
+                    lost.append(task)
+        self._memory_to_released(lost)
+        self._recover(lost)
 
     def data_missing(self, now: float, address: str, msg: DataMissing) -> None:
         """A worker could not get an input from where we said it is."""
         source = self.workers.get(msg.address)
         value = self.tasks.get(msg.missing.key)
-        if value is not None and source is not None and value.attempt == msg.missing.attempt:
-            value.drop_holder(source)
-            self.send(msg.address, FreeKeys((msg.missing,)))
-            if value.state == "memory" and not value.who_has:
-                self._memory_to_released([value])
-                self._recover([value])
         task, worker = self.tasks.get(msg.key), self.workers.get(address)
-        if task is not None and worker and self._is_current(task, worker, msg.attempt):
-            self._processing_to_waiting(task)
-            self._fill(worker)
+        is_current = (
+            task is not None and worker is not None and self._is_current(task, worker, msg.attempt)
+        )
+        if msg.unreachable and source is not None and value is not None:
+            # The value is there, and may be all there is of scattered data.
+            if is_current and task is not None and worker is not None:
+                self._out_of_reach(task, value, worker, source)
+        else:
+            if source is not None and value is not None and value.attempt == msg.missing.attempt:
+                self._copies_lost(source, (msg.missing,))
+                self.send(msg.address, FreeKeys((msg.missing,)))
+            if task is not None and worker and self._is_current(task, worker, msg.attempt):
+                self._vacated[worker] = None
+                self._processing_to_waiting(task)
         self._settle()
+
+    def _out_of_reach(
+        self, task: Task, value: Task, worker: WorkerRecord, source: WorkerRecord
+    ) -> None:
+        """Two workers cannot talk: run the task where the value is, or compute that elsewhere."""
+        self._vacated[worker] = None
+        times = self._unreachable[task] = self._unreachable.get(task, 0) + 1
+        if times > _MAX_UNREACHABLE and value.function is None:
+            self._err(task, out_of_reach(task, value, worker, source))
+            return
+        self._leave_worker(task)
+        self._move(task, "waiting")
+        self._take_back_dependents(task)
+        if times > _MAX_UNREACHABLE:
+            version = Version(value.key, value.attempt)
+            self._copies_lost(source, (version,))
+            self.send(source.address, FreeKeys((version,)))
+        if task.state != "waiting" or task.missing:
+            return
+        if times == 1 and source in task.lane.workers and not task.lane.resources:
+            self._assign(task, source)
+        else:
+            self._place(task)
 
     # -- Events: scattered data -----------------------------------------------------------------
 
@@ -349,7 +492,7 @@ class SchedulerState(Transitions):
                 continue
             task = self.tasks.get(placed.key)
             if task is None:
-                task = self.tasks[placed.key] = Task(placed.key, None, b"", (), (0.0, 0, 0), 0)
+                task = self._placeholder(placed.key, placed.attempt - 1)
             holders = [self.workers[a] for a in placed.addresses if a in self.workers]
             if holders and task.state in ("released", "erred"):
                 self._scattered_to_memory(task, placed, holders)
@@ -380,10 +523,20 @@ class SchedulerState(Transitions):
     def find_workers(self, names: Iterable[str]) -> list[WorkerRecord]:
         """Workers by address or name; all if `names` is empty."""
         wanted = set(names)
-        workers = list(self.workers.values())
+        workers = [worker for worker in self.workers.values() if not worker.is_leaving]
         if wanted:
             workers = [w for w in workers if w.address in wanted or w.info.name in wanted]
         return workers
+
+    def why_not_running(self, keys: Iterable[str] = ()) -> dict[str, str]:
+        """Tasks that no worker may run, with the reason; of `keys`, or all."""
+        stranded = [task for lane in self.lanes for task in lane.stranded]
+        wanted = set(keys)
+        return {
+            task.key: self.lanes.why_stranded(task.lane)
+            for task in stranded
+            if not wanted or task.key in wanted
+        }
 
     def locate(self, key: str) -> Dependency:
         """Where the value of a key is; no addresses if it is not in memory."""
@@ -397,22 +550,33 @@ class SchedulerState(Transitions):
     def _keys_wanted(
         self, client: ClientRecord, keys: Iterable[str], refused: dict[str, str]
     ) -> None:
+        if client.is_returning:
+            self._want_all(client, (key for key in keys if key not in refused))
+            for key, reason in refused.items():
+                self._write(client, KeyCancelled(key, reason))
+            return
         for key in keys:
             task = self.tasks.get(key)
             if task is not None:
                 self._want(client, task)
-                self._demand(task)
+                if task not in self.held:
+                    self._demand(task)
             else:
                 reason = refused.get(key, "the scheduler does not know this key")
                 self._write(client, KeyCancelled(key, reason))
 
-    def _want(self, client: ClientRecord, task: Task) -> None:
-        """Note the want, and tell a client that comes late what it missed."""
-        # Also if it is wanted already: the client may have begun anew with this key, and not have
-        # believed what was sent before we knew that.
-        task.add_client(client)
-        if task.state == "memory":
-            self._write(client, TaskDone(task.key, task.nbytes, None))
-        elif task.state == "erred":
-            assert task.error is not None
-            self._write(client, TaskFailed(task.key, task.error))
+    def _forget(self, task: Task) -> None:
+        super()._forget(task)
+        if self._unreachable:
+            self._unreachable.pop(task, None)
+
+    def _settle(self) -> None:
+        super()._settle()
+        if self.leaving:
+            self._let_go()
+
+
+def _maybe_running(worker: WorkerRecord) -> list[Task]:
+    """Tasks that a worker may be running, which are those that come first."""
+    runnable = (task for task in worker.processing if not task.missing)
+    return nsmallest(worker.nthreads, runnable, key=lambda task: task.priority)

@@ -10,20 +10,31 @@ from hpcdask.messages import TaskError
 
 
 def lost_data(task: Task) -> TaskError:
-    """Scattered data is wanted of which there is no copy left."""
+    """Data is wanted of which there is no copy left, and no recipe."""
     text = (
-        f"the data of {task.key!r} was scattered, and its last copy is gone with its worker or "
-        "with its last future; scatter it again, with broadcast=True if it must survive a worker, "
-        "and keep its future as long as tasks that use it may run again"
+        f"the data of {task.key!r} was scattered, or outlived its scheduler, and its last copy is "
+        "gone with its worker or with its last future; scatter it again, with broadcast=True if it "
+        "must survive a worker, and keep its future as long as tasks that use it may run again"
     )
     return TaskError(pickle.dumps(LostDataError(text)), (), task.key, "")
 
 
-def killed_worker(task: Task, worker: WorkerRecord) -> TaskError:
+def out_of_reach(task: Task, value: Task, worker: WorkerRecord, source: WorkerRecord) -> TaskError:
+    """The input of a task is where no worker that may run it can fetch it from."""
+    text = (
+        f"{task.key!r} needs the data of {value.key!r}, which is on {source.address} "
+        f"({source.info.host}); {worker.address} ({worker.info.host}) could not fetch it from "
+        "there. Look for a firewall or another network between the two, or scatter it with "
+        "broadcast=True."
+    )
+    return TaskError(pickle.dumps(LostDataError(text)), (), task.key, worker.address)
+
+
+def killed_worker(task: Task, worker: WorkerRecord, how: str) -> TaskError:
     """A task was under way on worker after worker that died."""
     text = (
         f"{task.key!r} was running on {task.failures} workers when they died, the last of them "
-        f"{worker.address} (pid {worker.info.pid} on {worker.info.host}); it is not tried again. "
-        "Look at the worker's log, or raise allowed_failures."
+        f"{worker.address} (pid {worker.info.pid} on {worker.info.host}): {how}. "
+        "It is not tried again; raise allowed_failures if it is not to blame."
     )
     return TaskError(pickle.dumps(KilledWorker(text)), (), task.key, worker.address)

@@ -6,22 +6,26 @@ A task moves like this (`MOVES`)::
     any of them -> released -> forgotten
 
 *released*: nobody needs its value, but a dependant may yet. *waiting*: for its dependencies.
-*queued*: could run, but all workers have enough. *no-worker*: could run, but there is none.
-*processing*: sent to a worker. *memory*: at least one worker holds the value.
+*queued*: could run, but all workers have enough. *no-worker*: could run, but no worker is there
+that may run it. *processing*: sent to a worker, maybe ahead of inputs that are still being computed
+there. *memory*: at least one worker holds the value.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from heapq import heapify, heappop, heappush
 from itertools import islice
 
+from hpcdask.core.ahead import inputs_come_from, may_go_ahead
 from hpcdask.core.functions import Functions
-from hpcdask.core.placement import Placement, has_room
+from hpcdask.core.lanes import Lane, Lanes
+from hpcdask.core.placement import has_room
 from hpcdask.core.records import ClientRecord, Task, WorkerRecord
+from hpcdask.core.stealing import Loaded
 from hpcdask.core.task_errors import lost_data
 from hpcdask.messages import (
+    Blob,
     ComputeTask,
     Dependency,
     FreeKeys,
@@ -39,9 +43,9 @@ from hpcdask.messages import (
 #: Every legal move of a task. `_move` is held to it by tests, and docs/ draws its table from it.
 MOVES = {
     "released": {"waiting", "memory", "erred", "forgotten"},
-    "waiting": {"queued", "no-worker", "processing", "erred", "released"},
-    "queued": {"processing", "no-worker", "waiting", "erred", "released"},
-    "no-worker": {"processing", "queued", "waiting", "erred", "released"},
+    "waiting": {"queued", "no-worker", "processing", "memory", "erred", "released"},
+    "queued": {"processing", "no-worker", "waiting", "memory", "erred", "released"},
+    "no-worker": {"processing", "queued", "waiting", "memory", "erred", "released"},
     "processing": {"memory", "erred", "waiting", "released"},
     "memory": {"released"},
     "erred": {"released"},
@@ -52,8 +56,6 @@ TO_RUN = {"waiting", "queued", "no-worker", "processing"}
 
 #: Holders of an input that are named to the worker which needs it.
 _MAX_HOLDERS = 5
-#: Stale entries that the queue may hold, besides as many as there are good ones.
-_MAX_STALE = 1000
 
 
 class Transitions:
@@ -63,20 +65,17 @@ class Transitions:
     it has made all those of an event.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_attempt: int) -> None:
         self.tasks: dict[str, Task] = {}
         self.workers: dict[str, WorkerRecord] = {}
         self.clients: dict[str, ClientRecord] = {}
         self.outbox: dict[str, list[Message]] = {}
         self.functions = Functions(self.send)
-        self.placement = Placement()
-        self.no_worker: set[Task] = set()
-        self.queue: list[tuple[tuple[float, int, int], int, Task]] = []  # heap, with stale entries
-        self.n_queued = 0
+        self.lanes = Lanes()
+        self.loaded = Loaded()
         self._keeper = ClientRecord("", is_told=False)  # of fire_and_forget
         self._vacated: dict[WorkerRecord, None] = {}  # runs were taken back from these
-        self._attempt = 0
-        self._pushes = 0
+        self._attempt = first_attempt
 
     def send(self, address: str, message: Message) -> None:
         """Put a message into the outbox."""
@@ -92,6 +91,17 @@ class Transitions:
             client.wants_told = client.wants_read
             self.send(client.name, WantsRead(client.wants_read))
         self.send(client.name, message)
+
+    def _want(self, client: ClientRecord, task: Task) -> None:
+        """Note the want, and tell a client that comes late what it missed."""
+        # Also if it is wanted already: the client may have begun anew with this key, and not have
+        # believed what was sent before we knew that.
+        task.add_client(client)
+        if task.state == "memory":
+            self._write(client, TaskDone(task.key, task.nbytes, None))
+        elif task.state == "erred":
+            assert task.error is not None
+            self._write(client, TaskFailed(task.key, task.error))
 
     def _tell(self, task: Task, message: Message) -> None:
         for client in task.wanted_by:
@@ -113,7 +123,7 @@ class Transitions:
             self._move(task, "waiting")
             self._place(task)
             return
-        ready, stack, failed = [], [task], []
+        first, ready, stack, failed = task, [], [task], []
         while stack:
             task = stack.pop()
             if task.state != "released":
@@ -140,49 +150,78 @@ class Transitions:
         for task in sorted(ready, key=lambda task: task.priority):
             if task.state == "waiting":
                 self._place(task)
+        if first.state == "waiting":
+            self._send_ahead_of_inputs(first)
 
     def _place(self, task: Task) -> None:
         """Send a task whose inputs are there to a worker, or queue it."""
-        if self.n_queued and not task.dependencies:
+        lane = task.lane
+        if lane.n_queued and not task.dependencies:
             self._enqueue(task)  # others came first
             return
-        worker = self.placement.choose(task)
+        worker = lane.placement.choose(task)
         if worker is None:
             self._enqueue(task)
         else:
             self._assign(task, worker)
 
     def _enqueue(self, task: Task) -> None:
-        if not self.workers:
+        lane = task.lane
+        if lane.workers:
+            self._move(task, "queued")
+            lane.push(task)
+        else:
             self._move(task, "no-worker")
-            self.no_worker.add(task)
-            return
-        self._move(task, "queued")
-        self._pushes += 1
-        self.n_queued += 1
-        heappush(self.queue, (task.priority, self._pushes, task))
+            lane.stranded[task] = None
 
     def _leave_queue(self, task: Task) -> None:
         if task.state == "queued":
-            self.n_queued -= 1
-            if len(self.queue) > 2 * self.n_queued + _MAX_STALE:
-                entries = {entry[2]: entry for entry in self.queue}
-                del entries[task]
-                self.queue = [entry for t, entry in entries.items() if t.state == "queued"]
-                heapify(self.queue)
+            task.lane.leave(task)
         elif task.state == "no-worker":
-            self.no_worker.discard(task)
+            task.lane.stranded.pop(task, None)
 
     def _fill(self, worker: WorkerRecord) -> None:
         """Give a worker queued tasks while it has room, else let placement know of the room."""
-        while self.n_queued and has_room(worker):
-            task = heappop(self.queue)[2]
-            if task.state == "queued":
-                self.n_queued -= 1
-                self._assign(task, worker)
-        if not self.n_queued:
-            self.queue.clear()
-        self.placement.note(worker)
+        if worker.is_leaving:
+            return
+        lane = self.lanes.open
+        if worker.lanes:
+            self._fill_from_lanes(worker, [lane, *worker.lanes])
+        else:
+            while lane.n_queued and has_room(worker):
+                task = lane.pop()
+                if task is not None:
+                    self._assign(task, worker)
+        lane.placement.note(worker)
+
+    def _fill_from_lanes(self, worker: WorkerRecord, lanes: list[Lane]) -> None:
+        """Give a worker those tasks first that come first in any of its lanes."""
+        while True:
+            firsts = [
+                task
+                for lane in lanes
+                if lane.n_queued and lane.placement.has_room(worker) and (task := lane.first())
+            ]
+            if not firsts:
+                break
+            task = min(firsts, key=lambda task: task.priority)
+            task.lane.pop()
+            self._assign(task, worker)
+        for lane in lanes:
+            lane.placement.note(worker)
+
+    def _serve_no_more(self, worker: WorkerRecord) -> None:
+        """Give a worker no more tasks; those that only it could run have nobody now."""
+        lanes = [self.lanes.open, *worker.lanes]
+        self.lanes.remove(worker)
+        self.loaded.forget(worker)
+        for lane in lanes:
+            if not lane.workers:
+                for task in list(lane.queued):
+                    if task.state == "queued":
+                        self._leave_queue(task)
+                        self._move(task, "no-worker")
+                        lane.stranded[task] = None
 
     def _settle(self) -> None:
         """End an event: fill the workers that runs were taken from.
@@ -190,21 +229,27 @@ class Transitions:
         Not earlier: a client that releases ten thousand tasks would have each of them sent to a
         worker in the place of the one before.
         """
+        for worker in self.lanes.take_new():
+            self._vacated[worker] = None
         while self._vacated:
             worker, _ = self._vacated.popitem()
             if self.workers.get(worker.address) is worker:
                 self._fill(worker)
 
     def _assign(self, task: Task, worker: WorkerRecord) -> None:
+        """Send a task to a worker, and with it what may run there next."""
+        self._send_to(task, worker)
+        if task.dependents:
+            self._send_ahead(task, worker)
+
+    def _send_to(self, task: Task, worker: WorkerRecord) -> None:
         function = task.function
         assert function is not None
         self._move(task, "processing")
         self._attempt += 1
         task.attempt = self._attempt
         task.worker = worker
-        cost = function.prefix.cost
-        worker.processing[task] = cost
-        worker.occupancy += cost
+        self._occupy(task, worker)
         if worker not in function.known_by:
             self.functions.define(function, worker)
         self.send(
@@ -217,8 +262,42 @@ class Transitions:
                 tuple(map(dependency_of, task.dependencies)) if task.dependencies else (),
                 task.priority,
                 task.is_awaited,
+                task.lane.resources,
             ),
         )
+
+    def _occupy(self, task: Task, worker: WorkerRecord) -> None:
+        """Note what a run takes of a worker."""
+        assert task.function is not None
+        if task.missing:
+            worker.processing[task] = 0.0
+            worker.n_ahead += 1
+            return
+        cost = worker.processing[task] = task.function.prefix.cost
+        worker.occupancy += cost
+        for name, amount in task.lane.resources:
+            worker.resources[name] -= amount
+        if not worker.is_loaded and worker.n_runnable > worker.nthreads:
+            self.loaded.add(worker)
+
+    def _send_ahead(self, task: Task, worker: WorkerRecord) -> None:
+        """Send what only waits for runs of `worker` there, so that it need not ask us in between.
+
+        A chain, or the lower part of a tree, then runs without a round trip for each task.
+        """
+        stack = [task]
+        while stack:
+            for dependent in stack.pop().dependents:
+                if dependent.state == "waiting" and may_go_ahead(dependent, worker):
+                    self._send_to(dependent, worker)
+                    if dependent.dependents:
+                        stack.append(dependent)
+
+    def _send_ahead_of_inputs(self, task: Task) -> None:
+        """The same for a task that is new, or of which an input has just come."""
+        worker = inputs_come_from(task)
+        if worker is not None and may_go_ahead(task, worker):
+            self._assign(task, worker)
 
     # -- A run ends -------------------------------------------------------------------------------
 
@@ -227,6 +306,13 @@ class Transitions:
         worker = task.worker
         assert worker is not None
         worker.occupancy -= worker.processing.pop(task)
+        if task.missing:
+            worker.n_ahead -= 1
+        else:
+            for name, amount in task.lane.resources:
+                worker.resources[name] += amount
+        if worker.recalled:
+            worker.recalled.pop(task, None)
         if not worker.processing:
             worker.occupancy = 0.0  # sums of floats drift
         task.worker = None
@@ -238,22 +324,49 @@ class Transitions:
         self._vacated[worker] = None
         return worker
 
+    def _take_back_and_tell(self, task: Task) -> None:
+        worker = self._take_back(task)
+        self.send(worker.address, FreeKeys((Version(task.key, task.attempt),)))
+
     def _processing_to_memory(self, task: Task, worker: WorkerRecord, msg: TaskFinished) -> None:
         assert task.function is not None
         self._leave_worker(task)
-        self._move(task, "memory")
         task.function.prefix.observe(msg.duration)
-        task.nbytes = msg.nbytes
+        self._to_memory(task, worker, msg.nbytes, msg.value)
+
+    def _to_memory(
+        self, task: Task, worker: WorkerRecord, nbytes: int, value: Blob | None = None
+    ) -> None:
+        """Note the value of a task that was to run, with all that follows."""
+        self._move(task, "memory")
+        task.nbytes = nbytes
         task.add_holder(worker)
-        self._tell(task, TaskDone(task.key, msg.nbytes, msg.value))
+        self._tell(task, TaskDone(task.key, nbytes, value))
         for dependent in task.dependents:
-            if dependent.state == "waiting":
-                dependent.missing -= 1
-                if not dependent.missing:
-                    self._place(dependent)
+            if dependent.state in TO_RUN:
+                self._has_input(dependent)
         if task.dependencies:
             self._ran(task)
         self._keep_no_more(task)
+
+    def _has_input(self, task: Task) -> None:
+        """One more input of a task that is to run is in memory."""
+        if task.state == "processing":
+            worker = task.worker
+            assert worker is not None
+            if task.missing == 1:  # it can run now, where it is
+                worker.n_ahead -= 1
+                task.missing = 0
+                self._occupy(task, worker)
+                self._send_ahead(task, worker)
+            else:
+                task.missing -= 1
+            return
+        task.missing -= 1
+        if not task.missing:
+            self._place(task)
+        else:
+            self._send_ahead_of_inputs(task)
 
     def _keep_no_more(self, task: Task) -> None:
         """A task has ended: fire_and_forget asks for no more than that."""
@@ -276,20 +389,32 @@ class Transitions:
         """A run ended without an outcome: run the task anew, where and when it can."""
         self._leave_worker(task)
         self._move(task, "waiting")
-        task.missing = _count_missing(task)
+        self._take_back_dependents(task)
         if not task.missing:
             self._place(task)
 
+    def _take_back_dependents(self, task: Task) -> None:
+        """A run is over that had no value: what was sent ahead of it has to wait here again."""
+        stack = [task]
+        while stack:
+            for dependent in stack.pop().dependents:
+                if dependent.state == "processing":
+                    self._take_back_and_tell(dependent)
+                    self._move(dependent, "waiting")
+                    stack.append(dependent)
+
     def _err(self, task: Task, error: TaskError) -> None:
         """A task will have no value, nor will those that wait for it."""
-        stack = [task]
+        root, stack = task, [task]
         while stack:
             task = stack.pop()
             if task.state in ("erred", "forgotten"):
                 continue
             was_to_run = task.state in TO_RUN
-            if task.state == "processing":
+            if task is root and task.state == "processing":
                 self._leave_worker(task)
+            elif task.state == "processing":  # it was sent ahead
+                self._take_back_and_tell(task)
             self._leave_queue(task)
             self._move(task, "erred")
             task.error = error
@@ -309,19 +434,19 @@ class Transitions:
                 # Now, since a task that is demanded again may fail at once.
                 self._tell(task, KeyLost(task.key))
             for dependent in task.dependents:
-                if dependent.state == "waiting":
-                    dependent.missing += 1
-                elif dependent.state in TO_RUN:
+                if dependent.state in TO_RUN:
                     self._wait_again(dependent)
+                    dependent.missing += 1
 
     def _wait_again(self, task: Task) -> None:
-        """An input of a runnable task is gone."""
+        """An input of a task that is to run is gone."""
+        if task.state == "waiting":
+            return
         if task.state == "processing":
-            worker = self._take_back(task)
-            self.send(worker.address, FreeKeys((Version(task.key, task.attempt),)))
+            self._take_back_and_tell(task)
         self._leave_queue(task)
         self._move(task, "waiting")
-        task.missing = _count_missing(task)
+        self._take_back_dependents(task)
 
     def _recover(self, tasks: Iterable[Task]) -> None:
         """Compute lost values again as far as they are needed."""
@@ -373,6 +498,9 @@ class Transitions:
     def _forget(self, task: Task) -> None:
         self._move(task, "forgotten")
         del self.tasks[task.key]
+        task.lane.uses -= 1
+        if not task.lane.uses:
+            self.lanes.drop_if_unused(task.lane)
         for dependency in task.dependencies:
             dependency.drop_dependent(task)
         if task.function is not None:
@@ -405,10 +533,8 @@ class Transitions:
 
 
 def dependency_of(task: Task) -> Dependency:
-    """Return a value in memory as it is described to those who fetch it."""
+    """Return a value as it is described to those who need it."""
+    if task.worker is not None:  # it is being computed where it is needed
+        return Dependency(task.key, task.attempt, 0, (task.worker.address,))
     holders = tuple([worker.address for worker in islice(task.who_has, _MAX_HOLDERS)])
     return Dependency(task.key, task.attempt, task.nbytes, holders)
-
-
-def _count_missing(task: Task) -> int:
-    return sum(dependency.state != "memory" for dependency in task.dependencies)

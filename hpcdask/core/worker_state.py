@@ -5,44 +5,41 @@ A task here moves like this (`MOVES`)::
     waiting -> ready -> executing -> memory          tasks to run
     fetch -> flight -> memory                        inputs that others hold
 
-and vanishes from any state when the scheduler frees it. A task that is freed while it runs cannot
-be stopped; its run is *abandoned*, and what comes of it is dropped.
+*waiting* is for inputs, which are fetched, or computed here by tasks that were sent before. A task
+vanishes from any state when the scheduler frees it. One that is freed while it runs cannot be
+stopped; its run is *abandoned*, and what comes of it is dropped.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any
 
+from hpcdask.core.definition import definition_of
+from hpcdask.core.fetching import MOVES as MOVES
+from hpcdask.core.fetching import Fetching
+from hpcdask.core.held_task import Abandon as Abandon
+from hpcdask.core.held_task import Execute as Execute
+from hpcdask.core.held_task import Fetch as Fetch
+from hpcdask.core.held_task import HeldTask as HeldTask
+from hpcdask.core.held_task import NotStarted as NotStarted
+from hpcdask.core.held_task import Outcome as Outcome
+from hpcdask.core.held_task import Raised as Raised
+from hpcdask.core.held_task import Ran as Ran
 from hpcdask.messages import (
-    Blob,
     ComputeTask,
-    DataMissing,
     DefineFunction,
-    Dependency,
     ForgetFunctions,
     FreeKeys,
-    KeysAdded,
-    Message,
+    GivenBack,
+    HeldRun,
+    HeldValue,
+    TakeBack,
     TaskErred,
-    TaskError,
     TaskFinished,
     Version,
 )
-
-#: Every legal move of a task on a worker, as in `scheduler_state.MOVES`.
-MOVES = {
-    "new": {"waiting", "ready", "fetch", "memory"},
-    "waiting": {"ready", "gone"},
-    "ready": {"executing", "gone"},
-    "executing": {"memory", "gone"},
-    "fetch": {"flight", "gone"},
-    "flight": {"memory", "fetch", "gone"},
-    "memory": {"gone"},
-    "gone": set(),
-}
 
 #: Seconds of short tasks that are handed to the threads at once, per thread: a hand-over by the
 #: event loop for each would take longer than they do.
@@ -52,105 +49,9 @@ MAX_LOOKAHEAD = 100  # tasks per thread
 _MAX_FREED_EARLY = 1000
 #: Seconds that a task is expected to take as long as none of its function has run.
 _UNKNOWN = 1.0
-#: Limits of one request for inputs, and how many workers are asked at a time.
-MAX_FETCH_BYTES, MAX_FETCH_KEYS, MAX_PEERS = 64 * 2**20, 500, 16
 
 
-# -- What the shell is to do, and what came of it -------------------------------------------------
-
-
-class Execute(NamedTuple):
-    """Run a task in a thread, then call `task_ran`."""
-
-    key: str
-    attempt: int
-    function: DefineFunction
-    arguments: Blob
-    inputs: dict[str, Any]  # values of its dependencies
-    wanted: bool  # send a small value along
-
-
-class Abandon(NamedTuple):
-    """Do not start this run if it has not started; `task_ran` is due all the same."""
-
-    key: str
-    attempt: int
-
-
-class Fetch(NamedTuple):
-    """Ask a worker for values, then call `data_arrived` or `fetch_failed`."""
-
-    address: str
-    versions: tuple[Version, ...]
-
-
-class Ran(NamedTuple):
-    """A run returned."""
-
-    value: Any
-    nbytes: int
-    duration: float  # seconds
-    pickled: Blob | None  # if wanted and small
-
-
-class Raised(NamedTuple):
-    """A run raised."""
-
-    error: TaskError
-    duration: float  # seconds
-
-
-class NotStarted(NamedTuple):
-    """A run was abandoned before it began."""
-
-
-Instruction = Execute | Abandon | Fetch
-Outcome = Ran | Raised | NotStarted
-
-
-class HeldTask:
-    """One task as a worker sees it: to run, to fetch, or held."""
-
-    __slots__ = (
-        "arguments",
-        "attempt",
-        "cost",
-        "dependencies",
-        "dependents",
-        "function",
-        "holders",
-        "key",
-        "missing",
-        "nbytes",
-        "priority",
-        "state",
-        "tried",
-        "value",
-        "wanted",
-    )
-
-    def __init__(self, key: str, attempt: int) -> None:
-        self.key = key
-        self.attempt = attempt
-        self.state = "new"
-        self.dependencies: tuple[str, ...] = ()
-        self.dependents: dict[str, None] = {}  # tasks here that need it, as an ordered set
-        self.missing = 0  # dependencies not in memory, while waiting
-        self.function: DefineFunction | None = None
-        self.arguments: Blob = b""
-        self.priority: tuple[float, int, int] = (0.0, 0, 0)
-        self.wanted = False
-        self.cost = 0.0  # seconds that its run is expected to take, while executing
-        self.holders: deque[str] = deque()  # workers still to be asked, while fetch or flight
-        self.tried: list[str] = []  # workers that did not have it
-        self.nbytes = 0
-        self.value: Any = None
-
-    def __repr__(self) -> str:
-        return f"<HeldTask {self.key} #{self.attempt} {self.state}>"
-
-
-class WorkerState:
+class WorkerState(Fetching):
     """All that one worker knows and decides: one public method per event.
 
     Messages to the scheduler are in `outbox` afterwards, and what the shell has to do in
@@ -162,33 +63,28 @@ class WorkerState:
         Where this worker is reached.
     nthreads : int
         Tasks that may run at a time.
+    resources : mapping of str to float, optional
+        What tasks may take of it while they run.
     """
 
-    def __init__(self, address: str, nthreads: int) -> None:
-        self.address = address
+    def __init__(
+        self, address: str, nthreads: int, resources: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(address)
         self.nthreads = nthreads
-        self.tasks: dict[str, HeldTask] = {}
         self.functions: dict[bytes, DefineFunction] = {}
-        self.outbox: list[Message] = []
-        self.instructions: list[Instruction] = []
-        #: Runs under way that nobody wants, with the seconds that they were expected to take.
-        self.abandoned: dict[tuple[str, int], float] = {}
+        #: Runs under way that nobody wants.
+        self.abandoned: dict[tuple[str, int], HeldTask] = {}
         self.executing = 0  # runs handed to threads, abandoned ones included
-        self.nbytes = 0  # of values held
-        self.n_ready = 0  # tasks that only wait for a thread
+        self.n_ready = 0  # tasks that only wait for a thread, or for resources
+        self.resources = dict(resources or {})  # free amounts
         self._executing_cost = 0.0  # seconds
         self._durations: dict[bytes, float] = {}  # by function id: moving average, seconds
-        self._ready: list[
-            tuple[tuple[float, int, int], int, HeldTask]
-        ] = []  # heap, with stale entries
+        #: Heap, with stale entries.
+        self._ready: list[tuple[tuple[float, int, int], int, HeldTask]] = []
+        self._starved: list[HeldTask] = []  # ready, but for resources
         self._pushes = 0
-        self._salt = sum(address.encode())
-        #: Values put here by clients while their keys meant something else: which of the two counts
-        #: is for the scheduler to say, by freeing the other.
-        self._spare: dict[Version, HeldTask] = {}
         self._freed_early: dict[Version, None] = {}  # before they came; the oldest is first
-        self._to_fetch: dict[str, deque[HeldTask]] = {}  # by the worker to ask
-        self._in_flight: dict[str, set[str]] = {}  # keys asked for, by worker
 
     def value_of(self, version: Version) -> HeldTask | None:
         """Return the task whose value this is, or None if it is not here."""
@@ -215,10 +111,14 @@ class WorkerState:
         if old is not None:
             if old.attempt == msg.attempt:  # said twice
                 return
-            self._supersede(old)
+            self._make_way(old)
         task = self.tasks[msg.key] = HeldTask(msg.key, msg.attempt)
         task.function = self.functions[msg.function_id]
         task.arguments, task.priority, task.wanted = msg.arguments, msg.priority, msg.wanted
+        task.resources, task.definition = (
+            msg.resources,
+            definition_of(msg.function_id, msg.arguments),
+        )
         task.dependencies = tuple([d.key for d in msg.dependencies])
         for dependency in msg.dependencies:
             held = self._dependency(dependency)
@@ -231,6 +131,12 @@ class WorkerState:
         else:
             self._to_ready(task)
             self._start_more()
+
+    def take_back(self, now: float, msg: TakeBack) -> None:
+        """Others could run these earlier; what has started stays here."""
+        found = [(self.tasks.get(version.key), version) for version in msg.versions]
+        self._hand_back(t for t, version in found if t is not None and t.attempt == version.attempt)
+        self._start_more()
 
     def keys_freed(self, now: float, msg: FreeKeys) -> None:
         """Values and runs that nobody needs any more."""
@@ -261,6 +167,28 @@ class WorkerState:
             self._spare[version] = task
         self._to_memory(task, value, nbytes)
 
+    def came_back(self, now: float) -> tuple[tuple[HeldValue, ...], tuple[HeldRun, ...]]:
+        """The scheduler was lost, and one is found: tell it what is here; forget the rest.
+
+        What had not started can run anywhere, and where its inputs are now is not known.
+        """
+        for task in list(self.tasks.values()):
+            task.dependents = {}
+            if task.state in ("waiting", "ready", "fetch", "flight"):
+                task.dependencies = ()
+                self._drop(task)
+        self._to_fetch.clear()
+        self._starved.clear()
+        self.functions.clear()
+        self.outbox.clear()
+        held = [*self.tasks.values(), *self._spare.values()]
+        values = [t for t in held if t.state == "memory"]
+        runs = [t for t in held if t.state == "executing"]
+        return (
+            tuple([HeldValue(t.key, t.attempt, t.nbytes, t.definition) for t in values]),
+            tuple([HeldRun(t.key, t.attempt, t.definition) for t in runs]),
+        )
+
     def threads_changed(self, now: float, nthreads: int) -> None:
         """So many tasks may run at a time from now on."""
         self.nthreads = nthreads
@@ -270,147 +198,19 @@ class WorkerState:
 
     def task_ran(self, now: float, key: str, attempt: int, outcome: Outcome) -> None:
         """A run ended."""
-        task = self.tasks.get(key)
+        task = self.abandoned.pop((key, attempt), None) or self.tasks.get(key)
         self.executing -= 1
-        if (key, attempt) in self.abandoned:
-            self._executing_cost -= self.abandoned.pop((key, attempt))
-        elif task is not None and task.attempt == attempt and task.state == "executing":
+        if task is not None and task.attempt == attempt:
             self._executing_cost -= task.cost
-            if not isinstance(outcome, NotStarted) and task.function is not None:
-                self._observe(task.function.function_id, outcome.duration)
-            if isinstance(outcome, Ran):
-                self._executing_to_memory(task, outcome)
-            elif isinstance(outcome, Raised):
-                self.outbox.append(TaskErred(key, attempt, outcome.error))
-                self._drop_ended(task)
+            if task.resources:
+                self._put_back(task)
+            if task.state == "executing":
+                self._run_ended(task, outcome)
         if not self.executing:
             self._executing_cost = 0.0  # sums of floats drift
         self._start_more()
 
-    def data_arrived(
-        self, now: float, address: str, values: Iterable[tuple[Version, Any, int]]
-    ) -> None:
-        """A worker answered a `Fetch`; what it did not send it does not have.
-
-        Parameters
-        ----------
-        values : iterable of (Version, value, nbytes)
-        """
-        asked = self._in_flight.pop(address, set())
-        added = []
-        for version, value, nbytes in values:
-            asked.discard(version.key)
-            task = self.tasks.get(version.key)
-            if task is None or task.state != "flight" or task.attempt != version.attempt:
-                continue  # freed meanwhile
-            self._to_memory(task, value, nbytes)
-            added.append(version)
-        if added:
-            self.outbox.append(KeysAdded(tuple(added)))
-        for key in sorted(asked):
-            self._not_there(key, address)
-        self._fetch_more()
-        self._start_more()
-
-    def input_unusable(self, now: float, version: Version, error: TaskError) -> None:
-        """An input exists, but its holder cannot send it or this worker cannot read it."""
-        task = self.tasks.get(version.key)
-        if task is None or task.attempt != version.attempt or task.state == "memory":
-            return
-        for key in list(task.dependents):
-            dependent = self.tasks[key]
-            self.outbox.append(TaskErred(key, dependent.attempt, error))
-            self._drop(dependent)
-
-    def fetch_failed(self, now: float, address: str) -> None:
-        """A worker could not be asked."""
-        self.data_arrived(now, address, ())
-
     # -- Moves ----------------------------------------------------------------------------------
-
-    def _move(self, task: HeldTask, state: str) -> None:
-        if state not in MOVES[task.state]:
-            raise AssertionError(f"{task} cannot become {state}")
-        task.state = state
-
-    def _dependency(self, dependency: Dependency) -> HeldTask:
-        """Return the input, known already or to be fetched now."""
-        held = self.tasks.get(dependency.key)
-        if held is not None and held.attempt == dependency.attempt:
-            return held
-        if held is not None:  # another value of a key that was used again
-            self._supersede(held)
-            spare = self._spare.pop(Version(dependency.key, dependency.attempt), None)
-            if spare is not None:  # the one that is meant was here already
-                self.tasks[spare.key] = spare
-                return spare
-        held = self.tasks[dependency.key] = HeldTask(dependency.key, dependency.attempt)
-        held.nbytes = dependency.nbytes
-        held.holders.extend(a for a in dependency.addresses if a != self.address)
-        # Spread a popular input's readers over its holders.
-        held.holders.rotate(dependency.attempt + self._salt)
-        self._move(held, "fetch")
-        self._queue_fetch(held)
-        return held
-
-    def _queue_fetch(self, task: HeldTask) -> None:
-        """Line an input up at the next worker to ask, if there is one left."""
-        if task.holders:
-            address = task.holders.popleft()
-            task.tried.append(address)
-            self._to_fetch.setdefault(address, deque()).append(task)
-        else:
-            self._to_fetch.setdefault("", deque()).append(task)
-
-    def _fetch_more(self) -> None:
-        for task in self._to_fetch.pop("", ()):
-            if task.state == "fetch":
-                self._nowhere(task)
-        for address in list(self._to_fetch):
-            if len(self._in_flight) >= MAX_PEERS:
-                return
-            if address not in self._in_flight:
-                self._fetch_from(address)
-
-    def _fetch_from(self, address: str) -> None:
-        """Ask one worker for as much as one request may hold."""
-        waiting = self._to_fetch[address]
-        versions: list[Version] = []
-        nbytes = 0
-        while waiting and len(versions) < MAX_FETCH_KEYS and nbytes < MAX_FETCH_BYTES:
-            task = waiting.popleft()
-            if task.state == "fetch":
-                self._move(task, "flight")
-                versions.append(Version(task.key, task.attempt))
-                nbytes += task.nbytes
-        if not waiting:
-            del self._to_fetch[address]
-        if versions:
-            self._in_flight[address] = {version.key for version in versions}
-            self.instructions.append(Fetch(address, tuple(versions)))
-
-    def _not_there(self, key: str, address: str) -> None:
-        """A worker did not give an input: ask the next one that may have it."""
-        task = self.tasks.get(key)
-        if task is not None and task.state == "flight" and task.tried[-1:] == [address]:
-            self._move(task, "fetch")
-            self._queue_fetch(task)
-
-    def _nowhere(self, task: HeldTask) -> None:
-        """Nobody gave an input: let the scheduler decide."""
-        for dependent in self._dependents(task):
-            self._give_up(dependent, task, task.tried or [self.address])
-
-    def _dependents(self, task: HeldTask) -> list[HeldTask]:
-        return [self.tasks[key] for key in task.dependents]
-
-    def _give_up(self, task: HeldTask, missing: HeldTask, tried: list[str]) -> None:
-        """Hand a task back whose input cannot be had."""
-        if task.state in ("waiting", "ready"):
-            version = Version(missing.key, missing.attempt)
-            for address in tried:
-                self.outbox.append(DataMissing(task.key, task.attempt, version, address))
-            self._drop(task)
 
     def _to_ready(self, task: HeldTask) -> None:
         self._move(task, "ready")
@@ -428,6 +228,9 @@ class WorkerState:
                 continue
             assert task.function is not None
             cost = self._durations.get(task.function.function_id, _UNKNOWN)
+            if task.resources and not self._are_free(task):
+                self._starved.append(heappop(ready)[2])
+                continue
             if self.executing >= self.nthreads and (
                 self._executing_cost + cost > LOOKAHEAD * self.nthreads
                 or self.executing >= MAX_LOOKAHEAD * self.nthreads
@@ -441,12 +244,36 @@ class WorkerState:
         self._move(task, "executing")
         self.n_ready -= 1
         self.executing += 1
+        for name, amount in task.resources:
+            self.resources[name] -= amount
         task.cost = cost
         self._executing_cost += cost
         inputs = {key: self.tasks[key].value for key in task.dependencies}
         self.instructions.append(
             Execute(task.key, task.attempt, task.function, task.arguments, inputs, task.wanted)
         )
+
+    def _are_free(self, task: HeldTask) -> bool:
+        return all(self.resources.get(name, 0.0) >= amount for name, amount in task.resources)
+
+    def _put_back(self, task: HeldTask) -> None:
+        """A run has ended: others may take what it took."""
+        for name, amount in task.resources:
+            self.resources[name] += amount
+        starved, self._starved = self._starved, []
+        for waiting in starved:
+            self._pushes += 1
+            heappush(self._ready, (waiting.priority, self._pushes, waiting))
+
+    def _run_ended(self, task: HeldTask, outcome: Outcome) -> None:
+        if not isinstance(outcome, NotStarted) and task.function is not None:
+            self._observe(task.function.function_id, outcome.duration)
+        if isinstance(outcome, Ran):
+            self._executing_to_memory(task, outcome)
+        elif isinstance(outcome, Raised):
+            self._hand_back(self._dependents(task))
+            self.outbox.append(TaskErred(task.key, task.attempt, outcome.error))
+            self._drop_ended(task)
 
     def _executing_to_memory(self, task: HeldTask, ran: Ran) -> None:
         self._leave_dependencies(task)
@@ -474,30 +301,28 @@ class WorkerState:
 
     def _withdraw(self, task: HeldTask) -> None:
         """Drop a task that the scheduler needs no more, and hand back what waits for it here."""
-        dependents = self._dependents(task)
+        self._hand_back(self._dependents(task))
         self._drop(task)
-        for dependent in dependents:
-            self._give_up(dependent, task, [self.address])
 
-    def _supersede(self, task: HeldTask) -> None:
-        """Make room for another value or run of the same key.
-
-        Values stay until the scheduler frees them: one that a client put here may be the newer.
-        """
-        key = task.key
-        if task.state == "memory":
-            for dependent in self._dependents(task):
-                self._give_up(dependent, task, [self.address])
-        else:
-            self._withdraw(task)
-        spare = self.tasks.pop(key, None)  # `task`, or what was put here besides
-        if spare is not None:
-            self._spare[Version(key, spare.attempt)] = spare
+    def _hand_back(self, tasks: Iterable[HeldTask]) -> None:
+        """Tell that tasks will not run here, nor what waits for these; those that run do."""
+        found: dict[HeldTask, None] = {}
+        stack = [task for task in tasks if task.state in ("waiting", "ready")]
+        while stack:
+            task = stack.pop()
+            if task not in found:
+                found[task] = None
+                stack.extend(self._dependents(task))  # which wait, if this one has not run
+        if found:
+            last_first = list(reversed(found))
+            self.outbox.append(GivenBack(tuple(Version(t.key, t.attempt) for t in last_first)))
+            for task in last_first:
+                self._drop(task)
 
     def _drop(self, task: HeldTask) -> None:
         """Forget a task in whatever state, and inputs that only it was to fetch."""
         if task.state == "executing":
-            self.abandoned[task.key, task.attempt] = task.cost
+            self.abandoned[task.key, task.attempt] = task
             self.instructions.append(Abandon(task.key, task.attempt))
         elif task.state == "memory":
             self.nbytes -= task.nbytes
@@ -524,5 +349,6 @@ class WorkerState:
             if dependency is None:
                 continue
             dependency.dependents.pop(task.key, None)
-            if dependency.state in ("fetch", "flight") and not dependency.dependents:
+            is_to_come = dependency.state in ("fetch", "flight") and not dependency.is_kept
+            if is_to_come and not dependency.dependents:
                 self._drop_ended(dependency)

@@ -35,6 +35,8 @@ _clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
 _numbers = itertools.count()
 #: Seconds that the end of a cluster may take.
 _ENDING = 30.0
+#: Seconds that workers have to finish and hand over, when the cluster is scaled down.
+_RETIREMENT = 30.0
 
 
 class LocalCluster:
@@ -192,6 +194,8 @@ class LocalCluster:
                 if isinstance(outcome, BaseException):
                     raise outcome
             surplus = list(self.workers)[n:]
+            addresses = [_worker_address(self.workers[name]) for name in surplus]
+            await self.scheduler.retire(addresses, _RETIREMENT)
             closing = [self.workers.pop(name).close("scaled down") for name in surplus]
             await asyncio.gather(*closing)
 
@@ -301,7 +305,7 @@ class LocalCluster:
             deadline = time.monotonic() + seconds
             left = seconds
             while left >= 0:
-                if await self.scheduler._until(
+                if await self.scheduler.until(
                     lambda: len(self.scheduler.workers) >= n_workers, min(left, 5.0)
                 ):
                     return
@@ -350,7 +354,7 @@ class LocalCluster:
             if not self.processes:
                 answer: Any = await call(function, worker.address, {}, threaded=False)
             else:
-                answer = await self.scheduler.call_worker(worker.address, function)
+                answer = await self.scheduler.requests.call_worker(worker.address, function)
             if type(answer) is not TaskError:
                 result[worker.address] = "\n".join(line for _, line in loads(answer))
         return result
@@ -390,6 +394,10 @@ def default_shape(n_workers: int | None, nthreads: int | None) -> tuple[int, int
         assert nthreads is not None
         return max(cpus // nthreads, 1), nthreads
     return n_workers, nthreads or max(cpus // max(n_workers, 1), 1)
+
+
+def _worker_address(worker: Nanny | Worker) -> str:
+    return worker.worker_address if isinstance(worker, Nanny) else worker.address
 
 
 @atexit.register

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import pytest
 from core_helpers import (
     DEFINE,
     A,
@@ -67,6 +68,7 @@ def test_a_value_with_another_copy_is_not_lost() -> None:
     assert_sent(state, {})
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_a_lost_value_is_computed_again_from_its_released_inputs_on() -> None:
     state = started(A, B)
     submit(state, {"x": [], "y": ["x"], "z": ["y"]}, wanted=["z"])
@@ -98,6 +100,7 @@ def test_several_values_lost_at_once_are_each_computed_once() -> None:
     assert order == ["x", "y", "p", "q"]
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_a_run_elsewhere_that_lost_an_input_is_taken_back() -> None:
     state = started(A, B)
     submit(state, {"x": [], "u": [], "y": ["x", "u"]}, wanted=["y"])
@@ -117,19 +120,20 @@ def test_a_worker_whose_only_run_was_taken_back_gets_queued_tasks() -> None:
     finish(state, A, "x")
     finish(state, B, "u", nbytes=10**9)
     submit(state, {f"z{i}": [] for i in range(6)}, submission=2)
-    assert state.n_queued > 0
+    assert state.lanes.open.n_queued > 0
     state.worker_lost(1.0, A, planned=True)
     sent(state)  # validates that nobody idles while tasks wait
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_without_workers_tasks_wait_for_one() -> None:
     state = started()
     submit(state, {"x": [], "y": ["x"], "z": []})
     assert_sent(state, {})
-    assert {task.key for task in state.no_worker} == {"x", "z"}
+    assert {task.key for task in state.lanes.open.stranded} == {"x", "z"}
     state.worker_joined(1.0, worker_info(A))
     assert computed(state, A) == ["x", "z"]
-    assert not state.no_worker
+    assert not state.lanes.open.stranded
 
 
 def test_when_the_last_worker_goes_its_tasks_wait_for_the_next() -> None:
@@ -139,8 +143,8 @@ def test_when_the_last_worker_goes_its_tasks_wait_for_the_next() -> None:
     sent(state)
     state.worker_lost(1.0, A)
     assert_sent(state, {"c": [KeyLost("x0")]})
-    assert len(state.no_worker) == 5
-    assert state.n_queued == 0
+    assert len(state.lanes.open.stranded) == 5
+    assert state.lanes.open.n_queued == 0
     release(state, "x4")
     state.worker_joined(1.0, worker_info(B))
     assert computed(state, B) == ["x0", "x1"]
@@ -265,6 +269,7 @@ def test_an_input_missing_everywhere_is_computed_again() -> None:
     assert [m for box in sent(state).values() for m in box if type(m) is ComputeTask] == []
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_data_missing_of_what_nobody_knows_changes_nothing() -> None:
     state = started(A)
     state.data_missing(1.0, A, DataMissing("y", 1, Version("x", 1), B))

@@ -62,7 +62,7 @@ def test_of_tasks_of_unknown_length_one_more_than_threads_is_sent_ahead() -> Non
     state = started(A)
     submit(state, {f"x{i}": [] for i in range(10)})
     assert len(computed(state, A)) == 2
-    assert state.n_queued == 8
+    assert state.lanes.open.n_queued == 8
 
 
 def test_of_long_tasks_one_more_than_threads_is_sent_ahead() -> None:
@@ -89,8 +89,8 @@ def test_the_queue_keeps_no_million_of_released_tasks() -> None:
         keys = [f"x{number}-{i}" for i in range(100)]
         submit(state, dict.fromkeys(keys, ()), submission=3 + number)
         release(state, *keys)
-    assert state.n_queued == 1
-    assert len(state.queue) < 1200
+    assert state.lanes.open.n_queued == 1
+    assert len(state.lanes.open._queue) < 1200
     finish(state, A, "first")
     assert computed(state, A)[-1] == "waits"
 

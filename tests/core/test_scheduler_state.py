@@ -52,6 +52,7 @@ def test_a_task_runs_and_its_client_hears_of_it() -> None:
     assert_sent(state, {"c": [done("x")]})
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_a_task_waits_for_its_dependencies_and_is_told_where_they_are() -> None:
     state = started(A)
     submit(state, {"x": [], "y": [], "z": ["x", "y"]})
@@ -63,6 +64,7 @@ def test_a_task_waits_for_its_dependencies_and_is_told_where_they_are() -> None:
     assert_sent(state, {A: [compute("z", 3, x, y, position=2)], "c": [done("y", 100, value=None)]})
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_a_value_that_only_a_dependant_needed_is_freed_when_that_has_run() -> None:
     state = started(A)
     submit(state, {"x": [], "y": ["x"]}, wanted=["y"])
@@ -188,6 +190,7 @@ def test_chunks_of_two_graphs_keep_their_order_when_they_come_interleaved() -> N
 # -- Errors ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_an_error_reaches_all_that_depends_on_the_task() -> None:
     state = started(A)
     submit(state, {"x": [], "y": ["x"], "z": ["y"]}, wanted=["y", "z"])
@@ -200,6 +203,7 @@ def test_an_error_reaches_all_that_depends_on_the_task() -> None:
     assert not state.tasks
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_an_error_frees_the_other_inputs_of_what_waited() -> None:
     state = started(A)
     submit(state, {"x": [], "y": [], "z": ["x", "y"]}, wanted=["z"])
@@ -241,6 +245,7 @@ def test_tasks_that_only_an_erred_task_needed_are_taken_back_and_others_run_ther
 # -- The same key again ---------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 @pytest.mark.parametrize("spelling", ["processing", "waiting", "queued"])
 def test_a_key_that_is_submitted_again_runs_once(spelling: str) -> None:
     state = started(A)
@@ -376,6 +381,7 @@ def test_a_cancelled_task_goes_with_all_that_waits_for_it() -> None:
     assert state.tasks.keys() == {"w"}
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_a_cancel_leaves_alone_what_another_client_wants() -> None:
     state = started(A, clients="cd")
     submit(state, {"x": [], "y": ["x"]}, client="c")
@@ -428,7 +434,7 @@ def test_a_restart_forgets_every_task_and_sends_none() -> None:
     assert {m.key for m in found["c"]} == {"x", "y", "p", "q"}
     assert found["d"] == [KeyCancelled("u", "restart")]
     assert not state.tasks
-    assert state.n_queued == 0
+    assert state.lanes.open.n_queued == 0
 
 
 # -- Late and repeated messages -------------------------------------------------------------------

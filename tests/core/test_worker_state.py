@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from core_helpers import BOOM, DEFINE, A, B, C, assert_worker_sent, compute, free
 
+from hpcdask.core.fetching import MAX_FETCH_KEYS, MAX_PEERS
+from hpcdask.core.held_task import Instruction
 from hpcdask.core.validation import validate_worker
 from hpcdask.core.worker_state import (
-    MAX_FETCH_KEYS,
     MAX_LOOKAHEAD,
-    MAX_PEERS,
     Abandon,
     Execute,
     Fetch,
-    Instruction,
     NotStarted,
     Raised,
     Ran,
@@ -23,6 +22,7 @@ from hpcdask.messages import (
     Dependency,
     ForgetFunctions,
     FreeKeys,
+    GivenBack,
     KeysAdded,
     TaskErred,
     TaskFinished,
@@ -185,7 +185,10 @@ def test_an_input_is_asked_of_one_holder_after_the_other_then_reported() -> None
     assert isinstance(second, Fetch)
     assert {first.address, second.address} == {B, C}
     state.data_arrived(2.0, second.address, [])
-    missing = [DataMissing("y", 2, Version("x", 1), fetch.address) for fetch in (first, second)]
+    missing = [
+        DataMissing("y", 2, Version("x", 1), first.address, unreachable=True),
+        DataMissing("y", 2, Version("x", 1), second.address, unreachable=False),
+    ]
     assert_worker_sent(state, *missing)
     assert not state.tasks
 
@@ -229,7 +232,7 @@ def test_a_freed_input_sends_back_what_waits_for_it() -> None:
     state.compute_task(0.0, compute("busy", 9))
     state.compute_task(0.0, compute("y", 2, on("x", A)))
     state.keys_freed(0.0, free(("x", 1)))
-    assert_worker_sent(state, DataMissing("y", 2, Version("x", 1), A))
+    assert_worker_sent(state, GivenBack((Version("y", 2),)))
 
 
 def test_an_input_freed_under_a_run_does_not_hurt_it() -> None:
@@ -248,7 +251,7 @@ def test_a_new_version_of_an_input_sends_back_what_waits_for_the_old() -> None:
     state.compute_task(0.0, compute("y", 2, on("x", A)))
     told(state)
     state.compute_task(0.0, compute("z", 4, on("x", B, attempt=3)))
-    assert_worker_sent(state, DataMissing("y", 2, Version("x", 1), A))
+    assert_worker_sent(state, GivenBack((Version("y", 2),)))
     assert told(state) == [Fetch(B, (Version("x", 3),))]
 
 
