@@ -224,8 +224,32 @@ def lose_a_worker(simulation: Simulation) -> None:
     worker = _some_worker(simulation)
     if worker is not None:
         simulation.note("dies:", worker.name)
-        simulation.n_lost += 1
         simulation.network.remove(worker.name, worker.connection)
+
+
+@deed(weight=1, odds=0.5)
+def retire_a_worker(simulation: Simulation) -> None:
+    worker = _some_worker(simulation)
+    if worker is not None and worker.is_connected:
+        simulation.note("is to leave:", worker.name)
+        worker.leave()
+
+
+@deed(weight=1, odds=0.5)
+def drop_a_value(simulation: Simulation) -> None:
+    worker = _some_worker(simulation)
+    if worker is not None and not worker.is_paused:
+        simulation.note("loses a value:", worker.name)
+        worker.drop_a_value()
+
+
+@deed(weight=2, odds=0.5)
+def break_the_connection_to_the_scheduler(simulation: Simulation) -> None:
+    worker = _some_worker(simulation)
+    if worker is not None and worker.is_connected:
+        simulation.note("loses its connection:", worker.name)
+        simulation.network.end_connection(worker.name, SCHEDULER, worker.connection)
+        simulation.network.end_connection(SCHEDULER, worker.name, worker.connection)
 
 
 @deed(weight=1, odds=0.5)

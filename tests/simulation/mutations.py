@@ -179,7 +179,7 @@ def scattered_data_that_nobody_takes_stays(patch: Patch) -> None:
 
 @breakage
 def the_next_holder_is_never_asked(patch: Patch) -> None:
-    patch.setattr(WorkerState, "_not_there", lambda self, key, address: None)
+    patch.setattr(WorkerState, "_not_there", lambda self, key, address, unreachable: None)
 
 
 @breakage

@@ -61,16 +61,18 @@ def _check_error(simulation: Simulation, error: TaskError, key: str) -> None:
         assert recipes.by_key[error.key].function == DATA
     else:
         assert isinstance(exception, KilledWorker), exception
-        assert simulation.allowed_failures < simulation.n_lost, exception
+        assert simulation.allowed_failures < simulation.scheduler.n_lost, exception
 
 
 def check_nothing_is_left(simulation: Simulation) -> None:
     """All was released: nobody holds or does anything."""
     state = simulation.scheduler.state
     assert not state.tasks, state.tasks
-    assert not state.n_queued
-    assert not state.no_worker
-    assert not any(task.state == "queued" for _, _, task in state.queue)
+    assert not state.lanes.open.n_queued
+    assert not state.lanes.open.stranded
+    assert not any(list(lane.queued) for lane in state.lanes)
+    assert not state.leaving
+    assert not state.held
     assert not any(state._scattering.values())
     for record in state.workers.values():
         assert not record.processing
@@ -84,5 +86,6 @@ def check_nothing_is_left(simulation: Simulation) -> None:
         assert not worker._spare, (name, worker._spare)
         assert not worker._in_flight, (name, worker._in_flight)
         assert not worker._to_fetch, (name, worker._to_fetch)
+        assert worker.resources == process.resources, (name, worker.resources)
         assert (worker.executing, worker.nbytes, worker._executing_cost) == (0, 0, 0.0), name
         assert not process.runs, name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
-from hpcdask.messages import Function, TaskSpec
+from hpcdask.messages import Function, Restriction, TaskSpec
 
 #: Seconds that a task of each function takes, about.
 DURATIONS = {
@@ -19,6 +19,14 @@ DURATIONS = {
     "flaky": 0.01,
 }
 FUNCTIONS = tuple(DURATIONS)
+#: Where workers are.
+HOSTS = ("h1", "h2")
+RESTRICTIONS = (
+    Restriction((), False, (("gpu", 1.0),)),
+    Restriction((), False, (("gpu", 2.0),)),
+    Restriction(("h1",), False, ()),
+    Restriction(("h2",), False, (("gpu", 1.0),)),
+)
 #: What `Recipe.function` says of scattered data.
 DATA = "data"
 
@@ -32,6 +40,7 @@ class Recipe:
     dependencies: tuple[str, ...] = ()
     n_failures: int = 0  # runs of a flaky one that raise before one returns
     min_retries: int = 1000  # of all its submissions
+    restriction: Restriction | None = None
     private: str = ""  # name of the graph, if it is one client's and will change its meaning
 
 
@@ -155,6 +164,7 @@ def random_graph(
     """Invent tasks, some of which take `inputs`; return their keys, dependencies first."""
     shape = random.choice(SHAPES)
     keys: list[str] = []
+    restriction = random.choice([None, None, random.choice(RESTRICTIONS)])
     for number, needs in enumerate(shape(random, random.randint(1, 14))):
         dependencies = {keys[i]: None for i in needs}
         if inputs and random.random() < (0.3 if needs else 0.5):
@@ -162,5 +172,6 @@ def random_graph(
         key = f"{prefix}-{number}"
         recipes.add(key, dependencies)
         recipes.by_key[key].private = private
+        recipes.by_key[key].restriction = restriction
         keys.append(key)
     return keys

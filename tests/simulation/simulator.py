@@ -14,17 +14,15 @@ from typing import Any
 import outcome_checks
 from event_trace import EventTrace
 from faults import DEEDS, Deed
-from recipes import DATA, DURATIONS, Recipes
+from recipes import DATA, DURATIONS, HOSTS, Recipes
 from virtual_client import VirtualClient
 from virtual_clock import VirtualClock
 from virtual_network import SCHEDULER, VirtualNetwork
-from virtual_scheduler import VirtualScheduler
+from virtual_scheduler import TICK, VirtualScheduler
 from virtual_worker import Ledger, VirtualWorker
 
 from hpcdask.messages import CancelKeys, WantKeys
 
-#: Virtual seconds between two calls of the scheduler's `tick`.
-TICK = 0.1
 #: Things that are done to a cluster, some of them faults, before it may come to rest.
 N_DEEDS = 60
 #: Events within which any of them comes to rest.
@@ -44,9 +42,8 @@ class Simulation:
         self.trace = EventTrace()
         self.network = VirtualNetwork(self.clock, random, self.trace)
         self.recipes = Recipes(random)
-        self.ledger = Ledger()
+        self.ledger = Ledger(self.recipes)
         self.allowed_failures = random.choice([0, 1, 1000, 1000])
-        self.n_lost = 0  # workers
         self.n_joined = 0
         #: Wants of futures that another client has lent: (taker, number) -> (giver, key).
         self.lendings: dict[tuple[str, int], tuple[str, str]] = {}
@@ -79,11 +76,20 @@ class Simulation:
         self.network.processes[SCHEDULER] = scheduler
         return scheduler
 
-    def join_worker(self) -> VirtualWorker:
+    def join_worker(self, host: str = "", n_gpus: float = 0.0) -> VirtualWorker:
         self.n_joined += 1
         nthreads = self.random.choice([1, 1, 2, 3])
+        host = host or self.random.choice(HOSTS)
+        n_gpus = n_gpus or self.random.choice([0.0, 1.0, 2.0])
         worker = VirtualWorker(
-            f"w{self.n_joined}", self.clock, self.network, self.random, self.ledger, nthreads
+            f"w{self.n_joined}",
+            self.clock,
+            self.network,
+            self.random,
+            self.ledger,
+            nthreads,
+            host,
+            {"gpu": n_gpus} if n_gpus else {},
         )
         self.network.processes[worker.name] = worker
         worker.start()
@@ -116,7 +122,7 @@ class Simulation:
 
     def _tick(self) -> None:
         scheduler = self.scheduler
-        if hasattr(scheduler.state, "tick"):
+        if not scheduler.is_paused:
             scheduler.do(scheduler.tick)
         self.clock.after(TICK, self._tick, idle=True)
 
@@ -140,8 +146,8 @@ class Simulation:
                 process.resume()
             if isinstance(process, VirtualWorker):
                 process.refusals = 0.0
-        if not self.workers:
-            self.join_worker()
+        for host in HOSTS:  # for whatever is restricted
+            self.join_worker(host, n_gpus=2.0)
 
     def drain(self) -> None:
         """Let all that is under way come to its end, in a bounded time."""

@@ -42,7 +42,7 @@ def test_each_deed_does_something(deed: Deed) -> None:
 def test_a_seed_that_fails_says_how_to_replay_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(WorkerState, "_not_there", lambda self, key, address: None)
+    monkeypatch.setattr(WorkerState, "_not_there", lambda self, key, address, unreachable: None)
     with pytest.raises(SeedFailed, match=r"python tests/simulation/replay\.py") as caught:
         for seed in range(100):
             live_through(seed)

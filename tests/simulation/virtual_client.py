@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -147,15 +147,12 @@ class VirtualClient(Process):
         assert not self.unsent.messages
         self._submissions += 1
         wanted = set(wanted)
-        cut = self.random.choice([len(keys), len(keys), self.random.randint(1, len(keys))])
         all_at_end = self.random.random() < 0.3
         retries = self.random.choice([0, 1, 2, 3])
         priority = float(self.random.choice([0, 0, 1]))
         self.unsent = Chunks(doomed=any(map(self._is_doomed, keys)))
-        for first, chunk in ((0, keys[:cut]), (cut, keys[cut:])):
+        for first, chunk in self._chunks(keys):
             is_final = first + len(chunk) == len(keys)
-            if not chunk:
-                continue
             here = {key for key in chunk if key in wanted}
             if all_at_end:
                 here = wanted if is_final else set()
@@ -164,10 +161,21 @@ class VirtualClient(Process):
                 recipe.min_retries = min(recipe.min_retries, retries)
             specs = tuple(map(self.recipes.spec, chunk))
             names = tuple(key for key in keys if key in here)
-            order = (first, priority, retries, is_final)
+            restriction = self.recipes.by_key[chunk[0]].restriction
+            order = (first, priority, retries, is_final, 0, restriction)
             message = SubmitTasks(self._submissions, functions(), specs, names, *order)
             self.unsent.messages.append(message)
         self._send_chunk()
+
+    def _chunks(self, keys: list[str]) -> Iterator[tuple[int, list[str]]]:
+        """Cut a graph at one place at most, and wherever another restriction begins."""
+        cut = self.random.choice([len(keys), len(keys), self.random.randint(1, len(keys))])
+        first = 0
+        for i in range(1, len(keys) + 1):
+            recipes = [self.recipes.by_key[key] for key in keys[i - 1 : i + 1]]
+            if i in (cut, len(keys)) or recipes[0].restriction != recipes[1].restriction:
+                yield first, keys[first:i]
+                first = i
 
     def _send_chunk(self) -> None:
         message = self.unsent.messages.pop(0)

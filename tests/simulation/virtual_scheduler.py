@@ -15,9 +15,12 @@ from hpcdask.messages import (
     CancelKeys,
     DataMissing,
     DataScattered,
+    GivenBack,
     Heartbeat,
     KeepUntilDone,
     KeysAdded,
+    KeysDropped,
+    NotAcquired,
     PlanScatter,
     RegisterClient,
     RegisterWorker,
@@ -28,6 +31,7 @@ from hpcdask.messages import (
     TaskFinished,
     ThreadsLent,
     WantKeys,
+    WorkerLeaving,
 )
 
 #: What a worker says to the scheduler, and the event that it is.
@@ -35,6 +39,9 @@ OF_WORKER: dict[type[Any], str] = {
     TaskFinished: "task_finished",
     TaskErred: "task_erred",
     KeysAdded: "keys_added",
+    KeysDropped: "keys_dropped",
+    GivenBack: "given_back",
+    NotAcquired: "not_acquired",
     DataMissing: "data_missing",
     Heartbeat: "heartbeat",
     ThreadsLent: "threads_lent",
@@ -47,6 +54,11 @@ OF_CLIENT: dict[type[Any], str] = {
     CancelKeys: "keys_cancelled",
     DataScattered: "data_scattered",
 }
+
+#: Virtual seconds between two calls of `tick`.
+TICK = 0.1
+#: Virtual seconds after which a worker that says nothing is given up: three heartbeats.
+TTL = 15.0
 
 
 class VirtualScheduler(Process):
@@ -72,6 +84,8 @@ class VirtualScheduler(Process):
         self.state = SchedulerState(allowed_failures)
         self.connections: dict[str, int] = {}
         self.on_message = on_message
+        self.n_lost = 0  # workers that tasks may be blamed for
+        self._ticked = 0.0
         self._planned: list[tuple[str, ScatterPlan]] = []
 
     def receive(self, source: str, batch: Batch) -> None:
@@ -91,6 +105,8 @@ class VirtualScheduler(Process):
         event = OF_WORKER.get(kind) or OF_CLIENT.get(kind)
         if event is not None:
             getattr(state, event)(now, source, message)
+        elif kind is WorkerLeaving:
+            state.worker_leaving(now, source, message.reason)
         elif kind is KeepUntilDone:
             state.kept_until_done(now, message)
         elif kind is PlanScatter:
@@ -107,9 +123,30 @@ class VirtualScheduler(Process):
             if source in state.clients:
                 state.client_lost(now, source)
             else:
-                state.worker_lost(now, source, planned=self.random.random() < 0.3)
+                self.lose(source)
         else:
             raise AssertionError(f"no event of the scheduler for {message}")
+
+    def lose(self, address: str) -> None:
+        """A worker is gone."""
+        planned = self.random.random() < 0.3
+        self.n_lost += not planned
+        self.state.worker_lost(self.clock.now, address, planned)
+
+    def tick(self) -> None:
+        """Do what is due by time alone."""
+        now, late = self.clock.now, self.clock.now - self._ticked - TICK
+        self._ticked = now
+        self.state.tick(now)
+        silent = self.state.silent_workers(now - max(late, 0.0), TTL)
+        for worker in silent:
+            connection = self.connections.pop(worker.address)
+            self.network.end_connection(SCHEDULER, worker.address, connection)
+            self.lose(worker.address)
+        if silent:
+            self.state.workers_gone(tuple([worker.address for worker in silent]))
+        validate_scheduler(self.state)
+        self.flush()
 
     def flush(self) -> None:
         """Send all that the state has to say."""

@@ -7,7 +7,7 @@ from collections import deque
 from random import Random
 from typing import Any, NamedTuple
 
-from recipes import DURATIONS
+from recipes import DURATIONS, Recipes
 from virtual_clock import Timer, VirtualClock
 from virtual_network import SCHEDULER, Batch, Closed, Process, VirtualNetwork
 
@@ -23,21 +23,30 @@ from hpcdask.core.worker_state import (
     WorkerState,
 )
 from hpcdask.messages import (
+    AcquireKeys,
+    CloseWorker,
     ComputeTask,
     DefineFunction,
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
+    KeysDropped,
     RegisterWorker,
+    TakeBack,
     TaskError,
     ThreadsLent,
     Version,
+    WorkerLeaving,
+    WorkersGone,
 )
 
 #: What the scheduler says to a worker, and the event that it is.
 ON_WORKER: dict[type[Any], str] = {
     ComputeTask: "compute_task",
     FreeKeys: "keys_freed",
+    TakeBack: "take_back",
+    AcquireKeys: "acquire_keys",
+    WorkersGone: "workers_gone",
     DefineFunction: "function_defined",
     ForgetFunctions: "functions_forgotten",
 }
@@ -78,17 +87,29 @@ class Stored(NamedTuple):
 class Ledger:
     """What was run in the whole cluster, to hold every worker to."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipes: Recipes) -> None:
+        self.recipes = recipes
         self.started: set[tuple[str, int]] = set()
         self.n_runs: dict[str, int] = {}
 
-    def run_starts(self, run: Execute) -> None:
-        """Check that a run may start: once, and with the right inputs."""
+    def run_starts(self, run: Execute, worker: VirtualWorker) -> None:
+        """Check that a run may start: once, with the right inputs, and where it may."""
         assert (run.key, run.attempt) not in self.started, ("runs twice", run.key, run.attempt)
         self.started.add((run.key, run.attempt))
         self.n_runs[run.key] = self.n_runs.get(run.key, 0) + 1
         _, _, right = pickle.loads(run.arguments)  # type: ignore[arg-type]
         assert run.inputs == right, (f"inputs of {run.key} #{run.attempt}", run.inputs, right)
+
+        restriction = self.recipes.by_key[run.key].restriction
+        if restriction is not None:
+            assert worker.host in (restriction.workers or [worker.host]), (run.key, worker.name)
+        for name, amount in worker.resources.items():
+            taken = sum(self._takes(busy.key, name) for busy in [run, *worker.busy])
+            assert taken <= amount, (name, "is taken by too many on", worker.name, taken)
+
+    def _takes(self, key: str, name: str) -> float:
+        restriction = self.recipes.by_key[key].restriction
+        return dict(restriction.resources).get(name, 0.0) if restriction is not None else 0.0
 
     def result(self, run: Execute) -> int | None:
         """Really compute, of what the worker passed; None if the task raises."""
@@ -110,12 +131,16 @@ class VirtualWorker(Process):
         random: Random,
         ledger: Ledger,
         nthreads: int,
+        host: str,
+        resources: dict[str, float],
     ) -> None:
         super().__init__(name, clock)
         self.network = network
         self.random = random
         self.ledger = ledger
-        self.state = WorkerState(name, nthreads)
+        self.state = WorkerState(name, nthreads, resources)
+        self.host, self.resources = host, dict(resources)
+        self.is_connected = False
         self.nthreads = nthreads
         self.slowness = 1.0
         self.refusals = 0.0  # share of requests at which the connection ends
@@ -127,17 +152,41 @@ class VirtualWorker(Process):
         self._n_requests = 0
 
     @property
+    def busy(self) -> list[Execute]:
+        """What the threads have."""
+        return [run for run, _ in self._running.values()]
+
+    @property
     def runs(self) -> list[Execute]:
         """What the threads have, and what waits for them."""
-        return [*self._queue, *(run for run, _ in self._running.values())]
+        return [*self._queue, *self.busy]
 
     def start(self) -> None:
         """Register, and beat from then on."""
+        self._register(self._about())
+
+    def _about(self) -> RegisterWorker:
+        resources = tuple(sorted(self.resources.items()))
+        return RegisterWorker(
+            self.name, self.name, self.nthreads, 0, self.host, 1, "/", "", 1, "1", resources
+        )
+
+    def _register(self, hello: RegisterWorker) -> None:
         self.connection += 1
-        n, name = self.nthreads, self.name
-        hello = RegisterWorker(name, name, n, 0, "h", 1, "/", "", 1, "1")
+        self.is_connected = True
         self.network.send(self.name, SCHEDULER, [hello], self.connection)
         self._beat(self.connection)
+
+    def scheduler_lost(self) -> None:
+        """Come back after a while."""
+        self.is_connected = False
+        self.later(10 ** self.random.uniform(-3, 0), self._return)
+
+    def _return(self) -> None:
+        """Tell the scheduler, or the next one, what was kept."""
+        values, runs = self.state.came_back(self.clock.now)
+        self._register(self._about()._replace(returns=True, values=values, runs=runs))
+        self.act()
 
     def _beat(self, connection: int) -> None:
         if not self.is_dead and connection == self.connection:
@@ -162,6 +211,9 @@ class VirtualWorker(Process):
                 version, value, nbytes = message
                 self.state.value_stored(self.clock.now, version, value, nbytes)
                 self.network.send_plain(self.name, source, [Stored(version)])
+            elif isinstance(message, CloseWorker):
+                self.network.remove(self.name, self.connection)
+                return
             elif isinstance(message, Closed) and source == SCHEDULER:
                 self.scheduler_lost()
             elif isinstance(message, Closed):
@@ -175,10 +227,6 @@ class VirtualWorker(Process):
         super().die()
         for _, timer in [*self._running.values(), *self._requests.values()]:
             timer.cancel()
-
-    def scheduler_lost(self) -> None:
-        """It ends, since it cannot return yet."""
-        self.network.remove(self.name, self.connection)
 
     def _serve(self, source: str, message: Request) -> None:
         if self.random.random() < self.refusals:
@@ -224,6 +272,8 @@ class VirtualWorker(Process):
             else:
                 raise AssertionError(f"no action of a worker for {instruction}")
         self._start_runs()
+        if not self.is_connected:
+            return
         messages, self.state.outbox = self.state.outbox, []
         self.network.send(self.name, SCHEDULER, messages, self.connection)
 
@@ -241,7 +291,7 @@ class VirtualWorker(Process):
             if (run.key, run.attempt) in self._abandoned:
                 self._take(run, 1e-6, NotStarted())
                 continue
-            self.ledger.run_starts(run)
+            self.ledger.run_starts(run, self)
             usual = DURATIONS[run.function.name] * self.slowness
             duration = usual * 10 ** self.random.uniform(-0.5, 0.5)
             self._take(run, duration, self._outcome(run, duration))
@@ -263,6 +313,20 @@ class VirtualWorker(Process):
         self.state.task_ran(self.clock.now, run.key, run.attempt, outcome)
         validate_worker(self.state)
         self.act()
+
+    def leave(self) -> None:
+        """SIGTERM: let the scheduler save what only this worker has."""
+        self.network.send(self.name, SCHEDULER, [WorkerLeaving("enough")], self.connection)
+
+    def drop_a_value(self) -> None:
+        """Lose a value, for want of memory."""
+        held = [task for task in self.state.tasks.values() if task.state == "memory"]
+        if held:
+            task = self.random.choice(held)
+            self.state._withdraw(task)
+            self.state.outbox.append(KeysDropped((Version(task.key, task.attempt),)))
+            validate_worker(self.state)
+            self.act()
 
     def lend_threads(self, count: int) -> None:
         """So many tasks here wait for other tasks from now on."""
