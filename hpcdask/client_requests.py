@@ -122,7 +122,12 @@ class ClientRequests:
         return Reply(msg.request, INSPECTIONS[msg.what](self._scheduler.state, msg.names))
 
     async def _run_on_scheduler(self, name: str, msg: RunOnScheduler) -> CallOutcomes:
-        work = call(msg.function, self._scheduler.address, {"dask_scheduler": self}, threaded=False)
+        work = call(
+            msg.function,
+            self._scheduler.address,
+            {"dask_scheduler": self._scheduler},
+            threaded=False,
+        )
         if not msg.wait:
             self._spawn(work)
             return CallOutcomes(msg.request, (), ())

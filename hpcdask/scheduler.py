@@ -478,7 +478,9 @@ class Scheduler(Service):
         self.state.worker_lost(self.now(), hello.address, planned, how)
         self.flush()
 
-    async def retire(self, addresses: Iterable[str], timeout: float) -> list[str]:
+    async def retire(
+        self, addresses: Iterable[str], timeout: float, patience: float | None = None
+    ) -> list[str]:
         """Let workers end, after others have what only they hold.
 
         Parameters
@@ -487,6 +489,8 @@ class Scheduler(Service):
             Of the workers.
         timeout : float
             Seconds after which those that have not ended are ended anyway.
+        patience : float, optional
+            Seconds after which what they run is run elsewhere; by default that is awaited.
 
         Returns
         -------
@@ -497,11 +501,19 @@ class Scheduler(Service):
         for address in leaving:
             self.state.worker_leaving(self.now(), address, "it was retired")
         self.flush()
-        if not await self.until(lambda: not set(leaving) & set(self.workers), timeout):
+
+        def have_gone() -> bool:
+            return not set(leaving) & self.workers.keys()
+
+        if patience is not None and not await self.until(have_gone, min(patience, timeout)):
+            for address in leaving:
+                self.state.wait_no_longer(address)
+            self.flush()
+        if not await self.until(have_gone, timeout):
             for address in leaving:
                 if address in self.workers:
                     self.workers[address].send(CloseWorker("it was retired"))
-            await self.until(lambda: not set(leaving) & set(self.workers), _FAREWELL)
+            await self.until(have_gone, _FAREWELL)
         return [address for address in leaving if address not in self.workers]
 
     def _nanny_joins(self, comm: Comm, hello: RegisterNanny) -> None:

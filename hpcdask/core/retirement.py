@@ -34,6 +34,20 @@ class Retirement(Transitions):
             self.send(address, TakeBack(runs))
         self._settle()
 
+    def wait_no_longer(self, address: str) -> None:
+        """What a leaving worker runs is to run elsewhere."""
+        worker = self.workers.get(address)
+        if worker is None:
+            return
+        for task in sorted(worker.processing, key=lambda task: task.priority):
+            if task.worker is worker:  # and has not been taken back with what it depends on
+                self._take_back_and_tell(task)
+                self._move(task, "waiting")
+                self._take_back_dependents(task)
+                if not task.missing:
+                    self._place(task)
+        self._settle()
+
     def not_acquired(self, now: float, address: str, msg: NotAcquired) -> None:
         """A worker could not get copies that were to be saved on it."""
         values = [self.tasks[v.key] for v in msg.versions if self._is_value(v)]

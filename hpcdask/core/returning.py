@@ -48,6 +48,8 @@ class Returning(Transitions):
 
     def _take_up(self, now: float, worker: WorkerRecord, info: RegisterWorker) -> None:
         """Take up what a returning worker has kept; the rest it can drop."""
+        if self._hold_until:
+            self._hold(now)
         useless = []
         for value in info.values:
             if not self._take_up_value(now, worker, value):

@@ -35,8 +35,9 @@ _clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
 _numbers = itertools.count()
 #: Seconds that the end of a cluster may take.
 _ENDING = 30.0
-#: Seconds that workers have to finish and hand over, when the cluster is scaled down.
-_RETIREMENT = 30.0
+#: Seconds that workers have to hand over what only they hold when the cluster is scaled down, and
+#: before that to end what they run.
+_RETIREMENT, _PATIENCE = 30.0, 0.5
 
 
 class LocalCluster:
@@ -195,7 +196,7 @@ class LocalCluster:
                     raise outcome
             surplus = list(self.workers)[n:]
             addresses = [_worker_address(self.workers[name]) for name in surplus]
-            await self.scheduler.retire(addresses, _RETIREMENT)
+            await self.scheduler.retire(addresses, _RETIREMENT, _PATIENCE)
             closing = [self.workers.pop(name).close("scaled down") for name in surplus]
             await asyncio.gather(*closing)
 

@@ -1,0 +1,63 @@
+"""Work is taken back for workers that have none."""
+
+from __future__ import annotations
+
+from core_helpers import A, B, computed, finish, sent, started, submit, worker_info
+
+from hpcdask.messages import GivenBack, TakeBack, Version
+
+
+def test_a_worker_that_joins_gets_what_another_has_not_started() -> None:
+    state = started(A)
+    submit(state, {"x": [], "y": []})
+    assert computed(state, A) == ["x", "y"]
+    state.worker_joined(1.0, worker_info(B))
+    assert sent(state) == {A: [TakeBack((Version("y", 2),))]}
+    state.given_back(1.1, A, GivenBack((Version("y", 2),)))
+    assert computed(state, B) == ["y"]
+
+
+def test_what_has_started_meanwhile_stays() -> None:
+    state = started(A)
+    submit(state, {"x": [], "y": []})
+    state.worker_joined(1.0, worker_info(B))
+    sent(state)
+    finish(state, A, "x", "y")
+    state.given_back(1.1, A, GivenBack((Version("y", 2),)))
+    sent(state)
+    assert state.tasks["y"].state == "memory"
+
+
+def test_a_task_is_asked_back_once() -> None:
+    state = started(A)
+    submit(state, {"x": [], "y": []})
+    state.worker_joined(1.0, worker_info(B))
+    sent(state)
+    state.tick(2.0)
+    assert sent(state) == {}
+
+
+def test_a_worker_that_is_slower_than_thought_is_relieved_by_the_clock() -> None:
+    state = started(A, B)
+    submit(state, {f"w{i}": [] for i in range(4)})
+    for key in ("w0", "w1", "w2", "w3"):
+        where = state.tasks[key].worker
+        assert where is not None
+        finish(state, where.address, key, duration=1e-5)
+    submit(state, {f"x{i}": [] for i in range(20)}, submission=2)
+    sent(state)
+    for task in list(state.workers[B].processing):
+        finish(state, B, task.key, duration=1e-5)
+    assert sent(state).keys() == {"c"}  # they take microseconds, it seems
+    state.tick(1.0)
+    (message,) = sent(state)[A]
+    assert len(message.versions) == 5
+    assert Version("x0", state.tasks["x0"].attempt) not in message.versions
+
+
+def test_nobody_is_relieved_of_the_only_task_that_runs() -> None:
+    state = started(A, B)
+    submit(state, {"x": []})
+    sent(state)
+    state.tick(1.0)
+    assert sent(state) == {}
