@@ -240,7 +240,9 @@ def drop_a_value(simulation: Simulation) -> None:
     worker = _some_worker(simulation)
     if worker is not None and not worker.is_paused:
         simulation.note("loses a value:", worker.name)
-        worker.drop_a_value()
+        # The scheduler does not listen to one that drops what it does not know to be there.
+        record = simulation.scheduler.state.workers.get(worker.name)
+        worker.drop_a_value({task.key for task in record.has_what} if record else set())
 
 
 @deed(weight=2, odds=0.5)

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from hpcdask.core import transitions
 from hpcdask.core.functions import Functions
 from hpcdask.core.records import Task, WorkerRecord
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.worker_state import HeldTask, WorkerState
-from hpcdask.messages import FreeKeys, KeysAdded, TaskFailed, TaskFinished, Version
+from hpcdask.messages import FreeKeys, GivenBack, KeysAdded, TaskFailed, TaskFinished, Version
 
 Patch = pytest.MonkeyPatch
 Breakage = Callable[[Patch], None]
@@ -64,11 +63,11 @@ def released_values_are_not_freed(patch: Patch) -> None:
 
 
 @breakage
-def queued_tasks_are_lost_with_any_worker(patch: Patch) -> None:
+def a_task_leaves_its_queue_when_its_worker_is_lost(patch: Patch) -> None:
     def make(right: Any) -> Any:
-        def lost(self: Any, now: float, address: str, planned: bool = False) -> None:
-            right(self, now, address, planned)
-            self.queue.clear()
+        def lost(self: Any, now: float, address: str, *args: Any, **options: Any) -> None:
+            right(self, now, address, *args, **options)
+            self.lanes.open.pop()
 
         return lost
 
@@ -78,9 +77,9 @@ def queued_tasks_are_lost_with_any_worker(patch: Patch) -> None:
 @breakage
 def the_runs_of_a_lost_worker_are_not_placed_again(patch: Patch) -> None:
     def make(right: Any) -> Any:
-        def lost(self: Any, now: float, address: str, planned: bool = False) -> None:
+        def lost(self: Any, *args: Any, **options: Any) -> None:
             self._place = lambda task: None
-            right(self, now, address, planned)
+            right(self, *args, **options)
             del self._place
 
         return lost
@@ -89,9 +88,44 @@ def the_runs_of_a_lost_worker_are_not_placed_again(patch: Patch) -> None:
 
 
 @breakage
-def one_missing_input_too_few_is_counted(patch: Patch) -> None:
-    right = transitions._count_missing
-    patch.setattr(transitions, "_count_missing", lambda task: max(right(task) - 1, 0))
+def the_resources_of_an_ended_run_are_not_given_back(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def leave(self: Any, task: Task) -> WorkerRecord:
+            taken = dict(task.worker.resources) if task.worker is not None else {}
+            worker: WorkerRecord = right(self, task)
+            worker.resources.update(taken)
+            return worker
+
+        return leave
+
+    replace(patch, SchedulerState, "_leave_worker", make)
+
+
+@breakage
+def what_a_worker_gave_back_is_forgotten(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "given_back", lambda self, now, address, msg: None)
+
+
+@breakage
+def a_leaving_worker_ends_before_its_values_are_safe(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_move_away", lambda self, *args: None)
+
+
+@breakage
+def a_dropped_value_still_counts_as_held(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "keys_dropped", lambda self, now, address, msg: None)
+
+
+@breakage
+def a_returning_worker_keeps_what_nobody_needs(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def take_up(self: Any, now: float, worker: WorkerRecord, info: Any) -> None:
+            right(self, now, worker, info)
+            self.outbox.pop(worker.address, None)
+
+        return take_up
+
+    replace(patch, SchedulerState, "_take_up", make)
 
 
 @breakage
@@ -248,12 +282,34 @@ def inputs_that_nobody_needs_are_fetched_and_kept(patch: Patch) -> None:
 
 
 @breakage
-def a_value_that_was_freed_before_it_came_is_kept(patch: Patch) -> None:
+def a_task_that_has_started_is_given_back_too(patch: Patch) -> None:
     def make(right: Any) -> Any:
-        def stored(self: WorkerState, now: float, *args: Any) -> None:
-            self._freed_early.clear()
-            right(self, now, *args)
+        def take_back(self: WorkerState, now: float, msg: Any) -> None:
+            started = [
+                v for v in msg.versions if (t := self.tasks.get(v.key)) and t.state == "executing"
+            ]
+            right(self, now, msg)
+            if started:
+                self.outbox.append(GivenBack(tuple(started)))
 
-        return stored
+        return take_back
 
-    replace(patch, WorkerState, "value_stored", make)
+    replace(patch, WorkerState, "take_back", make)
+
+
+@breakage
+def a_run_does_not_wait_for_resources(patch: Patch) -> None:
+    patch.setattr(WorkerState, "_are_free", lambda self, task: True)
+
+
+@breakage
+def resources_of_an_abandoned_run_are_never_put_back(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        return lambda self, task: right(self, task) if task.state != "gone" else None
+
+    replace(patch, WorkerState, "_put_back", make)
+
+
+@breakage
+def a_copy_that_was_to_be_saved_is_not_asked_for(patch: Patch) -> None:
+    patch.setattr(WorkerState, "acquire_keys", lambda self, now, msg: None)

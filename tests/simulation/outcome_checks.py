@@ -21,6 +21,7 @@ UNKNOWN = FutureState(0)
 def check_outcomes(simulation: Simulation) -> None:
     """Every wanted key has its value, or the error it should have."""
     state = simulation.scheduler.state
+    assert not state.leaving, "workers that are to leave cannot"
     for client in simulation.clients.values():
         assert not client.unsent.messages
         wanted = {task.key for task in state.clients[client.name].wants}

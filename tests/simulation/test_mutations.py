@@ -7,7 +7,7 @@ from mutations import BREAKAGES, Breakage
 from simulator import SeedFailed, live_through
 
 #: The same seeds that the unbroken states live through in test_simulated_clusters.py.
-MAX_SEEDS = 100
+MAX_SEEDS = 200
 
 
 @pytest.mark.parametrize("breakage", BREAKAGES, ids=lambda breakage: breakage.__name__)

@@ -180,8 +180,9 @@ class VirtualNetwork:
         """Lose some of what is on its way, always the last; then the target hears of the end."""
         link = self.link(source, target)
         kept = self._random.randint(0, len(link.on_its_way))
-        while len(link.on_its_way) > kept:
-            link.on_its_way.pop()
+        way = link.on_its_way
+        while len(way) > kept and way[-1].connection == connection:
+            way.pop()
         self.send_plain(source, target, [Closed()], connection)
 
     def remove(self, name: str, connection: int = 0) -> None:

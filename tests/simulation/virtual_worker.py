@@ -180,6 +180,7 @@ class VirtualWorker(Process):
     def scheduler_lost(self) -> None:
         """Come back after a while."""
         self.is_connected = False
+        self.connection += 1  # what is still on its way belongs to the one that has ended
         self.later(10 ** self.random.uniform(-3, 0), self._return)
 
     def _return(self) -> None:
@@ -318,9 +319,10 @@ class VirtualWorker(Process):
         """SIGTERM: let the scheduler save what only this worker has."""
         self.network.send(self.name, SCHEDULER, [WorkerLeaving("enough")], self.connection)
 
-    def drop_a_value(self) -> None:
-        """Lose a value, for want of memory."""
-        held = [task for task in self.state.tasks.values() if task.state == "memory"]
+    def drop_a_value(self, keys: set[str]) -> None:
+        """Lose one of these values, for want of memory."""
+        held = [task for task in self.state.tasks.values() if task.key in keys]
+        held = [task for task in held if task.state == "memory"]
         if held:
             task = self.random.choice(held)
             self.state._withdraw(task)
