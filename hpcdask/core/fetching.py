@@ -192,6 +192,7 @@ class Fetching:
             self._withdraw(task)
         spare = self.tasks.pop(task.key, None)  # it, or what has taken its place
         if spare is not None:
+            spare.dependents = {}  # runs that are under way have it in hand
             self._spare[Version(spare.key, spare.attempt)] = spare
 
     def _queue_fetch(self, task: HeldTask) -> None:
