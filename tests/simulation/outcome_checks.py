@@ -59,7 +59,9 @@ def _check_error(simulation: Simulation, error: TaskError, key: str) -> None:
         return
     exception = pickle.loads(error.exception)  # type: ignore[arg-type]
     if isinstance(exception, LostDataError):
-        assert recipes.by_key[error.key].function == DATA
+        # Of the data itself, or of a task that could not reach it.
+        inputs = recipes.ancestors(error.key)
+        assert any(recipes.by_key[k].function == DATA for k in inputs), error.key
     else:
         assert isinstance(exception, KilledWorker), exception
         assert simulation.allowed_failures < simulation.scheduler.n_lost, exception
