@@ -1,6 +1,7 @@
 # make run      install into .venv and run examples/stdlib_census.py on four MPI ranks
 # make test     install into .venv and run every check and test
 # make chaos    ten minutes of killed, stopped and cut-off processes; CHAOS_SECONDS and CHAOS_SEED
+# make soak     simulate clusters with faults for SOAK_SECONDS (600), on all cores
 # make bench    compare with dask.distributed
 # make profile  show where the time of a task goes, per process; ROW=chain chooses the work
 # make docs     build the documentation into build/docs
@@ -20,7 +21,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 # More ranks than cores are fine, and a rank must not be bound to one core: its worker has threads.
 export MPIRUN := mpirun --map-by :OVERSUBSCRIBE --bind-to none
 
-.PHONY: run test chaos bench profile docs clean
+.PHONY: run test soak chaos bench profile docs clean
 
 run: $(VENV)/.installed-mpi
 	@$(MPIRUN) -np $(NP) hpc-dask run examples/stdlib_census.py
@@ -32,6 +33,9 @@ test: $(VENV)/.installed-mpi,test,docs
 chaos: $(VENV)/.installed-mpi,test
 	@tests/system-packages.sh
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-600} python -m pytest -s --tb=short tests/chaos/test_chaos.py
+
+soak: $(VENV)/.installed-mpi,test,docs
+	@python tests/simulation/soak.py
 
 bench: $(VENV)/.installed-mpi,bench
 	@python -m benchmarks

@@ -166,7 +166,7 @@ class Fetching:
         held = self.tasks.get(dependency.key)
         if held is not None and held.attempt == dependency.attempt:
             return held
-        if held is not None:  # an older value of a key that was used again
+        if held is not None:  # another value of a key that was used again
             self._make_way(held)
         version = Version(dependency.key, dependency.attempt)
         if version in self._spare:
@@ -182,10 +182,17 @@ class Fetching:
         return held
 
     def _make_way(self, task: HeldTask) -> None:
-        """Another life of a task's key begins."""
-        self._withdraw(task)
-        spare = self.tasks.pop(task.key, None)  # which has taken its place
+        """Another life of a task's key begins.
+
+        Values stay until the scheduler frees them: one that a client put here may be the newer.
+        """
+        if task.state == "memory":
+            self._hand_back(self._dependents(task))
+        else:
+            self._withdraw(task)
+        spare = self.tasks.pop(task.key, None)  # it, or what has taken its place
         if spare is not None:
+            spare.dependents = {}  # runs that are under way have it in hand
             self._spare[Version(spare.key, spare.attempt)] = spare
 
     def _queue_fetch(self, task: HeldTask) -> None:

@@ -169,6 +169,8 @@ class SchedulerState(Returning, Retirement):
         worker = self.workers.get(address)
         if worker is not None:
             worker.nthreads = worker.info.nthreads + msg.waiting
+            if not worker.is_loaded and worker.n_runnable > worker.nthreads:
+                self.loaded.add(worker)  # by fewer threads than it was given tasks for
             self._fill(worker)
 
     def tick(self, now: float) -> None:

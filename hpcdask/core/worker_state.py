@@ -302,7 +302,8 @@ class WorkerState(Fetching):
     def _withdraw(self, task: HeldTask) -> None:
         """Drop a task that the scheduler needs no more, and hand back what waits for it here."""
         self._hand_back(self._dependents(task))
-        self._drop(task)
+        if task.state != "gone":  # as an input that only these were waiting for
+            self._drop(task)
 
     def _hand_back(self, tasks: Iterable[HeldTask]) -> None:
         """Tell that tasks will not run here, nor what waits for these; those that run do."""

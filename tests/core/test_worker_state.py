@@ -315,14 +315,25 @@ def test_of_two_values_of_a_key_the_scheduler_frees_the_one_it_does_not_want() -
         assert state.nbytes == 8
 
 
-def test_a_new_run_of_a_key_leaves_a_second_stored_value_alone() -> None:
+def test_a_new_run_of_a_key_leaves_stored_values_to_the_scheduler() -> None:
     state = worker()
     state.value_stored(0.0, Version("x", 1), 1, 8)
     state.value_stored(0.0, Version("x", 2), 2, 8)
     state.compute_task(0.0, compute("x", 3))
     assert executed(state) == ["x"]
-    assert state.nbytes == 8
-    state.keys_freed(0.0, free(("x", 2), ("x", 3)))
+    assert state.nbytes == 16
+    state.keys_freed(0.0, free(("x", 1), ("x", 2), ("x", 3)))
+    assert (state.tasks, state.nbytes) == ({}, 0)
+
+
+def test_an_input_does_not_displace_a_newer_value_that_a_client_put_here() -> None:
+    state = worker()
+    state.value_stored(0.0, Version("x", 9), 1, 8)
+    state.compute_task(0.0, compute("y", 4, Dependency("x", 3, 8, (B,))))
+    assert state.value_of(Version("x", 9)) is not None
+    state.keys_freed(0.0, free(("y", 4)))
+    assert state.value_of(Version("x", 9)) is not None
+    state.keys_freed(0.0, free(("x", 9)))
     assert (state.tasks, state.nbytes) == ({}, 0)
 
 

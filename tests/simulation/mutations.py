@@ -1,0 +1,315 @@
+"""Deliberate breakages of the states, each small and plausible, to see whether anything notices.
+
+A breakage is a function that gets pytest's monkeypatch and puts a subtly wrong method in the place
+of a right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hpcdask.core.functions import Functions
+from hpcdask.core.records import Task, WorkerRecord
+from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.worker_state import HeldTask, WorkerState
+from hpcdask.messages import FreeKeys, GivenBack, KeysAdded, TaskFailed, TaskFinished, Version
+
+Patch = pytest.MonkeyPatch
+Breakage = Callable[[Patch], None]
+BREAKAGES: list[Breakage] = []
+
+
+def breakage(function: Breakage) -> Breakage:
+    BREAKAGES.append(function)
+    return function
+
+
+def replace(patch: Patch, owner: type, name: str, make: Callable[..., Any]) -> None:
+    """Put ``make(right)`` in the place of a method."""
+    patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+# -- The scheduler ------------------------------------------------------------------------------
+
+
+@breakage
+def inputs_keep_a_waiter_that_has_run(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_ran", lambda self, task: None)
+
+
+@breakage
+def the_answer_of_a_run_that_was_given_up_is_believed(patch: Patch) -> None:
+    def is_current(self: Any, task: Task, worker: WorkerRecord, attempt: int) -> bool:
+        return task.worker is worker
+
+    patch.setattr(SchedulerState, "_is_current", is_current)
+
+
+@breakage
+def released_values_are_not_freed(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def release(self: Any, tasks: Any) -> None:
+            send = self.send
+            self.send = lambda address, msg: None if type(msg) is FreeKeys else send(address, msg)
+            right(self, tasks)
+            del self.send
+
+        return release
+
+    replace(patch, SchedulerState, "_release_unneeded", make)
+
+
+@breakage
+def a_task_leaves_its_queue_when_its_worker_is_lost(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def lost(self: Any, now: float, address: str, *args: Any, **options: Any) -> None:
+            right(self, now, address, *args, **options)
+            self.lanes.open.pop()
+
+        return lost
+
+    replace(patch, SchedulerState, "worker_lost", make)
+
+
+@breakage
+def the_runs_of_a_lost_worker_are_not_placed_again(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def lost(self: Any, *args: Any, **options: Any) -> None:
+            self._place = lambda task: None
+            right(self, *args, **options)
+            del self._place
+
+        return lost
+
+    replace(patch, SchedulerState, "worker_lost", make)
+
+
+@breakage
+def the_resources_of_an_ended_run_are_not_given_back(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def leave(self: Any, task: Task) -> WorkerRecord:
+            taken = dict(task.worker.resources) if task.worker is not None else {}
+            worker: WorkerRecord = right(self, task)
+            worker.resources.update(taken)
+            return worker
+
+        return leave
+
+    replace(patch, SchedulerState, "_leave_worker", make)
+
+
+@breakage
+def what_a_worker_gave_back_is_forgotten(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "given_back", lambda self, now, address, msg: None)
+
+
+@breakage
+def a_leaving_worker_ends_before_its_values_are_safe(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_move_away", lambda self, *args: None)
+
+
+@breakage
+def a_dropped_value_still_counts_as_held(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "keys_dropped", lambda self, now, address, msg: None)
+
+
+@breakage
+def a_returning_worker_keeps_what_nobody_needs(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def take_up(self: Any, now: float, worker: WorkerRecord, info: Any) -> None:
+            right(self, now, worker, info)
+            self.outbox.pop(worker.address, None)
+
+        return take_up
+
+    replace(patch, SchedulerState, "_take_up", make)
+
+
+@breakage
+def an_old_copy_counts_as_the_present_value(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def added(self: Any, now: float, address: str, msg: KeysAdded) -> None:
+            here = [self.tasks[v.key] for v in msg.versions if v.key in self.tasks]
+            versions = tuple(Version(task.key, task.attempt) for task in here)
+            right(self, now, address, KeysAdded(versions))
+
+        return added
+
+    replace(patch, SchedulerState, "keys_added", make)
+
+
+@breakage
+def who_asks_late_is_not_told(patch: Patch) -> None:
+    def want(self: Any, client: Any, task: Task) -> None:
+        task.add_client(client)
+
+    patch.setattr(SchedulerState, "_want", want)
+
+
+@breakage
+def only_the_task_that_failed_is_reported(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def tell(self: Any, task: Task, message: Any) -> None:
+            if type(message) is not TaskFailed or message.error.key == task.key:
+                right(self, task, message)
+
+        return tell
+
+    replace(patch, SchedulerState, "_tell", make)
+
+
+@breakage
+def bytes_of_a_dropped_copy_still_count(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def drop(self: Task, worker: WorkerRecord) -> None:
+            before = worker.nbytes
+            right(self, worker)
+            worker.nbytes = before
+
+        return drop
+
+    replace(patch, Task, "drop_holder", make)
+
+
+@breakage
+def code_counts_as_known_though_it_was_not_sent(patch: Patch) -> None:
+    def define(self: Functions, function: Any, worker: WorkerRecord) -> None:
+        function.known_by[worker] = None
+
+    patch.setattr(Functions, "define", define)
+
+
+@breakage
+def what_others_want_is_cancelled_too(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        return lambda self, tasks, reason, name=None: right(self, tasks, reason, None)
+
+    replace(patch, SchedulerState, "_cancel", make)
+
+
+@breakage
+def half_a_graph_of_a_lost_client_is_kept(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def lost(self: Any, now: float, name: str) -> None:
+            if name in self.clients:
+                self.clients[name].generations.clear()
+            right(self, now, name)
+
+        return lost
+
+    replace(patch, SchedulerState, "client_lost", make)
+
+
+@breakage
+def scattered_data_that_nobody_takes_stays(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_free_placed", lambda self, placed: None)
+
+
+# -- The worker -----------------------------------------------------------------------------------
+
+
+@breakage
+def the_next_holder_is_never_asked(patch: Patch) -> None:
+    patch.setattr(WorkerState, "_not_there", lambda self, key, address, unreachable: None)
+
+
+@breakage
+def a_run_is_not_freed(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def freed(self: WorkerState, now: float, msg: FreeKeys) -> None:
+            def is_running(version: Version) -> bool:
+                task = self.tasks.get(version.key)
+                return task is not None and task.state == "executing"
+
+            right(self, now, FreeKeys(tuple(v for v in msg.versions if not is_running(v))))
+
+        return freed
+
+    replace(patch, WorkerState, "keys_freed", make)
+
+
+@breakage
+def the_end_of_a_task_that_no_client_wants_is_not_reported(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def ended(self: WorkerState, task: HeldTask, ran: Any) -> None:
+            right(self, task, ran)
+            if not task.wanted:
+                self.outbox = [m for m in self.outbox if type(m) is not TaskFinished]
+
+        return ended
+
+    replace(patch, WorkerState, "_executing_to_memory", make)
+
+
+@breakage
+def a_thread_is_free_as_soon_as_its_run_is_abandoned(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def drop(self: WorkerState, task: HeldTask) -> None:
+            self.executing -= task.state == "executing"
+            right(self, task)
+
+        return drop
+
+    replace(patch, WorkerState, "_drop", make)
+
+
+@breakage
+def a_task_starts_with_one_input_missing(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def compute(self: WorkerState, now: float, msg: Any) -> None:
+            right(self, now, msg)
+            task = self.tasks.get(msg.key)
+            if task is not None and task.state == "waiting" and task.missing > 1:
+                task.missing -= 1
+
+        return compute
+
+    replace(patch, WorkerState, "compute_task", make)
+
+
+@breakage
+def inputs_that_nobody_needs_are_fetched_and_kept(patch: Patch) -> None:
+    def leave(self: WorkerState, task: HeldTask) -> None:
+        dependencies, task.dependencies = task.dependencies, ()
+        for key in dependencies:
+            if key in self.tasks:
+                self.tasks[key].dependents.pop(task.key, None)
+
+    patch.setattr(WorkerState, "_leave_dependencies", leave)
+
+
+@breakage
+def a_task_that_has_started_is_given_back_too(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def take_back(self: WorkerState, now: float, msg: Any) -> None:
+            started = [
+                v for v in msg.versions if (t := self.tasks.get(v.key)) and t.state == "executing"
+            ]
+            right(self, now, msg)
+            if started:
+                self.outbox.append(GivenBack(tuple(started)))
+
+        return take_back
+
+    replace(patch, WorkerState, "take_back", make)
+
+
+@breakage
+def a_run_does_not_wait_for_resources(patch: Patch) -> None:
+    patch.setattr(WorkerState, "_are_free", lambda self, task: True)
+
+
+@breakage
+def resources_of_an_abandoned_run_are_never_put_back(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        return lambda self, task: right(self, task) if task.state != "gone" else None
+
+    replace(patch, WorkerState, "_put_back", make)
+
+
+@breakage
+def a_copy_that_was_to_be_saved_is_not_asked_for(patch: Patch) -> None:
+    patch.setattr(WorkerState, "acquire_keys", lambda self, now, msg: None)

@@ -1,0 +1,94 @@
+"""What has to be true of a simulated cluster that has come to rest."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING
+
+from recipes import DATA
+from virtual_client import FutureState
+
+from hpcdask.errors import KilledWorker, LostDataError
+from hpcdask.messages import TaskError, Version
+
+if TYPE_CHECKING:
+    from simulator import Simulation
+
+#: Of a key that only the scheduler knows a client to want.
+UNKNOWN = FutureState(0)
+
+
+def check_outcomes(simulation: Simulation) -> None:
+    """Every wanted key has its value, or the error it should have."""
+    state = simulation.scheduler.state
+    assert not state.leaving, "workers that are to leave cannot"
+    for client in simulation.clients.values():
+        assert not client.unsent.messages
+        wanted = {task.key for task in state.clients[client.name].wants}
+        for key, future in client.futures.items():
+            if future.status == "cancelled":
+                continue
+            assert key in wanted, (client.name, key, future)
+            assert future.status in ("done", "erred"), ("never ends", client.name, key, future)
+            if future.status == "done":
+                _check_value(simulation, key)
+            else:
+                task = state.tasks[key]
+                assert task.state == "erred", (task, future)
+                assert future.error is not None
+                _check_error(simulation, future.error, key)
+        unknown = wanted - client.futures.keys()
+        assert not unknown, (client.name, "does not know that it wants", unknown)
+
+
+def _check_value(simulation: Simulation, key: str) -> None:
+    task = simulation.scheduler.state.tasks[key]
+    assert task.state == "memory", (task, "is done, the client thinks")
+    for holder in task.who_has:
+        worker = simulation.workers[holder.address]
+        held = worker.state.value_of(Version(key, task.attempt))
+        assert held is not None, (holder, key)
+        assert held.value == simulation.recipes.value(key), (holder, key)
+
+
+def _check_error(simulation: Simulation, error: TaskError, key: str) -> None:
+    recipes = simulation.recipes
+    assert error.key in recipes.ancestors(key), (error.key, key)
+    if error.exception == b"boom":
+        assert recipes.may_raise(error.key), (error.key, recipes.by_key[error.key])
+        return
+    exception = pickle.loads(error.exception)  # type: ignore[arg-type]
+    if isinstance(exception, LostDataError):
+        # Of the data itself, or of a task that could not reach it.
+        inputs = recipes.ancestors(error.key)
+        assert any(recipes.by_key[k].function == DATA for k in inputs), error.key
+    else:
+        assert isinstance(exception, KilledWorker), exception
+        assert simulation.allowed_failures < simulation.scheduler.n_lost, exception
+
+
+def check_nothing_is_left(simulation: Simulation) -> None:
+    """All was released: nobody holds or does anything."""
+    state = simulation.scheduler.state
+    assert not state.tasks, state.tasks
+    assert not state.lanes.open.n_queued
+    assert not state.lanes.open.stranded
+    assert not any(list(lane.queued) for lane in state.lanes)
+    assert not state.leaving
+    assert not state.held
+    assert not any(state._scattering.values())
+    for record in state.workers.values():
+        assert not record.processing
+        assert not record.has_what
+        assert (record.nbytes, record.occupancy) == (0, 0.0)
+    assert state.workers.keys() == simulation.workers.keys()
+    for name, process in simulation.workers.items():
+        worker = process.state
+        assert not worker.tasks, (name, worker.tasks)
+        assert not worker.abandoned, (name, worker.abandoned)
+        assert not worker._spare, (name, worker._spare)
+        assert not worker._in_flight, (name, worker._in_flight)
+        assert not worker._to_fetch, (name, worker._to_fetch)
+        assert worker.resources == process.resources, (name, worker.resources)
+        assert (worker.executing, worker.nbytes, worker._executing_cost) == (0, 0, 0.0), name
+        assert not process.runs, name
