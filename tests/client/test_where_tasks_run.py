@@ -14,8 +14,6 @@ from waiting import wait_for_file, wait_until
 from hpcdask import Client, LocalCluster, Worker, get_worker, network
 from hpcdask.errors import WaitTimeoutError
 
-pytestmark = pytest.mark.xfail(strict=False, reason="the scheduler does not heed restrictions yet")
-
 
 class Cluster:
     """A scheduler, and workers of this process that a test adds as it likes."""

@@ -13,12 +13,7 @@ from waiting import wait_for_file, wait_until
 from hpcdask import Client, LocalCluster, wait
 from hpcdask.errors import WaitTimeoutError
 
-needs_the_scheduler = pytest.mark.xfail(
-    strict=False, reason="the scheduler knows no reasons, and retires nobody, yet"
-)
 
-
-@needs_the_scheduler
 def test_what_cannot_run_is_told_with_its_reason(client: Client) -> None:
     x = client.submit(abs, -1, key="x", resources={"GPU": 1})
     y = client.submit(abs, -2, key="y", resources={"GPU": 1})
@@ -42,7 +37,6 @@ WAYS: dict[str, Callable[[Client, Any], Any]] = {
 }
 
 
-@needs_the_scheduler
 @pytest.mark.parametrize("way", WAYS)
 def test_a_wait_that_took_too_long_tells_the_reason(client: Client, way: str) -> None:
     future = client.submit(abs, -1, key="x", resources={"GPU": 1})
@@ -50,7 +44,6 @@ def test_a_wait_that_took_too_long_tells_the_reason(client: Client, way: str) ->
         WAYS[way](client, future)
 
 
-@needs_the_scheduler
 @pytest.mark.parametrize("way", WAYS)
 def test_awaiting_that_took_too_long_tells_it_too(cluster: LocalCluster, way: str) -> None:
     async def work() -> None:
@@ -83,7 +76,6 @@ def own() -> Iterator[Client]:
         yield client
 
 
-@needs_the_scheduler
 @pytest.mark.parametrize("by_name", [True, False])
 def test_workers_are_retired_without_loss(own: Client, by_name: bool) -> None:
     data = own.scatter(list(range(30)))
