@@ -15,13 +15,13 @@ import outcome_checks
 from event_trace import EventTrace
 from faults import DEEDS, Deed
 from recipes import DATA, DURATIONS, HOSTS, Recipes
-from virtual_client import VirtualClient
+from virtual_client import KnownFuture, VirtualClient
 from virtual_clock import VirtualClock
-from virtual_network import SCHEDULER, VirtualNetwork
+from virtual_network import SCHEDULER, Closed, VirtualNetwork
 from virtual_scheduler import TICK, VirtualScheduler
 from virtual_worker import Ledger, VirtualWorker
 
-from hpcdask.messages import CancelKeys, WantKeys
+from hpcdask.messages import CancelKeys, RegisterClient, WantKeys
 
 #: Things that are done to a cluster, some of them faults, before it may come to rest.
 N_DEEDS = 60
@@ -45,12 +45,14 @@ class Simulation:
         self.ledger = Ledger(self.recipes)
         self.allowed_failures = random.choice([0, 1, 1000, 1000])
         self.n_joined = 0
+        #: Keys of which only surviving copies could be had after a restart.
+        self.uncovered: set[str] = set()
         #: Wants of futures that another client has lent: (taker, number) -> (giver, key).
         self.lendings: dict[tuple[str, int], tuple[str, str]] = {}
         self.deeds: list[Callable[[Simulation], None]] = [
             deed for deed in DEEDS for _ in range(deed.weight) if random.random() < deed.odds
         ]
-        self.scheduler = self._new_scheduler()
+        self.scheduler = self._new_scheduler(None)
         for _ in range(random.randint(1, 4)):
             self.join_worker()
         self.clients: dict[str, VirtualClient] = {}
@@ -69,12 +71,22 @@ class Simulation:
 
     # -- Processes --------------------------------------------------------------------------------
 
-    def _new_scheduler(self) -> VirtualScheduler:
-        scheduler = VirtualScheduler(
-            self.clock, self.network, self.random, self.allowed_failures, self._on_message
-        )
+    def _new_scheduler(self, before: VirtualScheduler | None) -> VirtualScheduler:
+        parts = self.clock, self.network, self.random, self.allowed_failures, self._on_message
+        scheduler = VirtualScheduler(*parts, before)
         self.network.processes[SCHEDULER] = scheduler
         return scheduler
+
+    def kill_scheduler(self, pause: float) -> None:
+        """Let the scheduler be gone, and another take its place after some seconds."""
+        self.scheduler.die()
+        self.network.end_all_connections(SCHEDULER)
+        del self.network.processes[SCHEDULER]
+        self.clock.after(pause, self._start_scheduler)
+
+    def _start_scheduler(self) -> None:
+        self.note("a new scheduler")
+        self.scheduler = self._new_scheduler(self.scheduler)
 
     def join_worker(self, host: str = "", n_gpus: float = 0.0) -> VirtualWorker:
         self.n_joined += 1
@@ -100,10 +112,30 @@ class Simulation:
         self.clients[name] = self.network.processes[name] = client
         client.start()
 
+    def lose_client(self, name: str, with_goodbye: bool) -> None:
+        """Let a client be gone."""
+        client = self.clients.pop(name)
+        if with_goodbye and client.is_connected:
+            client.say_goodbye()
+        for (taker, want), (giver, key) in list(self.lendings.items()):
+            if taker == name:
+                self._lending_ends(taker, want)
+            elif giver == name and key in self.clients[taker].futures:
+                self.clients[taker].note_cancelled([key])
+        self.network.remove(name, client.connection)
+
     def _on_message(self, source: str, message: Any) -> None:
         """The scheduler is about to handle a message: note what follows for the clients."""
+        client = self.clients.get(source)
         if isinstance(message, WantKeys):
-            self._lending_ends(source, message.want)
+            for taker, want in list(self.lendings):
+                if taker == source and want <= message.want:
+                    self._lending_ends(taker, want)
+        elif isinstance(message, RegisterClient) and message.returns and client is not None:
+            if source not in self.scheduler.state.clients:
+                self._depends_on_survivors(client)
+        elif isinstance(message, Closed):
+            self._client_forgotten(source)
         elif isinstance(message, CancelKeys):
             self.trace.note(self.clock.now, "!!", "is cancelled", message.keys)
             # Also by those to whom the canceller has lent it, if it hears of that afterwards.
@@ -111,6 +143,18 @@ class Simulation:
             for client in self.clients.values():
                 if message.force or client.name == source or client.name in takers:
                     client.note_cancelled(message.keys)
+
+    def _depends_on_survivors(self, client: VirtualClient) -> None:
+        """A client has come back to a scheduler that does not know it."""
+        self.uncovered |= client.uncovered
+        client.note_cancelled(client.uncovered)
+        self._client_forgotten(client.name)
+
+    def _client_forgotten(self, name: str) -> None:
+        """What a client has lent may be gone before the taker's want of it arrives."""
+        for (taker, _), (giver, key) in list(self.lendings.items()):
+            if giver == name and taker in self.clients:
+                self.clients[taker].note_cancelled([key])
 
     def _lending_ends(self, taker: str, want: int) -> None:
         giver, key = self.lendings.pop((taker, want), ("", ""))
@@ -164,7 +208,8 @@ class Simulation:
 
     def _is_busy(self) -> bool:
         """Whether something is under way, or will be after a few ticks of the scheduler."""
-        if self.clock.n_busy:
+        state = self.scheduler.state
+        if self.clock.n_busy or state._hold_until or state._values or state._runs:
             return True
         until = self.clock.now + 5 * TICK
         while self.clock.now < until and not self.clock.n_busy:
@@ -176,7 +221,7 @@ class Simulation:
             wanted = self.scheduler.state.clients[client.name].wants
             keys = dict.fromkeys([*client.futures, *(task.key for task in wanted)])
             for key in keys:
-                client.futures.setdefault(key, outcome_checks.UNKNOWN)
+                client.futures.setdefault(key, KnownFuture(key, 0))
             client.release(keys)
 
     def run(self, n_deeds: int = N_DEEDS) -> None:
@@ -188,6 +233,10 @@ class Simulation:
         self.release_all()
         self.drain()
         outcome_checks.check_nothing_is_left(self)
+        for name in list(self.clients):
+            self.lose_client(name, with_goodbye=True)
+        self.drain()
+        outcome_checks.check_no_trace_is_left(self)
 
 
 def live_through(seed: int, n_deeds: int = N_DEEDS) -> Simulation:

@@ -141,6 +141,9 @@ class VirtualWorker(Process):
         self.state = WorkerState(name, nthreads, resources)
         self.host, self.resources = host, dict(resources)
         self.is_connected = False
+        self.is_leaving = False
+        self.n_lent = 0
+        self.slowest = 0.8  # of its returns, log10 of seconds
         self.nthreads = nthreads
         self.slowness = 1.0
         self.refusals = 0.0  # share of requests at which the connection ends
@@ -181,13 +184,23 @@ class VirtualWorker(Process):
         """Come back after a while."""
         self.is_connected = False
         self.connection += 1  # what is still on its way belongs to the one that has ended
-        self.later(10 ** self.random.uniform(-3, 0), self._return)
+        self.later(10 ** self.random.uniform(-3, self.slowest), self._return, self.connection)
 
-    def _return(self) -> None:
+    def _return(self, search: int) -> None:
         """Tell the scheduler, or the next one, what was kept."""
+        if search != self.connection:
+            return  # another search has begun
         values, runs = self.state.came_back(self.clock.now)
+        validate_worker(self.state)
         self._register(self._about()._replace(returns=True, values=values, runs=runs))
+        if self.is_leaving:
+            self._send(WorkerLeaving("enough"))
+        if self.n_lent:
+            self._send(ThreadsLent(self.n_lent))
         self.act()
+
+    def _send(self, message: Any) -> None:
+        self.network.send(self.name, SCHEDULER, [message], self.connection)
 
     def _beat(self, connection: int) -> None:
         if not self.is_dead and connection == self.connection:
@@ -254,6 +267,9 @@ class VirtualWorker(Process):
             self.act()
 
     def refused(self, target: str) -> None:
+        if target == SCHEDULER:
+            self.scheduler_lost()
+            return
         for number, (address, _) in list(self._requests.items()):
             if address == target:
                 self._fetch_failed(number)
@@ -317,12 +333,12 @@ class VirtualWorker(Process):
 
     def leave(self) -> None:
         """SIGTERM: let the scheduler save what only this worker has."""
-        self.network.send(self.name, SCHEDULER, [WorkerLeaving("enough")], self.connection)
+        self.is_leaving = True
+        self._send(WorkerLeaving("enough"))
 
-    def drop_a_value(self, keys: set[str]) -> None:
-        """Lose one of these values, for want of memory."""
-        held = [task for task in self.state.tasks.values() if task.key in keys]
-        held = [task for task in held if task.state == "memory"]
+    def drop_a_value(self) -> None:
+        """Lose a value, for want of memory."""
+        held = [task for task in self.state.tasks.values() if task.state == "memory"]
         if held:
             task = self.random.choice(held)
             self.state._withdraw(task)
@@ -332,7 +348,9 @@ class VirtualWorker(Process):
 
     def lend_threads(self, count: int) -> None:
         """So many tasks here wait for other tasks from now on."""
-        self.network.send(self.name, SCHEDULER, [ThreadsLent(count)], self.connection)
+        self.n_lent = count
+        if self.is_connected:
+            self._send(ThreadsLent(count))
         self.state.threads_changed(self.clock.now, self.nthreads + count)
         validate_worker(self.state)
         self.act()
