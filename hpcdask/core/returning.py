@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hpcdask.core.definition import definition_of
-from hpcdask.core.records import ClientRecord, Task, WorkerRecord
+from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
 from hpcdask.core.transitions import Transitions
 from hpcdask.messages import (
     FreeKeys,
@@ -21,6 +21,9 @@ from hpcdask.messages import (
     KeyCancelled,
     RegisterWorker,
     TaskDone,
+    TaskErred,
+    TaskFinished,
+    TaskSpec,
     Version,
 )
 
@@ -37,12 +40,16 @@ class Returning(Transitions):
         super().__init__(first_attempt)
         self._first_attempt = first_attempt
         self._values: dict[str, dict[WorkerRecord, HeldValue]] = {}  # not asked for yet
-        self._runs: dict[str, tuple[WorkerRecord, HeldRun]] = {}
         self._hold_since = self._hold_until = 0.0  # until 0: nothing is held
+        self._has_predecessor = False  # somebody has come back who knew another scheduler
         self._unclaimed_until = 0.0
         self.held: dict[Task, None] = {}  # demanded when the hold ends
         self._held_wants: dict[str, dict[ClientRecord, None]] = {}  # of keys not known yet
-        self._former: dict[str, ClientRecord] = {}  # what clients wanted before they came back
+        #: Submissions that returning clients have told, until all is told: what is not wanted by
+        #: them may be by what they tell later.
+        self._told: dict[str, list[ClientRecord]] = {}
+        #: What clients wanted before they came back, maybe several times.
+        self._former: dict[str, list[ClientRecord]] = {}
 
     # -- Workers ----------------------------------------------------------------------------------
 
@@ -50,8 +57,12 @@ class Returning(Transitions):
         """Take up what a returning worker has kept; the rest it can drop."""
         if self._hold_until:
             self._hold(now)
+        # Where they are claimed as soon as their tasks could be placed.
+        for run in info.runs:
+            self._runs.setdefault(run.key, (worker, run))
         useless = []
-        for value in info.values:
+        # Dependants first: what they need is not to be given to others for their sake.
+        for value in sorted(info.values, key=lambda value: -value.attempt):
             if not self._take_up_value(now, worker, value):
                 useless.append(Version(value.key, value.attempt))
         for run in info.runs:
@@ -65,14 +76,28 @@ class Returning(Transitions):
             self._values.setdefault(value.key, {})[worker] = value
             return True
         task = self.tasks.get(value.key)
-        return task is not None and self._is_same(task, value) and self._adopt(task, worker, value)
+        if task is None or not self._is_same(task, value):
+            return False
+        if task.state == "released" and task not in self.held:
+            return False  # nobody needs it
+        return self._adopt(task, worker, value)
 
     def _take_up_run(self, now: float, worker: WorkerRecord, run: HeldRun) -> bool:
-        if self._is_for_later(now, run):
-            self._runs[run.key] = worker, run
-            return True
         task = self.tasks.get(run.key)
-        return task is not None and self._is_same(task, run) and self._adopt_run(task, worker, run)
+        if self._runs.get(run.key) != (worker, run):  # claimed already, or another worker's
+            return task is not None and task.worker is worker and task.attempt == run.attempt
+        if self._is_for_later(now, run):
+            return True
+        if task is not None and self._is_same(task, run):
+            if task.state in ("queued", "no-worker"):
+                self._leave_queue(task)
+                self._move(task, "waiting")
+                self._place(task)  # where it is claimed, or freed
+                return True
+            if task.state == "waiting" or task in self.held:
+                return True
+        del self._runs[run.key]
+        return False
 
     def _is_for_later(self, now: float, kept: HeldValue | HeldRun) -> bool:
         """Whether it is of a key that only returning clients can ask for."""
@@ -82,6 +107,7 @@ class Returning(Transitions):
         ):
             return False
         self._hold(now)
+        self._has_predecessor = True
         return True
 
     def _is_of_another_scheduler(self, attempt: int) -> bool:
@@ -103,7 +129,7 @@ class Returning(Transitions):
                 return False
             task.add_holder(worker)
             return True
-        if task.state == "erred" or (task.state == "released" and task not in self.held):
+        if task.state == "erred":
             return False
         if task.state == "released":  # nothing that it needs has been demanded for it
             self._move(task, "memory")
@@ -122,15 +148,46 @@ class Returning(Transitions):
 
     def _adopt_run(self, task: Task, worker: WorkerRecord, run: HeldRun) -> bool:
         """Let a run that is under way stand for a task's; False if that has another one."""
-        if task.state not in ("queued", "no-worker", "waiting") or task.missing:
+        if task.state != "waiting" or task.missing:
             return False
         if task.lane.resources:  # which others may have been given
             return False
-        self._leave_queue(task)
         self._move(task, "processing")
         task.attempt, task.worker = run.attempt, worker
         self._occupy(task, worker)
         return True
+
+    def _kept_run_ended(
+        self, now: float, worker: WorkerRecord, msg: TaskFinished | TaskErred
+    ) -> None:
+        """A run has ended before anybody has come for it."""
+        kept_by, run = self._runs.get(msg.key, (None, None))
+        if run is None or kept_by is not worker or run.attempt != msg.attempt:
+            return
+        del self._runs[msg.key]
+        if type(msg) is TaskFinished:
+            value = HeldValue(msg.key, msg.attempt, msg.nbytes, run.definition)
+            if not self._take_up_value(now, worker, value):
+                self.send(worker.address, FreeKeys((Version(msg.key, msg.attempt),)))
+            self._settle()
+
+    def _might_be_claimed(self, worker: WorkerRecord, version: Version) -> bool:
+        """Keep a value that only returning clients can know of, for as long as they may come."""
+        if version.key in self.tasks or not self._unclaimed_until:
+            return False
+        if not self._is_of_another_scheduler(version.attempt):
+            return False
+        values = self._values.setdefault(version.key, {})
+        values.setdefault(worker, HeldValue(version.key, version.attempt, 0, 0))
+        return values[worker].attempt == version.attempt
+
+    def _drop_kept(self, worker: WorkerRecord, version: Version) -> None:
+        """A worker has lost what it had kept."""
+        values = self._values.get(version.key, {})
+        if worker in values and values[worker].attempt == version.attempt:
+            del values[worker]
+            if not values:
+                del self._values[version.key]
 
     def _forget_kept(self, worker: WorkerRecord) -> None:
         """A worker is gone: nothing of it can be claimed."""
@@ -147,12 +204,16 @@ class Returning(Transitions):
         before = self.clients.pop(name, None)
         client = self.clients[name] = ClientRecord(name)
         client.is_returning = True
-        if before is None:  # it knew another scheduler
-            self._hold(now)
+        self._hold(now)
+        if before is None:
+            self._has_predecessor = True
         else:
             self.outbox.pop(name, None)
             before.is_told = False
-            self._former[name] = before
+            client.turn = before.turn
+            self._former.setdefault(name, []).extend([before, *self._told.pop(name, ())])
+            for wants in self._held_wants.values():  # it tells them again
+                wants.pop(before, None)
 
     def all_told(self, now: float, name: str) -> None:
         """A returned client has told all that it holds; it wants nothing else."""
@@ -161,13 +222,15 @@ class Returning(Transitions):
             return
         client.is_returning = False
         self._drop_former(name)
-        if not self._hold_until:
+        # Nothing is known elsewhere: there is nobody to wait for.
+        if not self._has_predecessor and not any(c.is_returning for c in self.clients.values()):
             self._end_hold()
         self._settle()
 
     def _drop_former(self, name: str) -> None:
-        former = self._former.pop(name, None)
-        if former is not None:
+        for hold in self._told.pop(name, ()):
+            self._drop_wants(hold)
+        for former in self._former.pop(name, ()):
             self._drop_wants(former)
 
     def _drop_wants(self, client: ClientRecord) -> None:
@@ -181,6 +244,40 @@ class Returning(Transitions):
             wants.pop(client, None)
         self._release_unneeded(released)
 
+    def _of_this_life(
+        self, client: ClientRecord, task: Task, spec: TaskSpec, functions: list[FunctionRecord]
+    ) -> Task | None:
+        """The task of a key that a returning client submits; None if it is to be made anew.
+
+        It may have let the key go, and begun anew with it, without our having heard of that.
+        """
+        if task.function is None or not 0 <= spec.function < len(functions):
+            return task
+        mine = definition_of(task.function.function_id, task.arguments)
+        if mine == definition_of(functions[spec.function].function_id, spec.arguments):
+            return task
+        former = self._former.get(client.name, [])
+        former = [f for one in former for f in (one, *(h for _, h in one.generations.values()))]
+        doomed = _with_dependents(task)
+        for old in doomed:
+            for record in former:
+                old.drop_client(record)
+        self._release_unneeded(doomed)
+        return self.tasks.get(spec.key)
+
+    def _give_recipe(self, task: Task, spec: TaskSpec, function: FunctionRecord) -> None:
+        """A task that somebody relied on before its recipe was known here can be computed now."""
+        needs = [self.tasks[key] for key in dict.fromkeys(spec.dependencies)]
+        if not _with_dependents(task).keys().isdisjoint(needs):
+            return  # nonsense: it would need itself
+        task.function, task.arguments, task.dependencies = function, spec.arguments, tuple(needs)
+        function.uses += 1
+        for dependency in needs:
+            dependency.add_dependent(task)
+        if task.state == "erred":
+            self._move(task, "released")
+            task.error = None
+
     def _hold_tasks(self, now: float, tasks: Iterable[Task]) -> None:
         """Demand what a returning client submits only when all are back."""
         if self._hold_until:
@@ -189,11 +286,28 @@ class Returning(Transitions):
             if task.state == "released":
                 self.held[task] = None
 
+    def _forget(self, task: Task) -> None:
+        super()._forget(task)
+        if self.held:
+            self.held.pop(task, None)
+
+    def _demand_or_hold(self, task: Task) -> None:
+        """Have a task run, unless it or what it needs is held."""
+        if self.held and task.state == "released":
+            if any(dependency in self.held for dependency in task.dependencies):
+                self.held[task] = None
+            if task in self.held:
+                return
+        self._demand(task)
+
     def _placeholder(self, key: str, born: int) -> Task:
         """A task of which only the value can be had: it was scattered, or its recipe is lost."""
         task = self.tasks[key] = Task(key, None, b"", (), (0.0, 0, 0), 0, self.lanes.open, born)
         self.lanes.open.uses += 1
         return task
+
+    def _find_scattered(self, client: ClientRecord, key: str) -> Task | None:
+        raise NotImplementedError
 
     # -- Time -------------------------------------------------------------------------------------
 
@@ -206,7 +320,6 @@ class Returning(Transitions):
 
     def _tick_hold(self, now: float) -> None:
         if self._hold_until and now >= self._hold_until:
-            self._hold_until = 0.0
             self._end_hold()
         if self._unclaimed_until and now >= self._unclaimed_until:
             self._unclaimed_until = 0.0
@@ -214,7 +327,10 @@ class Returning(Transitions):
 
     def _end_hold(self) -> None:
         """All are back: use what was kept, compute the rest."""
+        self._hold_until, self._has_predecessor = 0.0, False
         for key, wants in self._held_wants.items():
+            if not wants:
+                continue
             task = self.tasks.get(key)
             if task is None and key in self._values:
                 task = self._placeholder(key, self._attempt)
@@ -225,7 +341,7 @@ class Returning(Transitions):
                 else:
                     self._write(client, KeyCancelled(key, _LOST))
         self._held_wants = {}
-        for task in self.held:
+        for task in list(self.held):
             self._claim_value(task)
         held, self.held = self.held, {}
         for task in held:
@@ -234,8 +350,13 @@ class Returning(Transitions):
         self._release_unneeded(held)
 
     def _claim_value(self, task: Task) -> None:
-        for worker, value in self._values.pop(task.key, {}).items():
-            is_useful = task.state != "forgotten" and self._is_same(task, value)
+        if task.state == "forgotten":
+            return
+        # Copies that were fetched do not say what they are; they are what the first one is.
+        values = self._values.pop(task.key, {}).items()
+        for worker, value in sorted(values, key=lambda item: not item[1].definition):
+            is_copy = task.state == "memory" and task.attempt == value.attempt
+            is_useful = is_copy or self._is_same(task, value)
             if not is_useful or not self._adopt(task, worker, value):
                 self.send(worker.address, FreeKeys((Version(value.key, value.attempt),)))
 
@@ -268,13 +389,25 @@ class Returning(Transitions):
     def _want_all(self, client: ClientRecord, keys: Iterable[str]) -> None:
         """A returning client holds futures of these keys."""
         for key in keys:
-            task = self.tasks.get(key)
+            task = self.tasks.get(key) or self._find_scattered(client, key)
             if task is None:
                 self._held_wants.setdefault(key, {})[client] = None
                 continue
             self._want(client, task)
             if task.state == "released":
                 self.held[task] = None
+
+
+def _with_dependents(task: Task) -> dict[Task, None]:
+    """A task and all that builds on it."""
+    found: dict[Task, None] = {}
+    stack = [task]
+    while stack:
+        task = stack.pop()
+        if task not in found:
+            found[task] = None
+            stack.extend(task.dependents)
+    return found
 
 
 _LOST = "its value was lost together with the scheduler, and its recipe is not known here"

@@ -274,7 +274,9 @@ def slow_a_worker(simulation: Simulation) -> None:
 @deed(weight=2, odds=0.7)
 def pause_a_process(simulation: Simulation) -> None:
     """SIGSTOP, and SIGCONT after a while."""
-    name = simulation.random.choice(list(simulation.network.processes))
+    name = simulation.random.choice([SCHEDULER, *simulation.workers, *simulation.clients])
+    if name not in simulation.network.processes:
+        return
     process = simulation.network.processes[name]
     if not process.is_paused:
         simulation.note("stops:", name)
@@ -292,8 +294,7 @@ def _resume(simulation: Simulation, name: str) -> None:
 @deed(weight=2, odds=0.7)
 def cut_a_link(simulation: Simulation) -> None:
     """Between workers mostly, which talk to each other less; or towards the scheduler."""
-    names = list(simulation.network.processes)
-    one = simulation.random.choice(names)
+    one = simulation.random.choice([SCHEDULER, *simulation.workers, *simulation.clients])
     other = simulation.random.choice([*simulation.workers, *simulation.workers, SCHEDULER])
     if one != other:
         simulation.note("is cut:", one, other)
