@@ -136,6 +136,7 @@ class Returning(Transitions):
             task.attempt, task.nbytes = value.attempt, value.nbytes
             task.add_holder(worker)
             self._tell(task, TaskDone(task.key, task.nbytes, None))
+            task.drop_client(self._keeper)
             return True
         if task.state == "processing":
             self._take_back_and_tell(task)
@@ -226,6 +227,13 @@ class Returning(Transitions):
         if not self._has_predecessor and not any(c.is_returning for c in self.clients.values()):
             self._end_hold()
         self._settle()
+
+    def _until_told(self, client: ClientRecord) -> ClientRecord:
+        """Somebody who wants on behalf of a returning client until that has told all it wants."""
+        holds = self._told.setdefault(client.name, [])
+        if not holds:
+            holds.append(ClientRecord(client.name, is_told=False))
+        return holds[0]
 
     def _drop_former(self, name: str) -> None:
         for hold in self._told.pop(name, ()):

@@ -68,7 +68,7 @@ class Scattering(Returning):
             self._free_placed(placed)
         if task.state == "memory":
             self._claim_value(task)
-        self._want(client, task)
+        self._want(self._until_told(client) if client.is_returning else client, task)
         if self._hold_until and task.state == "released":
             self.held[task] = None
         self._demand_or_hold(task)
@@ -82,6 +82,7 @@ class Scattering(Returning):
         task.attempt, task.nbytes, task.error = placed.attempt, placed.nbytes, None
         for worker in holders:
             task.add_holder(worker)
+        task.drop_client(self._keeper)
         self._tell(task, TaskDone(task.key, task.nbytes, None))
 
     # -- Plans ------------------------------------------------------------------------------------

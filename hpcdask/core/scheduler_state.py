@@ -228,7 +228,7 @@ class SchedulerState(Scattering, Retirement):
         if hold is None:
             self._generation += 1
             generation = self._generation
-            if not msg.final or client.is_returning:
+            if not msg.final:
                 hold = ClientRecord(name, is_told=False)
                 client.generations[msg.submission] = (generation, hold)
         functions = [self.functions.declare(function) for function in msg.functions]
@@ -273,9 +273,10 @@ class SchedulerState(Scattering, Retirement):
         if msg.final:
             if hold is not None:
                 del client.generations[msg.submission]
-            if hold is not None and client.is_returning:
-                self._told.setdefault(name, []).append(hold)
-            elif hold is not None:
+            if client.is_returning:
+                for task in (*tasks, *(hold.wants if hold is not None else ())):
+                    task.add_client(self._until_told(client))
+            if hold is not None:
                 self._drop_wants(hold)
             self._release_unneeded(tasks)
         for function in functions:
