@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hpcdask.core.definition import definition_of
+from hpcdask.core.lanes import Lane
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
 from hpcdask.core.transitions import Transitions
 from hpcdask.messages import (
@@ -39,7 +40,8 @@ class Returning(Transitions):
     def __init__(self, first_attempt: int) -> None:
         super().__init__(first_attempt)
         self._first_attempt = first_attempt
-        self._values: dict[str, dict[WorkerRecord, HeldValue]] = {}  # not asked for yet
+        #: Values that nobody has asked for yet: of each key by worker and attempt.
+        self._values: dict[str, dict[tuple[WorkerRecord, int], HeldValue]] = {}
         self._hold_since = self._hold_until = 0.0  # until 0: nothing is held
         self._has_predecessor = False  # somebody has come back who knew another scheduler
         self._unclaimed_until = 0.0
@@ -73,7 +75,7 @@ class Returning(Transitions):
 
     def _take_up_value(self, now: float, worker: WorkerRecord, value: HeldValue) -> bool:
         if self._is_for_later(now, value):
-            self._values.setdefault(value.key, {})[worker] = value
+            self._values.setdefault(value.key, {})[worker, value.attempt] = value
             return True
         task = self.tasks.get(value.key)
         if task is None or not self._is_same(task, value):
@@ -133,7 +135,7 @@ class Returning(Transitions):
             return False
         if task.state == "released":  # nothing that it needs has been demanded for it
             self._move(task, "memory")
-            task.attempt, task.nbytes = value.attempt, value.nbytes
+            task.attempt, task.nbytes = value.attempt, value.nbytes or task.nbytes
             task.add_holder(worker)
             self._tell(task, TaskDone(task.key, task.nbytes, None))
             task.drop_client(self._keeper)
@@ -174,27 +176,29 @@ class Returning(Transitions):
 
     def _might_be_claimed(self, worker: WorkerRecord, version: Version) -> bool:
         """Keep a value that only returning clients can know of, for as long as they may come."""
-        if version.key in self.tasks or not self._unclaimed_until:
+        task = self.tasks.get(version.key)
+        if not self._unclaimed_until or not (task is None or task in self.held):
             return False
         if not self._is_of_another_scheduler(version.attempt):
             return False
         values = self._values.setdefault(version.key, {})
-        values.setdefault(worker, HeldValue(version.key, version.attempt, 0, 0))
-        return values[worker].attempt == version.attempt
+        value = HeldValue(version.key, version.attempt, 0, 0)
+        values.setdefault((worker, version.attempt), value)
+        return True
 
     def _drop_kept(self, worker: WorkerRecord, version: Version) -> None:
         """A worker has lost what it had kept."""
         values = self._values.get(version.key, {})
-        if worker in values and values[worker].attempt == version.attempt:
-            del values[worker]
-            if not values:
-                del self._values[version.key]
+        values.pop((worker, version.attempt), None)
+        if not values:
+            self._values.pop(version.key, None)
 
     def _forget_kept(self, worker: WorkerRecord) -> None:
         """A worker is gone: nothing of it can be claimed."""
-        for key in [key for key, values in self._values.items() if worker in values]:
-            del self._values[key][worker]
-            if not self._values[key]:
+        for key, values in list(self._values.items()):
+            for kept in [kept for kept in values if kept[0] is worker]:
+                del values[kept]
+            if not values:
                 del self._values[key]
         self._runs = {k: kept for k, kept in self._runs.items() if kept[0] is not worker}
 
@@ -273,13 +277,19 @@ class Returning(Transitions):
         self._release_unneeded(doomed)
         return self.tasks.get(spec.key)
 
-    def _give_recipe(self, task: Task, spec: TaskSpec, function: FunctionRecord) -> None:
+    def _give_recipe(
+        self, task: Task, spec: TaskSpec, function: FunctionRecord, lane: Lane, retries: int
+    ) -> None:
         """A task that somebody relied on before its recipe was known here can be computed now."""
         needs = [self.tasks[key] for key in dict.fromkeys(spec.dependencies)]
         if not _with_dependents(task).keys().isdisjoint(needs):
             return  # nonsense: it would need itself
         task.function, task.arguments, task.dependencies = function, spec.arguments, tuple(needs)
+        task.retries = retries
         function.uses += 1
+        lane.uses += 1
+        task.lane.uses -= 1
+        task.lane = lane
         for dependency in needs:
             dependency.add_dependent(task)
         if task.state == "erred":
@@ -294,6 +304,13 @@ class Returning(Transitions):
             if task.state == "released":
                 self.held[task] = None
 
+    def _hold_dependents(self, tasks: Iterable[Task]) -> None:
+        """Hold what needs tasks that are held."""
+        for task in tasks:
+            is_held = any(dependency in self.held for dependency in task.dependencies)
+            if is_held and task.state == "released":
+                self.held[task] = None
+
     def _forget(self, task: Task) -> None:
         super()._forget(task)
         if self.held:
@@ -301,12 +318,8 @@ class Returning(Transitions):
 
     def _demand_or_hold(self, task: Task) -> None:
         """Have a task run, unless it or what it needs is held."""
-        if self.held and task.state == "released":
-            if any(dependency in self.held for dependency in task.dependencies):
-                self.held[task] = None
-            if task in self.held:
-                return
-        self._demand(task)
+        if task not in self.held:
+            self._demand(task)
 
     def _placeholder(self, key: str, born: int) -> Task:
         """A task of which only the value can be had: it was scattered, or its recipe is lost."""
@@ -357,12 +370,19 @@ class Returning(Transitions):
                 self._demand(task)
         self._release_unneeded(held)
 
+    def _recall(self, task: Task) -> bool:
+        if self.held:
+            self.held.pop(task, None)
+        if task.key in self._values:
+            self._claim_value(task)
+        return task.state == "memory"
+
     def _claim_value(self, task: Task) -> None:
         if task.state == "forgotten":
             return
         # Copies that were fetched do not say what they are; they are what the first one is.
         values = self._values.pop(task.key, {}).items()
-        for worker, value in sorted(values, key=lambda item: not item[1].definition):
+        for (worker, _), value in sorted(values, key=lambda item: not item[1].definition):
             is_copy = task.state == "memory" and task.attempt == value.attempt
             is_useful = is_copy or self._is_same(task, value)
             if not is_useful or not self._adopt(task, worker, value):
@@ -386,8 +406,8 @@ class Returning(Transitions):
         """Nobody has come for these."""
         free: dict[WorkerRecord, list[Version]] = {}
         for key, values in self._values.items():
-            for worker, value in values.items():
-                free.setdefault(worker, []).append(Version(key, value.attempt))
+            for worker, attempt in values:
+                free.setdefault(worker, []).append(Version(key, attempt))
         for key, (worker, run) in self._runs.items():
             free.setdefault(worker, []).append(Version(key, run.attempt))
         self._values, self._runs = {}, {}

@@ -46,11 +46,10 @@ class Scattering(Returning):
         client, planned = self.clients[name], self._scattering.get(name, {})
         for placed in msg.placements:
             plan = planned.pop(placed.attempt, None)
-            if plan is None and self._is_of_another_scheduler(placed.attempt):
-                plan = placed  # which has not lived to hear it
             if plan is None:
-                continue
-            if placed.addresses:
+                if placed.addresses and self._is_of_another_scheduler(placed.attempt):
+                    self._await_announced(now, client, placed)
+            elif placed.addresses:
                 there = tuple(a for a in placed.addresses if a in plan.addresses)
                 self._has_come(client, placed._replace(addresses=there))
             else:  # the client gave up half-way
@@ -66,8 +65,21 @@ class Scattering(Returning):
             self._scattered_to_memory(task, placed, holders)
         else:  # the key has its value already, or is being computed; or the workers are gone
             self._free_placed(placed)
-        if task.state == "memory":
-            self._claim_value(task)
+        self._want_scattered(client, task)
+
+    def _await_announced(self, now: float, client: ClientRecord, placed: PlacedValue) -> None:
+        """Values were put where a scheduler before us said: their holders will tell."""
+        self._hold(now)
+        self._has_predecessor = True
+        task = self.tasks.get(placed.key)
+        if task is None:
+            task = self._placeholder(placed.key, placed.attempt - 1)
+            task.nbytes = placed.nbytes
+            self.held[task] = None
+        self._want_scattered(client, task)
+
+    def _want_scattered(self, client: ClientRecord, task: Task) -> None:
+        # A returning client may have let it go meanwhile: what it wants now follows.
         self._want(self._until_told(client) if client.is_returning else client, task)
         if self._hold_until and task.state == "released":
             self.held[task] = None

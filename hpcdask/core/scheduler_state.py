@@ -245,15 +245,13 @@ class SchedulerState(Scattering, Retirement):
             if task is None or task.function is None:
                 reason = self._why_not(client, spec, functions)
                 if reason is None and task is not None:
-                    self._give_recipe(task, spec, functions[spec.function])
+                    self._give_recipe(task, spec, functions[spec.function], lane, msg.retries)
                 elif reason is not None and task is None:
                     refused[spec.key] = reason
                     continue
             if task is None:
                 priority = (-msg.priority, turn, generation)
                 task = self._new_task(spec, functions[spec.function], priority, msg.retries, lane)
-                if self._values and not client.is_returning:
-                    self._claim_value(task)
             tasks.append(task)
             if hold is not None:
                 task.add_client(hold)
@@ -266,10 +264,11 @@ class SchedulerState(Scattering, Retirement):
             self._keys_wanted(client, msg.wanted, refused)
         if client.is_returning:
             self._hold_tasks(now, tasks)
-        else:
-            for task in tasks:
-                if task.is_needed:
-                    self._demand_or_hold(task)
+        elif self.held:
+            self._hold_dependents(tasks)
+        for task in tasks:
+            if task.is_needed:
+                self._demand_or_hold(task)
         if msg.final:
             if hold is not None:
                 del client.generations[msg.submission]

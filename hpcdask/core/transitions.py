@@ -131,7 +131,7 @@ class Transitions:
 
     def _demand(self, task: Task) -> None:
         """Have a task run, and before it all that it needs."""
-        if task.state != "released":
+        if task.state != "released" or self._recall(task):
             return
         if not task.dependencies and task.function is not None:
             self._move(task, "waiting")
@@ -151,6 +151,8 @@ class Transitions:
                 dependency.waiters += 1
                 if dependency.state == "memory":
                     continue
+                if dependency.state == "released" and self._recall(dependency):
+                    continue
                 task.missing += 1
                 if dependency.state == "released":
                     stack.append(dependency)
@@ -166,6 +168,10 @@ class Transitions:
                 self._place(task)
         if first.state == "waiting":
             self._send_ahead_of_inputs(first)
+
+    def _recall(self, task: Task) -> bool:
+        """Whether a value had been kept for a task that is to run, which has it now."""
+        return False
 
     def _place(self, task: Task) -> None:
         """Send a task whose inputs are there to a worker, or queue it."""
