@@ -7,14 +7,15 @@ time, and faults. All that happens is drawn from the seed, so a seed that fails 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
 import outcome_checks
 from event_trace import EventTrace
 from faults import DEEDS, Deed
-from recipes import DATA, DURATIONS, HOSTS, Recipes
+from recipes import DATA, DURATIONS, HOSTS, LABELS, Recipes
 from virtual_client import KnownFuture, VirtualClient
 from virtual_clock import VirtualClock
 from virtual_network import SCHEDULER, Closed, VirtualNetwork
@@ -36,7 +37,10 @@ class SeedFailed(AssertionError):
 class Simulation:
     """A scheduler, workers, clients, and what befalls them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(
+        self, seed: int, deeds: Sequence[Callable[[Simulation], None]] | None = None
+    ) -> None:
+        self.seed = seed
         self.random = random = Random(seed)
         self.clock = VirtualClock()
         self.trace = EventTrace()
@@ -49,9 +53,9 @@ class Simulation:
         self.uncovered: set[str] = set()
         #: Wants of futures that another client has lent: (taker, number) -> (giver, key).
         self.lendings: dict[tuple[str, int], tuple[str, str]] = {}
-        self.deeds: list[Callable[[Simulation], None]] = [
-            deed for deed in DEEDS for _ in range(deed.weight) if random.random() < deed.odds
-        ]
+        if deeds is None:
+            deeds = [d for d in DEEDS for _ in range(d.weight) if random.random() < d.odds]
+        self.deeds = list(deeds)
         self.scheduler = self._new_scheduler(None)
         for _ in range(random.randint(1, 4)):
             self.join_worker()
@@ -88,7 +92,7 @@ class Simulation:
         self.note("a new scheduler")
         self.scheduler = self._new_scheduler(self.scheduler)
 
-    def join_worker(self, host: str = "", n_gpus: float = 0.0) -> VirtualWorker:
+    def join_worker(self, host: str = "", n_gpus: float = 0.0, label: str = "") -> VirtualWorker:
         self.n_joined += 1
         nthreads = self.random.choice([1, 1, 2, 3])
         host = host or self.random.choice(HOSTS)
@@ -102,6 +106,7 @@ class Simulation:
             nthreads,
             host,
             {"gpu": n_gpus} if n_gpus else {},
+            label or self.random.choice(LABELS),
         )
         self.network.processes[worker.name] = worker
         worker.start()
@@ -190,8 +195,8 @@ class Simulation:
                 process.resume()
             if isinstance(process, VirtualWorker):
                 process.refusals = 0.0
-        for host in HOSTS:  # for whatever is restricted
-            self.join_worker(host, n_gpus=2.0)
+        for host, label in zip(HOSTS, LABELS, strict=True):  # for whatever is restricted
+            self.join_worker(host, n_gpus=2.0, label=label)
 
     def drain(self) -> None:
         """Let all that is under way come to its end, in a bounded time."""
@@ -248,22 +253,29 @@ def live_through(seed: int, n_deeds: int = N_DEEDS) -> Simulation:
         If it contradicted itself, or did not end as it has to.
     """
     simulation = Simulation(seed)
-    try:
+    option = "" if n_deeds == N_DEEDS else f" --deeds {n_deeds}"
+    with failing_as_reported(simulation, f"replay.py {seed}{option} --trace"):
         simulation.run(n_deeds)
-    except Exception as exc:
-        raise SeedFailed(report(seed, n_deeds, simulation, exc)) from exc
     return simulation
 
 
-def report(seed: int, n_deeds: int, simulation: Simulation, exc: BaseException) -> str:
+@contextmanager
+def failing_as_reported(simulation: Simulation, replay: str) -> Iterator[None]:
+    """Tell of any failure how it is seen again."""
+    try:
+        yield
+    except Exception as exc:
+        raise SeedFailed(report(simulation, replay, exc)) from exc
+
+
+def report(simulation: Simulation, replay: str, exc: BaseException) -> str:
     """Say what failed, how to replay it, and what happened to whatever the error names."""
     names = set(re.findall(r"[a-z]+\d*-\d+", repr(exc)))
     lines = simulation.trace.relevant(names, 40)
-    option = "" if n_deeds == N_DEEDS else f" --deeds {n_deeds}"
     return "\n".join(
         [
-            f"seed {seed}, at {simulation.clock.now:.6f} s: {exc!r:.2000}",
-            f"replay: python tests/simulation/replay.py {seed}{option} --trace",
+            f"seed {simulation.seed}, at {simulation.clock.now:.6f} s: {exc!r:.2000}",
+            f"replay: python tests/simulation/{replay}",
             f"the last of what concerns {', '.join(sorted(names)) or 'everybody'}:",
             *lines,
         ]

@@ -236,14 +236,17 @@ class VirtualClient(Process):
             if future.status != "cancelled" and not self.recipes.by_key[key].private
         ]
 
-    def submit(self, keys: list[str], wanted: Iterable[str]) -> None:
+    def submit(
+        self, keys: list[str], wanted: Iterable[str], priority: float | None = None
+    ) -> None:
         """Send a graph in one piece or two, with the wants as they come or all at the end."""
         assert not self.unsent.messages
         self._submissions += 1
         wanted = set(wanted)
         all_at_end = self.random.random() < 0.3
         retries = self.random.choice([0, 1, 2, 3])
-        priority = float(self.random.choice([0, 0, 1]))
+        if priority is None:
+            priority = float(self.random.choice([0, 0, 1]))
         self.unsent = Chunks(doomed=any(map(self._is_doomed, keys)))
         for first, chunk in self._chunks(keys):
             is_final = first + len(chunk) == len(keys)

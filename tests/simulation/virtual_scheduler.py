@@ -234,12 +234,28 @@ class VirtualScheduler(Process):
         """Send all that the state has to say."""
         outbox, self.state.outbox = self.state.outbox, {}
         self.survivors.check(outbox)
+        self._check_preferred(outbox)
         for address, messages in outbox.items():
             if address in self.connections:
                 self.network.send(SCHEDULER, address, messages, self.connections[address])
         planned, self._planned = self._planned, []
         for name, plan in planned:
             self.network.send(SCHEDULER, name, [plan], self.connections[name])
+
+    def _check_preferred(self, outbox: dict[str, list[Any]]) -> None:
+        """Raise AssertionError if a task goes to others though one of its own workers is there."""
+        for address, messages in outbox.items():
+            for message in messages:
+                task = self.state.tasks.get(message.key) if type(message) is ComputeTask else None
+                if task is None or task.lane.restriction is None or task.attempt != message.attempt:
+                    continue
+                lane, worker = task.lane, self.state.workers[address]
+                assert lane.has_enough(worker), (task, address)
+                if lane.is_named(worker):
+                    continue
+                staying = [w for w in self.state.workers.values() if not w.is_leaving]
+                better = [w for w in staying if lane.is_named(w) and lane.has_enough(w)]
+                assert not better, (task, "goes to", address, "and not to", better)
 
     def restart(self, reason: str) -> None:
         """Forget all tasks, as a user may ask."""

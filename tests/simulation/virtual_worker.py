@@ -101,8 +101,9 @@ class Ledger:
         assert run.inputs == right, (f"inputs of {run.key} #{run.attempt}", run.inputs, right)
 
         restriction = self.recipes.by_key[run.key].restriction
-        if restriction is not None:
-            assert worker.host in (restriction.workers or [worker.host]), (run.key, worker.name)
+        if restriction is not None and restriction.workers and not restriction.allow_others:
+            names = {worker.host, worker.label, worker.name}
+            assert names & set(restriction.workers), (run.key, worker.name)
         for name, amount in worker.resources.items():
             taken = sum(self._takes(busy.key, name) for busy in [run, *worker.busy])
             assert taken <= amount, (name, "is taken by too many on", worker.name, taken)
@@ -133,8 +134,10 @@ class VirtualWorker(Process):
         nthreads: int,
         host: str,
         resources: dict[str, float],
+        label: str,
     ) -> None:
         super().__init__(name, clock)
+        self.label = label
         self.network = network
         self.random = random
         self.ledger = ledger
@@ -171,7 +174,7 @@ class VirtualWorker(Process):
     def _about(self) -> RegisterWorker:
         resources = tuple(sorted(self.resources.items()))
         return RegisterWorker(
-            self.name, self.name, self.nthreads, 0, self.host, 1, "/", "", 1, "1", resources
+            self.name, self.label, self.nthreads, 0, self.host, 1, "/", "", 1, "1", resources
         )
 
     def _register(self, hello: RegisterWorker) -> None:
