@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from hpcdask.core.definition import definition_of
 from hpcdask.core.lanes import Lane
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
-from hpcdask.core.transitions import Transitions
+from hpcdask.core.transitions import TO_RUN, Transitions
 from hpcdask.messages import (
     FreeKeys,
     HeldRun,
@@ -298,8 +298,7 @@ class Returning(Transitions):
 
     def _hold_tasks(self, now: float, tasks: Iterable[Task]) -> None:
         """Demand what a returning client submits only when all are back."""
-        if self._hold_until:
-            self._hold(now)
+        self._hold(now)
         for task in tasks:
             if task.state == "released":
                 self.held[task] = None
@@ -377,6 +376,15 @@ class Returning(Transitions):
             self._claim_value(task)
         return task.state == "memory"
 
+    def _recover(self, tasks: Iterable[Task]) -> None:
+        tasks = list(tasks)
+        for task in tasks if self._values else ():
+            if task.state == "released" and task.is_needed and self._recall(task):
+                for dependent in list(task.dependents):
+                    if dependent.state in TO_RUN:
+                        self._has_input(dependent)
+        super()._recover(task for task in tasks if task.state == "released")
+
     def _claim_value(self, task: Task) -> None:
         if task.state == "forgotten":
             return
@@ -414,8 +422,9 @@ class Returning(Transitions):
         for worker, versions in free.items():
             self.send(worker.address, FreeKeys(tuple(versions)))
 
-    def _want_all(self, client: ClientRecord, keys: Iterable[str]) -> None:
+    def _want_all(self, now: float, client: ClientRecord, keys: Iterable[str]) -> None:
         """A returning client holds futures of these keys."""
+        self._hold(now)
         for key in keys:
             task = self.tasks.get(key) or self._find_scattered(client, key)
             if task is None:

@@ -261,7 +261,7 @@ class SchedulerState(Scattering, Retirement):
             for key, reason in refused.items():
                 self._write(client, KeyCancelled(key, reason))
         else:
-            self._keys_wanted(client, msg.wanted, refused)
+            self._keys_wanted(now, client, msg.wanted, refused)
         if client.is_returning:
             self._hold_tasks(now, tasks)
         elif self.held:
@@ -322,7 +322,7 @@ class SchedulerState(Scattering, Retirement):
         """A client got hold of futures by another way than by submitting."""
         client = self.clients[name]
         client.wants_read = msg.want or client.wants_read
-        self._keys_wanted(client, msg.keys, {})
+        self._keys_wanted(now, client, msg.keys, {})
         self._settle()
 
     def keys_released(self, now: float, name: str, msg: ReleaseKeys) -> None:
@@ -500,10 +500,10 @@ class SchedulerState(Scattering, Retirement):
     # -- Wants ----------------------------------------------------------------------------------
 
     def _keys_wanted(
-        self, client: ClientRecord, keys: Iterable[str], refused: dict[str, str]
+        self, now: float, client: ClientRecord, keys: Iterable[str], refused: dict[str, str]
     ) -> None:
         if client.is_returning:
-            self._want_all(client, (key for key in keys if key not in refused))
+            self._want_all(now, client, (key for key in keys if key not in refused))
             for key, reason in refused.items():
                 self._write(client, KeyCancelled(key, reason))
             return
@@ -512,6 +512,8 @@ class SchedulerState(Scattering, Retirement):
             if task is not None:
                 self._want(client, task)
                 self._demand_or_hold(task)
+            elif self._has_predecessor and key not in refused:  # it may be submitted again
+                self._held_wants.setdefault(key, {})[client] = None
             else:
                 reason = refused.get(key, "the scheduler does not know this key")
                 self._write(client, KeyCancelled(key, reason))

@@ -135,7 +135,7 @@ def lend_a_future(simulation: Simulation) -> None:
         return
     giver, taker = simulation.random.sample(list(simulation.clients.values()), 2)
     record = simulation.scheduler.state.clients.get(giver.name)
-    if record is None:
+    if record is None or simulation.scheduler.is_dead or not giver.is_connected:
         return
     # The scheduler must know the giver's want, of this life of the key, before the taker's.
     known = {task.key for task in record.wants}
