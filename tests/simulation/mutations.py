@@ -7,12 +7,15 @@ of a right one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 
+from hpcdask.core import returning
 from hpcdask.core.functions import Functions
-from hpcdask.core.records import Task, WorkerRecord
+from hpcdask.core.lanes import Lane, Lanes
+from hpcdask.core.records import ClientRecord, Task, WorkerRecord
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.worker_state import HeldTask, WorkerState
 from hpcdask.messages import FreeKeys, GivenBack, KeysAdded, TaskFailed, TaskFinished, Version
@@ -206,6 +209,52 @@ def half_a_graph_of_a_lost_client_is_kept(patch: Patch) -> None:
 @breakage
 def scattered_data_that_nobody_takes_stays(patch: Patch) -> None:
     patch.setattr(SchedulerState, "_free_placed", lambda self, placed: None)
+
+
+@breakage
+def values_that_survived_a_scheduler_are_dropped(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_take_up_value", lambda self, now, worker, value: False)
+
+
+@breakage
+def runs_that_survived_a_scheduler_are_not_claimed(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_claim_run", lambda self, task: False)
+
+
+@breakage
+def a_new_scheduler_waits_for_nobody(patch: Patch) -> None:
+    patch.setattr(returning, "QUIET", 0.0)
+
+
+@breakage
+def the_end_of_a_run_that_nobody_has_come_for_is_not_heard(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_kept_run_ended", lambda self, now, worker, msg: None)
+
+
+@breakage
+def what_a_client_wanted_before_its_return_is_kept(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_drop_former", lambda self, name: None)
+
+
+@breakage
+def a_value_is_believed_to_be_of_any_life_of_its_key(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_is_same", lambda self, task, kept: True)
+
+
+@breakage
+def any_worker_may_run_what_is_restricted_to_some(patch: Patch) -> None:
+    patch.setattr(Lane, "is_named", lambda self, worker: True)
+
+
+@breakage
+def workers_that_come_are_not_preferred_by_those_they_are_named_by(patch: Patch) -> None:
+    patch.setattr(Lanes, "_renew", lambda self, lane: None)
+
+
+@breakage
+def clients_do_not_take_turns(patch: Patch) -> None:
+    first = count(0, 1_000_000)
+    patch.setattr(ClientRecord, "turn", property(lambda self: next(first), lambda self, turn: None))
 
 
 # -- The worker -----------------------------------------------------------------------------------

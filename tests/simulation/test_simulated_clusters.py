@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import replay
+from calm import replace_the_scheduler, take_turns
 from faults import Deed, deeds
 from simulator import SeedFailed, Simulation, live_through
 
@@ -15,10 +16,20 @@ from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.worker_state import HeldTask, WorkerState
 
 
-@pytest.mark.parametrize("hundred", range(2))
-def test_every_wanted_task_ends_right_and_nothing_is_left(hundred: int) -> None:
-    for seed in range(100 * hundred, 100 * hundred + 100):
+@pytest.mark.parametrize("fifty", range(3))
+def test_every_wanted_task_ends_right_and_nothing_is_left(fifty: int) -> None:
+    for seed in range(50 * fifty, 50 * fifty + 50):
         live_through(seed)
+
+
+def test_what_survives_a_scheduler_is_neither_lost_nor_done_again() -> None:
+    for seed in range(40):
+        replace_the_scheduler(seed)
+
+
+def test_no_client_waits_for_all_tasks_of_another() -> None:
+    for seed in range(20):
+        take_turns(seed)
 
 
 def test_a_seed_happens_in_the_same_way_again() -> None:
