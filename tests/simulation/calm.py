@@ -34,7 +34,7 @@ def replace_the_scheduler(seed: int, n_deeds: int = 15) -> Simulation:
         If something was.
     """
     simulation = Simulation(seed, DEEDS)
-    with failing_as_reported(simulation, "calm.replace_the_scheduler"):
+    with failing_as_reported(simulation, f"calm.replace_the_scheduler({seed})"):
         simulation.live(n_deeds)
         for process in (*simulation.workers.values(), *simulation.clients.values()):
             process.slowest = _SOON
@@ -85,7 +85,7 @@ def take_turns(seed: int) -> Simulation:
         If it does.
     """
     simulation = Simulation(seed, [])
-    with failing_as_reported(simulation, "calm.take_turns"):
+    with failing_as_reported(simulation, f"calm.take_turns({seed})"):
         random, recipes = simulation.random, simulation.recipes
         alice, bob = simulation.clients.values()
         n_threads = sum(worker.nthreads for worker in simulation.workers.values())

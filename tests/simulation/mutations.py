@@ -25,6 +25,19 @@ Breakage = Callable[[Patch], None]
 BREAKAGES: list[Breakage] = []
 
 
+#: Seeds that notice those which few others do, to begin with; they change with the simulator.
+FIRST_SEEDS = {
+    "the_answer_of_a_run_that_was_given_up_is_believed": 36,
+    "a_leaving_worker_ends_before_its_values_are_safe": 24,
+    "a_dropped_value_still_counts_as_held": 8,
+    "an_old_copy_counts_as_the_present_value": 6,
+    "what_others_want_is_cancelled_too": 19,
+    "scattered_data_that_nobody_takes_stays": 6,
+    "the_end_of_a_run_that_nobody_has_come_for_is_not_heard": 7,
+    "a_run_does_not_wait_for_resources": 6,
+}
+
+
 def breakage(function: Breakage) -> Breakage:
     BREAKAGES.append(function)
     return function

@@ -6,6 +6,7 @@ import pickle
 from typing import TYPE_CHECKING
 
 from recipes import DATA
+
 from hpcdask.errors import KilledWorker, LostDataError
 from hpcdask.messages import TaskError, Version
 
