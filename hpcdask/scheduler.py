@@ -81,7 +81,7 @@ _TICK = 0.1
 #: Seconds that a nanny has to tell how its worker died, if a task is to be given up for that.
 _LAST_WORDS = 1.0
 #: Thresholds of the collector in a process of our own: often among new objects, never among all.
-_RARE = (20_000, 10, 1_000_000_000)
+_RARE = (10_000, 3, 1_000_000_000)
 #: Seconds between two collections of all, if there are few tasks.
 _COLLECTION, _FEW_TASKS = 60.0, 10_000
 #: Heartbeats that all workers together send, per second, at most; and seconds between two of one.

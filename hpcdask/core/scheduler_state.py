@@ -253,7 +253,7 @@ class SchedulerState(Returning, Retirement):
                 priority = (-msg.priority, turn, generation)
                 task = self._new_task(spec, functions[spec.function], priority, msg.retries, lane)
             tasks.append(task)
-            if hold is not None:
+            if hold is not None and msg.wanted is not None:  # else the client holds them itself
                 task.add_client(hold)
         if msg.wanted is None:
             for task in tasks:
