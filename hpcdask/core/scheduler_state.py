@@ -242,6 +242,7 @@ class SchedulerState(Returning, Retirement):
         refused: dict[str, str] = {}
         # Clients take turns, task by task; the tasks of one stay in their order.
         first_turn = max(self._turn, client.turn)
+        first = -msg.priority  # one object for all
         client.turn = first_turn + len(msg.tasks)
         for turn, spec in enumerate(msg.tasks, first_turn):
             task = self.tasks.get(spec.key)
@@ -250,7 +251,7 @@ class SchedulerState(Returning, Retirement):
                 if reason is not None:
                     refused[spec.key] = reason
                     continue
-                priority = (-msg.priority, turn, generation)
+                priority = (first, turn, generation)
                 task = self._new_task(spec, functions[spec.function], priority, msg.retries, lane)
             tasks.append(task)
             if hold is not None and msg.wanted is not None:  # else the client holds them itself
