@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hpcdask.core.definition import definition_of
-from hpcdask.core.records import ClientRecord, Task, WorkerRecord
-from hpcdask.core.transitions import Transitions
+from hpcdask.core.lanes import Lane
+from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
+from hpcdask.core.transitions import TO_RUN, Transitions
 from hpcdask.messages import (
     FreeKeys,
     HeldRun,
@@ -21,6 +22,9 @@ from hpcdask.messages import (
     KeyCancelled,
     RegisterWorker,
     TaskDone,
+    TaskErred,
+    TaskFinished,
+    TaskSpec,
     Version,
 )
 
@@ -36,13 +40,18 @@ class Returning(Transitions):
     def __init__(self, first_attempt: int) -> None:
         super().__init__(first_attempt)
         self._first_attempt = first_attempt
-        self._values: dict[str, dict[WorkerRecord, HeldValue]] = {}  # not asked for yet
-        self._runs: dict[str, tuple[WorkerRecord, HeldRun]] = {}
+        #: Values that nobody has asked for yet: of each key by worker and attempt.
+        self._values: dict[str, dict[tuple[WorkerRecord, int], HeldValue]] = {}
         self._hold_since = self._hold_until = 0.0  # until 0: nothing is held
+        self._has_predecessor = False  # somebody has come back who knew another scheduler
         self._unclaimed_until = 0.0
         self.held: dict[Task, None] = {}  # demanded when the hold ends
         self._held_wants: dict[str, dict[ClientRecord, None]] = {}  # of keys not known yet
-        self._former: dict[str, ClientRecord] = {}  # what clients wanted before they came back
+        #: Submissions that returning clients have told, until all is told: what is not wanted by
+        #: them may be by what they tell later.
+        self._told: dict[str, list[ClientRecord]] = {}
+        #: What clients wanted before they came back, maybe several times.
+        self._former: dict[str, list[ClientRecord]] = {}
 
     # -- Workers ----------------------------------------------------------------------------------
 
@@ -50,8 +59,12 @@ class Returning(Transitions):
         """Take up what a returning worker has kept; the rest it can drop."""
         if self._hold_until:
             self._hold(now)
+        # Where they are claimed as soon as their tasks could be placed.
+        for run in info.runs:
+            self._runs.setdefault(run.key, (worker, run))
         useless = []
-        for value in info.values:
+        # Dependants first: what they need is not to be given to others for their sake.
+        for value in sorted(info.values, key=lambda value: -value.attempt):
             if not self._take_up_value(now, worker, value):
                 useless.append(Version(value.key, value.attempt))
         for run in info.runs:
@@ -62,17 +75,31 @@ class Returning(Transitions):
 
     def _take_up_value(self, now: float, worker: WorkerRecord, value: HeldValue) -> bool:
         if self._is_for_later(now, value):
-            self._values.setdefault(value.key, {})[worker] = value
+            self._values.setdefault(value.key, {})[worker, value.attempt] = value
             return True
         task = self.tasks.get(value.key)
-        return task is not None and self._is_same(task, value) and self._adopt(task, worker, value)
+        if task is None or not self._is_same(task, value):
+            return False
+        if task.state == "released" and task not in self.held:
+            return False  # nobody needs it
+        return self._adopt(task, worker, value)
 
     def _take_up_run(self, now: float, worker: WorkerRecord, run: HeldRun) -> bool:
-        if self._is_for_later(now, run):
-            self._runs[run.key] = worker, run
-            return True
         task = self.tasks.get(run.key)
-        return task is not None and self._is_same(task, run) and self._adopt_run(task, worker, run)
+        if self._runs.get(run.key) != (worker, run):  # claimed already, or another worker's
+            return task is not None and task.worker is worker and task.attempt == run.attempt
+        if self._is_for_later(now, run):
+            return True
+        if task is not None and self._is_same(task, run):
+            if task.state in ("queued", "no-worker"):
+                self._leave_queue(task)
+                self._move(task, "waiting")
+                self._place(task)  # where it is claimed, or freed
+                return True
+            if task.state == "waiting" or task in self.held:
+                return True
+        del self._runs[run.key]
+        return False
 
     def _is_for_later(self, now: float, kept: HeldValue | HeldRun) -> bool:
         """Whether it is of a key that only returning clients can ask for."""
@@ -82,6 +109,7 @@ class Returning(Transitions):
         ):
             return False
         self._hold(now)
+        self._has_predecessor = True
         return True
 
     def _is_of_another_scheduler(self, attempt: int) -> bool:
@@ -103,13 +131,14 @@ class Returning(Transitions):
                 return False
             task.add_holder(worker)
             return True
-        if task.state == "erred" or (task.state == "released" and task not in self.held):
+        if task.state == "erred":
             return False
         if task.state == "released":  # nothing that it needs has been demanded for it
             self._move(task, "memory")
-            task.attempt, task.nbytes = value.attempt, value.nbytes
+            task.attempt, task.nbytes = value.attempt, value.nbytes or task.nbytes
             task.add_holder(worker)
             self._tell(task, TaskDone(task.key, task.nbytes, None))
+            task.drop_client(self._keeper)
             return True
         if task.state == "processing":
             self._take_back_and_tell(task)
@@ -122,21 +151,54 @@ class Returning(Transitions):
 
     def _adopt_run(self, task: Task, worker: WorkerRecord, run: HeldRun) -> bool:
         """Let a run that is under way stand for a task's; False if that has another one."""
-        if task.state not in ("queued", "no-worker", "waiting") or task.missing:
+        if task.state != "waiting" or task.missing:
             return False
         if task.lane.resources:  # which others may have been given
             return False
-        self._leave_queue(task)
         self._move(task, "processing")
         task.attempt, task.worker = run.attempt, worker
         self._occupy(task, worker)
         return True
 
+    def _kept_run_ended(
+        self, now: float, worker: WorkerRecord, msg: TaskFinished | TaskErred
+    ) -> None:
+        """A run has ended before anybody has come for it."""
+        kept_by, run = self._runs.get(msg.key, (None, None))
+        if run is None or kept_by is not worker or run.attempt != msg.attempt:
+            return
+        del self._runs[msg.key]
+        if type(msg) is TaskFinished:
+            value = HeldValue(msg.key, msg.attempt, msg.nbytes, run.definition)
+            if not self._take_up_value(now, worker, value):
+                self.send(worker.address, FreeKeys((Version(msg.key, msg.attempt),)))
+            self._settle()
+
+    def _might_be_claimed(self, worker: WorkerRecord, version: Version) -> bool:
+        """Keep a value that only returning clients can know of, for as long as they may come."""
+        task = self.tasks.get(version.key)
+        if not self._unclaimed_until or not (task is None or task in self.held):
+            return False
+        if not self._is_of_another_scheduler(version.attempt):
+            return False
+        values = self._values.setdefault(version.key, {})
+        value = HeldValue(version.key, version.attempt, 0, 0)
+        values.setdefault((worker, version.attempt), value)
+        return True
+
+    def _drop_kept(self, worker: WorkerRecord, version: Version) -> None:
+        """A worker has lost what it had kept."""
+        values = self._values.get(version.key, {})
+        values.pop((worker, version.attempt), None)
+        if not values:
+            self._values.pop(version.key, None)
+
     def _forget_kept(self, worker: WorkerRecord) -> None:
         """A worker is gone: nothing of it can be claimed."""
-        for key in [key for key, values in self._values.items() if worker in values]:
-            del self._values[key][worker]
-            if not self._values[key]:
+        for key, values in list(self._values.items()):
+            for kept in [kept for kept in values if kept[0] is worker]:
+                del values[kept]
+            if not values:
                 del self._values[key]
         self._runs = {k: kept for k, kept in self._runs.items() if kept[0] is not worker}
 
@@ -147,12 +209,16 @@ class Returning(Transitions):
         before = self.clients.pop(name, None)
         client = self.clients[name] = ClientRecord(name)
         client.is_returning = True
-        if before is None:  # it knew another scheduler
-            self._hold(now)
+        self._hold(now)
+        if before is None:
+            self._has_predecessor = True
         else:
             self.outbox.pop(name, None)
             before.is_told = False
-            self._former[name] = before
+            client.turn = before.turn
+            self._former.setdefault(name, []).extend([before, *self._told.pop(name, ())])
+            for wants in self._held_wants.values():  # it tells them again
+                wants.pop(before, None)
 
     def all_told(self, now: float, name: str) -> None:
         """A returned client has told all that it holds; it wants nothing else."""
@@ -161,13 +227,22 @@ class Returning(Transitions):
             return
         client.is_returning = False
         self._drop_former(name)
-        if not self._hold_until:
+        # Nothing is known elsewhere: there is nobody to wait for.
+        if not self._has_predecessor and not any(c.is_returning for c in self.clients.values()):
             self._end_hold()
         self._settle()
 
+    def _until_told(self, client: ClientRecord) -> ClientRecord:
+        """Somebody who wants on behalf of a returning client until that has told all it wants."""
+        holds = self._told.setdefault(client.name, [])
+        if not holds:
+            holds.append(ClientRecord(client.name, is_told=False))
+        return holds[0]
+
     def _drop_former(self, name: str) -> None:
-        former = self._former.pop(name, None)
-        if former is not None:
+        for hold in self._told.pop(name, ()):
+            self._drop_wants(hold)
+        for former in self._former.pop(name, ()):
             self._drop_wants(former)
 
     def _drop_wants(self, client: ClientRecord) -> None:
@@ -181,19 +256,78 @@ class Returning(Transitions):
             wants.pop(client, None)
         self._release_unneeded(released)
 
+    def _of_this_life(
+        self, client: ClientRecord, task: Task, spec: TaskSpec, functions: list[FunctionRecord]
+    ) -> Task | None:
+        """The task of a key that a returning client submits; None if it is to be made anew.
+
+        It may have let the key go, and begun anew with it, without our having heard of that.
+        """
+        if task.function is None or not 0 <= spec.function < len(functions):
+            return task
+        mine = definition_of(task.function.function_id, task.arguments)
+        if mine == definition_of(functions[spec.function].function_id, spec.arguments):
+            return task
+        former = self._former.get(client.name, [])
+        former = [f for one in former for f in (one, *(h for _, h in one.generations.values()))]
+        doomed = _with_dependents(task)
+        for old in doomed:
+            for record in former:
+                old.drop_client(record)
+        self._release_unneeded(doomed)
+        return self.tasks.get(spec.key)
+
+    def _give_recipe(
+        self, task: Task, spec: TaskSpec, function: FunctionRecord, lane: Lane, retries: int
+    ) -> None:
+        """A task that somebody relied on before its recipe was known here can be computed now."""
+        needs = [self.tasks[key] for key in dict.fromkeys(spec.dependencies)]
+        if not _with_dependents(task).keys().isdisjoint(needs):
+            return  # nonsense: it would need itself
+        task.function, task.arguments, task.dependencies = function, spec.arguments, tuple(needs)
+        task.retries = retries
+        function.uses += 1
+        lane.uses += 1
+        task.lane.uses -= 1
+        task.lane = lane
+        for dependency in needs:
+            dependency.add_dependent(task)
+        if task.state == "erred":
+            self._move(task, "released")
+            task.error = None
+
     def _hold_tasks(self, now: float, tasks: Iterable[Task]) -> None:
         """Demand what a returning client submits only when all are back."""
-        if self._hold_until:
-            self._hold(now)
+        self._hold(now)
         for task in tasks:
             if task.state == "released":
                 self.held[task] = None
+
+    def _hold_dependents(self, tasks: Iterable[Task]) -> None:
+        """Hold what needs tasks that are held."""
+        for task in tasks:
+            is_held = any(dependency in self.held for dependency in task.dependencies)
+            if is_held and task.state == "released":
+                self.held[task] = None
+
+    def _forget(self, task: Task) -> None:
+        super()._forget(task)
+        if self.held:
+            self.held.pop(task, None)
+
+    def _demand_or_hold(self, task: Task) -> None:
+        """Have a task run, unless it or what it needs is held."""
+        if task not in self.held:
+            self._demand(task)
 
     def _placeholder(self, key: str, born: int) -> Task:
         """A task of which only the value can be had: it was scattered, or its recipe is lost."""
         task = self.tasks[key] = Task(key, None, b"", (), (0.0, 0, 0), 0, self.lanes.open, born)
         self.lanes.open.uses += 1
         return task
+
+    def _find_scattered(self, client: ClientRecord, key: str) -> Task | None:
+        raise NotImplementedError
 
     # -- Time -------------------------------------------------------------------------------------
 
@@ -206,7 +340,6 @@ class Returning(Transitions):
 
     def _tick_hold(self, now: float) -> None:
         if self._hold_until and now >= self._hold_until:
-            self._hold_until = 0.0
             self._end_hold()
         if self._unclaimed_until and now >= self._unclaimed_until:
             self._unclaimed_until = 0.0
@@ -214,7 +347,10 @@ class Returning(Transitions):
 
     def _end_hold(self) -> None:
         """All are back: use what was kept, compute the rest."""
+        self._hold_until, self._has_predecessor = 0.0, False
         for key, wants in self._held_wants.items():
+            if not wants:
+                continue
             task = self.tasks.get(key)
             if task is None and key in self._values:
                 task = self._placeholder(key, self._attempt)
@@ -225,7 +361,7 @@ class Returning(Transitions):
                 else:
                     self._write(client, KeyCancelled(key, _LOST))
         self._held_wants = {}
-        for task in self.held:
+        for task in list(self.held):
             self._claim_value(task)
         held, self.held = self.held, {}
         for task in held:
@@ -233,9 +369,30 @@ class Returning(Transitions):
                 self._demand(task)
         self._release_unneeded(held)
 
+    def _recall(self, task: Task) -> bool:
+        if self.held:
+            self.held.pop(task, None)
+        if task.key in self._values:
+            self._claim_value(task)
+        return task.state == "memory"
+
+    def _recover(self, tasks: Iterable[Task]) -> None:
+        tasks = list(tasks)
+        for task in tasks if self._values else ():
+            if task.state == "released" and task.is_needed and self._recall(task):
+                for dependent in list(task.dependents):
+                    if dependent.state in TO_RUN:
+                        self._has_input(dependent)
+        super()._recover(task for task in tasks if task.state == "released")
+
     def _claim_value(self, task: Task) -> None:
-        for worker, value in self._values.pop(task.key, {}).items():
-            is_useful = task.state != "forgotten" and self._is_same(task, value)
+        if task.state == "forgotten":
+            return
+        # Copies that were fetched do not say what they are; they are what the first one is.
+        values = self._values.pop(task.key, {}).items()
+        for (worker, _), value in sorted(values, key=lambda item: not item[1].definition):
+            is_copy = task.state == "memory" and task.attempt == value.attempt
+            is_useful = is_copy or self._is_same(task, value)
             if not is_useful or not self._adopt(task, worker, value):
                 self.send(worker.address, FreeKeys((Version(value.key, value.attempt),)))
 
@@ -257,24 +414,37 @@ class Returning(Transitions):
         """Nobody has come for these."""
         free: dict[WorkerRecord, list[Version]] = {}
         for key, values in self._values.items():
-            for worker, value in values.items():
-                free.setdefault(worker, []).append(Version(key, value.attempt))
+            for worker, attempt in values:
+                free.setdefault(worker, []).append(Version(key, attempt))
         for key, (worker, run) in self._runs.items():
             free.setdefault(worker, []).append(Version(key, run.attempt))
         self._values, self._runs = {}, {}
         for worker, versions in free.items():
             self.send(worker.address, FreeKeys(tuple(versions)))
 
-    def _want_all(self, client: ClientRecord, keys: Iterable[str]) -> None:
+    def _want_all(self, now: float, client: ClientRecord, keys: Iterable[str]) -> None:
         """A returning client holds futures of these keys."""
+        self._hold(now)
         for key in keys:
-            task = self.tasks.get(key)
+            task = self.tasks.get(key) or self._find_scattered(client, key)
             if task is None:
                 self._held_wants.setdefault(key, {})[client] = None
                 continue
             self._want(client, task)
             if task.state == "released":
                 self.held[task] = None
+
+
+def _with_dependents(task: Task) -> dict[Task, None]:
+    """A task and all that builds on it."""
+    found: dict[Task, None] = {}
+    stack = [task]
+    while stack:
+        task = stack.pop()
+        if task not in found:
+            found[task] = None
+            stack.extend(task.dependents)
+    return found
 
 
 _LOST = "its value was lost together with the scheduler, and its recipe is not known here"

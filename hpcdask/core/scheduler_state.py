@@ -9,14 +9,13 @@ from hpcdask.core.lanes import Lane
 from hpcdask.core.placement import has_free_thread
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
 from hpcdask.core.retirement import Retirement
-from hpcdask.core.returning import Returning
+from hpcdask.core.scattering import Scattering
 from hpcdask.core.task_errors import killed_worker, out_of_reach
 from hpcdask.core.transitions import MOVES as MOVES
 from hpcdask.core.transitions import dependency_of
 from hpcdask.messages import (
     CancelKeys,
     DataMissing,
-    DataScattered,
     Dependency,
     FreeKeys,
     GivenBack,
@@ -25,13 +24,10 @@ from hpcdask.messages import (
     KeyCancelled,
     KeysAdded,
     KeysDropped,
-    PlacedValue,
-    PlanScatter,
     RegisterWorker,
     ReleaseKeys,
     SubmitTasks,
     TakeBack,
-    TaskDone,
     TaskErred,
     TaskFinished,
     TaskSpec,
@@ -48,7 +44,7 @@ _RELIEVED_AT_A_TIME = 20
 _MAX_UNREACHABLE = 3
 
 
-class SchedulerState(Returning, Retirement):
+class SchedulerState(Scattering, Retirement):
     """All the scheduler knows and decides: one public method per event.
 
     What follows from an event is in `outbox`: messages in order, by the address of a worker or the
@@ -66,7 +62,6 @@ class SchedulerState(Returning, Retirement):
     def __init__(self, allowed_failures: int = 3, first_attempt: int = 0) -> None:
         super().__init__(first_attempt)
         self.allowed_failures = allowed_failures
-        self._scattering: dict[str, dict[int, PlacedValue]] = {}  # by client, then attempt
         self._generation = 0
         self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
 
@@ -107,6 +102,7 @@ class SchedulerState(Returning, Retirement):
         self.leaving.pop(worker, None)
         self.functions.worker_lost(worker)
         self._forget_kept(worker)
+        self._leave_plans(worker)
         killed = [] if planned else self._given_up(worker)
         # Nothing refers to the worker any more before anything is decided anew.
         runs = sorted(worker.processing, key=lambda task: task.priority)
@@ -219,8 +215,7 @@ class SchedulerState(Returning, Retirement):
         if client is None:
             return
         self.outbox.pop(name, None)
-        for placed in self._scattering.pop(name, {}).values():
-            self._free_placed(placed)
+        self._drop_plans(name)
         self._drop_former(name)
         self._drop_wants(client)
         self._settle()
@@ -246,11 +241,16 @@ class SchedulerState(Returning, Retirement):
         client.turn = first_turn + len(msg.tasks)
         for turn, spec in enumerate(msg.tasks, first_turn):
             task = self.tasks.get(spec.key)
-            if task is None:
+            if task is not None and client.is_returning:
+                task = self._of_this_life(client, task, spec, functions)
+            if task is None or task.function is None:
                 reason = self._why_not(client, spec, functions)
-                if reason is not None:
+                if reason is None and task is not None:
+                    self._give_recipe(task, spec, functions[spec.function], lane, msg.retries)
+                elif reason is not None and task is None:
                     refused[spec.key] = reason
                     continue
+            if task is None:
                 priority = (first, turn, generation)
                 task = self._new_task(spec, functions[spec.function], priority, msg.retries, lane)
             tasks.append(task)
@@ -262,19 +262,22 @@ class SchedulerState(Returning, Retirement):
             for key, reason in refused.items():
                 self._write(client, KeyCancelled(key, reason))
         else:
-            self._keys_wanted(client, msg.wanted, refused)
+            self._keys_wanted(now, client, msg.wanted, refused)
         if client.is_returning:
             self._hold_tasks(now, tasks)
-        else:
-            for task in tasks:
-                if task.is_needed and task not in self.held:
-                    self._demand(task)
+        elif self.held:
+            self._hold_dependents(tasks)
+        for task in tasks:
+            if task.is_needed:
+                self._demand_or_hold(task)
         if msg.final:
             if hold is not None:
                 del client.generations[msg.submission]
-                tasks.extend(hold.wants)
-                for task in list(hold.wants):
-                    task.drop_client(hold)
+            if client.is_returning:
+                for task in (*tasks, *(hold.wants if hold is not None else ())):
+                    task.add_client(self._until_told(client))
+            if hold is not None:
+                self._drop_wants(hold)
             self._release_unneeded(tasks)
         for function in functions:
             self.functions.keep_or_forget(function)
@@ -320,7 +323,7 @@ class SchedulerState(Returning, Retirement):
         """A client got hold of futures by another way than by submitting."""
         client = self.clients[name]
         client.wants_read = msg.want or client.wants_read
-        self._keys_wanted(client, msg.keys, {})
+        self._keys_wanted(now, client, msg.keys, {})
         self._settle()
 
     def keys_released(self, now: float, name: str, msg: ReleaseKeys) -> None:
@@ -332,6 +335,8 @@ class SchedulerState(Returning, Retirement):
             if task is not None and client in task.wanted_by:
                 task.drop_client(client)
                 released.append(task)
+            elif self._held_wants:
+                self._held_wants.get(key, {}).pop(client, None)
         self._release_unneeded(released)
         self._settle()
 
@@ -341,8 +346,7 @@ class SchedulerState(Returning, Retirement):
             task = self.tasks.get(key)
             if task is not None and task.state not in ("memory", "erred"):
                 task.add_client(self._keeper)
-                if task not in self.held:
-                    self._demand(task)
+                self._demand_or_hold(task)
         self._settle()
 
     def keys_cancelled(self, now: float, name: str, msg: CancelKeys) -> None:
@@ -367,6 +371,8 @@ class SchedulerState(Returning, Retirement):
         # A run that was given up got a FreeKeys, which reaches the worker after this answer left
         # it: there is nothing to do but not to believe it.
         if task is None or worker is None or not self._is_current(task, worker, msg.attempt):
+            if self._runs and worker is not None:
+                self._kept_run_ended(now, worker, msg)
             return
         self._processing_to_memory(task, worker, msg)
         if worker.is_leaving and worker in task.who_has:
@@ -381,6 +387,8 @@ class SchedulerState(Returning, Retirement):
         """A task raised."""
         task, worker = self.tasks.get(msg.key), self.workers.get(address)
         if task is None or worker is None or not self._is_current(task, worker, msg.attempt):
+            if self._runs and worker is not None:
+                self._kept_run_ended(now, worker, msg)
             return
         if task.retries > 0:
             task.retries -= 1
@@ -394,7 +402,7 @@ class SchedulerState(Returning, Retirement):
         return task.attempt == attempt and task.worker is worker
 
     def keys_added(self, now: float, address: str, msg: KeysAdded) -> None:
-        """A worker fetched copies."""
+        """A worker fetched copies, or a client has put values there."""
         worker = self.workers.get(address)
         if worker is None:
             return
@@ -402,7 +410,7 @@ class SchedulerState(Returning, Retirement):
             task = self.tasks.get(version.key)
             if task is not None and task.state == "memory" and task.attempt == version.attempt:
                 task.add_holder(worker)
-            else:  # released while it was on its way
+            elif not self._is_expected(worker, version):  # released while it was on its way
                 self.send(address, FreeKeys((version,)))
         if self.leaving:
             self._settle()
@@ -417,6 +425,8 @@ class SchedulerState(Returning, Retirement):
     def _copies_lost(self, worker: WorkerRecord, versions: tuple[Version, ...]) -> None:
         lost = []
         for version in versions:
+            self._drop_kept(worker, version)
+            self._leave_plans(worker, version)
             task = self.tasks.get(version.key)
             if task is not None and task.attempt == version.attempt and worker in task.who_has:
                 task.drop_holder(worker)
@@ -469,70 +479,7 @@ class SchedulerState(Returning, Retirement):
         else:
             self._place(task)
 
-    # -- Events: scattered data -----------------------------------------------------------------
-
-    def scatter_planned(self, now: float, name: str, msg: PlanScatter) -> list[PlacedValue]:
-        """Choose workers for values that a client will send; empty if there are none."""
-        chosen = self.find_workers(msg.workers)
-        planned = []
-        for key, nbytes in msg.items:
-            if not chosen:
-                break
-            self._attempt += 1
-            # By the attempt, so that values scattered one at a time do not all go to the first.
-            targets = chosen if msg.broadcast else [chosen[self._attempt % len(chosen)]]
-            addresses = tuple(worker.address for worker in targets)
-            planned.append(PlacedValue(key, self._attempt, nbytes, addresses))
-        self._scattering.setdefault(name, {}).update({p.attempt: p for p in planned})
-        return planned
-
-    def data_scattered(self, now: float, name: str, msg: DataScattered) -> None:
-        """The values are on the workers."""
-        client, planned = self.clients[name], self._scattering.get(name, {})
-        for placed in msg.placements:
-            plan = planned.pop(placed.attempt, None)
-            if plan is None:
-                continue
-            if not placed.addresses:  # the client gave up half-way
-                self._free_placed(plan)
-                continue
-            task = self.tasks.get(placed.key)
-            if task is None:
-                task = self._placeholder(placed.key, placed.attempt - 1)
-            holders = [self.workers[a] for a in placed.addresses if a in self.workers]
-            if holders and task.state in ("released", "erred"):
-                self._scattered_to_memory(task, placed, holders)
-            else:  # the key has its value already, or is being computed; or the workers are gone
-                self._free_placed(placed)
-            self._want(client, task)
-            self._demand(task)
-        self._settle()
-
-    def _scattered_to_memory(
-        self, task: Task, placed: PlacedValue, holders: list[WorkerRecord]
-    ) -> None:
-        if task.state == "erred":
-            self._move(task, "released")
-        self._move(task, "memory")
-        task.attempt, task.nbytes, task.error = placed.attempt, placed.nbytes, None
-        for worker in holders:
-            task.add_holder(worker)
-        self._tell(task, TaskDone(task.key, task.nbytes, None))
-
-    def _free_placed(self, placed: PlacedValue) -> None:
-        for address in placed.addresses:
-            if address in self.workers:
-                self.send(address, FreeKeys((Version(placed.key, placed.attempt),)))
-
     # -- Questions ------------------------------------------------------------------------------
-
-    def find_workers(self, names: Iterable[str]) -> list[WorkerRecord]:
-        """Workers by address or name; all if `names` is empty."""
-        wanted = set(names)
-        workers = [worker for worker in self.workers.values() if not worker.is_leaving]
-        if wanted:
-            workers = [w for w in workers if w.address in wanted or w.info.name in wanted]
-        return workers
 
     def why_not_running(self, keys: Iterable[str] = ()) -> dict[str, str]:
         """Tasks that no worker may run, with the reason; of `keys`, or all."""
@@ -554,10 +501,10 @@ class SchedulerState(Returning, Retirement):
     # -- Wants ----------------------------------------------------------------------------------
 
     def _keys_wanted(
-        self, client: ClientRecord, keys: Iterable[str], refused: dict[str, str]
+        self, now: float, client: ClientRecord, keys: Iterable[str], refused: dict[str, str]
     ) -> None:
         if client.is_returning:
-            self._want_all(client, (key for key in keys if key not in refused))
+            self._want_all(now, client, (key for key in keys if key not in refused))
             for key, reason in refused.items():
                 self._write(client, KeyCancelled(key, reason))
             return
@@ -565,8 +512,9 @@ class SchedulerState(Returning, Retirement):
             task = self.tasks.get(key)
             if task is not None:
                 self._want(client, task)
-                if task not in self.held:
-                    self._demand(task)
+                self._demand_or_hold(task)
+            elif self._has_predecessor and key not in refused:  # it may be submitted again
+                self._held_wants.setdefault(key, {})[client] = None
             else:
                 reason = refused.get(key, "the scheduler does not know this key")
                 self._write(client, KeyCancelled(key, reason))

@@ -29,6 +29,7 @@ from hpcdask.messages import (
     ComputeTask,
     Dependency,
     FreeKeys,
+    HeldRun,
     KeyCancelled,
     KeyLost,
     Message,
@@ -75,6 +76,8 @@ class Transitions:
         self.loaded = Loaded()
         self._keeper = ClientRecord("", is_told=False)  # of fire_and_forget
         self._vacated: dict[WorkerRecord, None] = {}  # runs were taken back from these
+        #: Runs that returning workers go on with and that no task has claimed yet.
+        self._runs: dict[str, tuple[WorkerRecord, HeldRun]] = {}
         self._attempt = first_attempt
         #: The latest turn that a task has had. What a client submits that has had none for long
         #: comes next, and not after the million tasks that another one sent before.
@@ -111,6 +114,14 @@ class Transitions:
             if client.is_told:
                 self._write(client, message)
 
+    def find_workers(self, names: Iterable[str]) -> list[WorkerRecord]:
+        """Workers by address or name; all if `names` is empty."""
+        wanted = set(names)
+        workers = [worker for worker in self.workers.values() if not worker.is_leaving]
+        if wanted:
+            workers = [w for w in workers if w.address in wanted or w.info.name in wanted]
+        return workers
+
     def _move(self, task: Task, state: str) -> None:
         if state not in MOVES[task.state]:
             raise AssertionError(f"{task} cannot become {state}")
@@ -120,7 +131,7 @@ class Transitions:
 
     def _demand(self, task: Task) -> None:
         """Have a task run, and before it all that it needs."""
-        if task.state != "released":
+        if task.state != "released" or self._recall(task):
             return
         if not task.dependencies and task.function is not None:
             self._move(task, "waiting")
@@ -140,6 +151,8 @@ class Transitions:
                 dependency.waiters += 1
                 if dependency.state == "memory":
                     continue
+                if dependency.state == "released" and self._recall(dependency):
+                    continue
                 task.missing += 1
                 if dependency.state == "released":
                     stack.append(dependency)
@@ -155,6 +168,10 @@ class Transitions:
                 self._place(task)
         if first.state == "waiting":
             self._send_ahead_of_inputs(first)
+
+    def _recall(self, task: Task) -> bool:
+        """Whether a value had been kept for a task that is to run, which has it now."""
+        return False
 
     def _place(self, task: Task) -> None:
         """Send a task whose inputs are there to a worker, or queue it."""
@@ -294,7 +311,9 @@ class Transitions:
         stack = [task]
         while stack:
             for dependent in stack.pop().dependents:
-                if dependent.state == "waiting" and may_go_ahead(dependent, worker):
+                if dependent.state != "waiting" or dependent.key in self._runs:
+                    continue
+                if may_go_ahead(dependent, worker):
                     self._send_to(dependent, worker)
                     if dependent.dependents:
                         stack.append(dependent)
@@ -302,7 +321,7 @@ class Transitions:
     def _send_ahead_of_inputs(self, task: Task) -> None:
         """The same for a task that is new, or of which an input has just come."""
         worker = inputs_come_from(task)
-        if worker is not None and may_go_ahead(task, worker):
+        if worker is not None and task.key not in self._runs and may_go_ahead(task, worker):
             self._assign(task, worker)
 
     # -- A run ends -------------------------------------------------------------------------------

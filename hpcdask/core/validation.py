@@ -35,6 +35,7 @@ def validate_scheduler(state: SchedulerState) -> None:
             assert state.tasks.get(dependent.key) is dependent, (task, dependent)
         for client in task.wanted_by:
             assert task in client.wants, (task, client)
+    assert not (state.held or state._held_wants) or state._hold_until
     _validate_lanes(state)
     for address, worker in state.workers.items():
         assert worker.address == address

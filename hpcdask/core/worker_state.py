@@ -35,6 +35,7 @@ from hpcdask.messages import (
     GivenBack,
     HeldRun,
     HeldValue,
+    KeysAdded,
     TakeBack,
     TaskErred,
     TaskFinished,
@@ -166,6 +167,8 @@ class WorkerState(Fetching):
         else:
             self._spare[version] = task
         self._to_memory(task, value, nbytes)
+        # A scheduler that does not know of it, since it was planned by the one before, can clear it.
+        self.outbox.append(KeysAdded((version,)))
 
     def came_back(self, now: float) -> tuple[tuple[HeldValue, ...], tuple[HeldRun, ...]]:
         """The scheduler was lost, and one is found: tell it what is here; forget the rest.

@@ -232,7 +232,7 @@ def test_a_freed_input_sends_back_what_waits_for_it() -> None:
     state.compute_task(0.0, compute("busy", 9))
     state.compute_task(0.0, compute("y", 2, on("x", A)))
     state.keys_freed(0.0, free(("x", 1)))
-    assert_worker_sent(state, GivenBack((Version("y", 2),)))
+    assert_worker_sent(state, KeysAdded((Version("x", 1),)), GivenBack((Version("y", 2),)))
 
 
 def test_an_input_freed_under_a_run_does_not_hurt_it() -> None:
@@ -241,7 +241,8 @@ def test_an_input_freed_under_a_run_does_not_hurt_it() -> None:
     state.compute_task(0.0, compute("y", 2, on("x", A)))
     state.keys_freed(0.0, free(("x", 1)))
     state.task_ran(1.0, "y", 2, ran())
-    assert_worker_sent(state, TaskFinished("y", 2, 8, 1.0, None))
+    finished = TaskFinished("y", 2, 8, 1.0, None)
+    assert_worker_sent(state, KeysAdded((Version("x", 1),)), finished)
 
 
 def test_a_new_version_of_an_input_sends_back_what_waits_for_the_old() -> None:
@@ -251,7 +252,7 @@ def test_a_new_version_of_an_input_sends_back_what_waits_for_the_old() -> None:
     state.compute_task(0.0, compute("y", 2, on("x", A)))
     told(state)
     state.compute_task(0.0, compute("z", 4, on("x", B, attempt=3)))
-    assert_worker_sent(state, GivenBack((Version("y", 2),)))
+    assert_worker_sent(state, KeysAdded((Version("x", 1),)), GivenBack((Version("y", 2),)))
     assert told(state) == [Fetch(B, (Version("x", 3),))]
 
 
@@ -291,7 +292,8 @@ def test_a_value_put_here_while_its_key_is_computed_harms_neither() -> None:
     state.compute_task(0.0, compute("x", 1))
     state.value_stored(0.0, Version("x", 2), "stored", 8)
     state.task_ran(1.0, "x", 1, ran("computed"))
-    assert_worker_sent(state, TaskFinished("x", 1, 8, 1.0, None))
+    finished = TaskFinished("x", 1, 8, 1.0, None)
+    assert_worker_sent(state, KeysAdded((Version("x", 2),)), finished)
     assert state.nbytes == 16
     state.keys_freed(1.0, free(("x", 2)))
     held = state.value_of(Version("x", 1))

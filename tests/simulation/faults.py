@@ -135,7 +135,7 @@ def lend_a_future(simulation: Simulation) -> None:
         return
     giver, taker = simulation.random.sample(list(simulation.clients.values()), 2)
     record = simulation.scheduler.state.clients.get(giver.name)
-    if record is None:
+    if record is None or simulation.scheduler.is_dead or not giver.is_connected:
         return
     # The scheduler must know the giver's want, of this life of the key, before the taker's.
     known = {task.key for task in record.wants}
@@ -201,13 +201,7 @@ def lose_a_client(simulation: Simulation) -> None:
     if client is None:
         return
     simulation.note("vanishes:", client.name)
-    del simulation.clients[client.name]
-    for (taker, want), (giver, key) in list(simulation.lendings.items()):
-        if taker == client.name:
-            simulation._lending_ends(taker, want)
-        elif giver == client.name and key in simulation.clients[taker].futures:
-            simulation.clients[taker].note_cancelled([key])
-    simulation.network.remove(client.name, client.connection)
+    simulation.lose_client(client.name, with_goodbye=simulation.random.random() < 0.5)
 
 
 # -- What befalls machines and links ------------------------------------------------------------
@@ -240,9 +234,7 @@ def drop_a_value(simulation: Simulation) -> None:
     worker = _some_worker(simulation)
     if worker is not None and not worker.is_paused:
         simulation.note("loses a value:", worker.name)
-        # The scheduler does not listen to one that drops what it does not know to be there.
-        record = simulation.scheduler.state.workers.get(worker.name)
-        worker.drop_a_value({task.key for task in record.has_what} if record else set())
+        worker.drop_a_value()
 
 
 @deed(weight=2, odds=0.5)
@@ -252,6 +244,23 @@ def break_the_connection_to_the_scheduler(simulation: Simulation) -> None:
         simulation.note("loses its connection:", worker.name)
         simulation.network.end_connection(worker.name, SCHEDULER, worker.connection)
         simulation.network.end_connection(SCHEDULER, worker.name, worker.connection)
+
+
+@deed(weight=1, odds=0.5)
+def break_the_connection_of_a_client(simulation: Simulation) -> None:
+    client = _some_client(simulation)
+    if client is not None and client.is_connected:
+        simulation.note("loses its connection:", client.name)
+        simulation.network.end_connection(client.name, SCHEDULER, client.connection)
+        simulation.network.end_connection(SCHEDULER, client.name, client.connection)
+
+
+@deed(weight=1, odds=0.4)
+def replace_the_scheduler(simulation: Simulation) -> None:
+    """It dies, and another takes its place: workers and clients find that one by themselves."""
+    if SCHEDULER in simulation.network.processes:
+        simulation.note("the scheduler dies")
+        simulation.kill_scheduler(10 ** simulation.random.uniform(-3, 0.7))
 
 
 @deed(weight=1, odds=0.5)
@@ -265,7 +274,9 @@ def slow_a_worker(simulation: Simulation) -> None:
 @deed(weight=2, odds=0.7)
 def pause_a_process(simulation: Simulation) -> None:
     """SIGSTOP, and SIGCONT after a while."""
-    name = simulation.random.choice(list(simulation.network.processes))
+    name = simulation.random.choice([SCHEDULER, *simulation.workers, *simulation.clients])
+    if name not in simulation.network.processes:
+        return
     process = simulation.network.processes[name]
     if not process.is_paused:
         simulation.note("stops:", name)
@@ -283,8 +294,7 @@ def _resume(simulation: Simulation, name: str) -> None:
 @deed(weight=2, odds=0.7)
 def cut_a_link(simulation: Simulation) -> None:
     """Between workers mostly, which talk to each other less; or towards the scheduler."""
-    names = list(simulation.network.processes)
-    one = simulation.random.choice(names)
+    one = simulation.random.choice([SCHEDULER, *simulation.workers, *simulation.clients])
     other = simulation.random.choice([*simulation.workers, *simulation.workers, SCHEDULER])
     if one != other:
         simulation.note("is cut:", one, other)

@@ -21,11 +21,16 @@ DURATIONS = {
 FUNCTIONS = tuple(DURATIONS)
 #: Where workers are.
 HOSTS = ("h1", "h2")
+#: What workers are named; several may have one name.
+LABELS = ("n1", "n2")
 RESTRICTIONS = (
     Restriction((), False, (("gpu", 1.0),)),
     Restriction((), False, (("gpu", 2.0),)),
     Restriction(("h1",), False, ()),
     Restriction(("h2",), False, (("gpu", 1.0),)),
+    Restriction(("n1",), False, ()),
+    Restriction(("w1", "w3"), True, ()),
+    Restriction(("n2", "w2"), True, (("gpu", 1.0),)),
 )
 #: What `Recipe.function` says of scattered data.
 DATA = "data"

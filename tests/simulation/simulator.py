@@ -7,21 +7,22 @@ time, and faults. All that happens is drawn from the seed, so a seed that fails 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
 import outcome_checks
 from event_trace import EventTrace
 from faults import DEEDS, Deed
-from recipes import DATA, DURATIONS, HOSTS, Recipes
-from virtual_client import VirtualClient
+from recipes import DATA, DURATIONS, HOSTS, LABELS, Recipes
+from virtual_client import KnownFuture, VirtualClient
 from virtual_clock import VirtualClock
-from virtual_network import SCHEDULER, VirtualNetwork
+from virtual_network import SCHEDULER, Closed, VirtualNetwork
 from virtual_scheduler import TICK, VirtualScheduler
 from virtual_worker import Ledger, VirtualWorker
 
-from hpcdask.messages import CancelKeys, WantKeys
+from hpcdask.messages import CancelKeys, RegisterClient, WantKeys
 
 #: Things that are done to a cluster, some of them faults, before it may come to rest.
 N_DEEDS = 60
@@ -36,7 +37,10 @@ class SeedFailed(AssertionError):
 class Simulation:
     """A scheduler, workers, clients, and what befalls them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(
+        self, seed: int, deeds: Sequence[Callable[[Simulation], None]] | None = None
+    ) -> None:
+        self.seed = seed
         self.random = random = Random(seed)
         self.clock = VirtualClock()
         self.trace = EventTrace()
@@ -45,12 +49,14 @@ class Simulation:
         self.ledger = Ledger(self.recipes)
         self.allowed_failures = random.choice([0, 1, 1000, 1000])
         self.n_joined = 0
+        #: Keys of which only surviving copies could be had after a restart.
+        self.uncovered: set[str] = set()
         #: Wants of futures that another client has lent: (taker, number) -> (giver, key).
         self.lendings: dict[tuple[str, int], tuple[str, str]] = {}
-        self.deeds: list[Callable[[Simulation], None]] = [
-            deed for deed in DEEDS for _ in range(deed.weight) if random.random() < deed.odds
-        ]
-        self.scheduler = self._new_scheduler()
+        if deeds is None:
+            deeds = [d for d in DEEDS for _ in range(d.weight) if random.random() < d.odds]
+        self.deeds = list(deeds)
+        self.scheduler = self._new_scheduler(None)
         for _ in range(random.randint(1, 4)):
             self.join_worker()
         self.clients: dict[str, VirtualClient] = {}
@@ -69,14 +75,24 @@ class Simulation:
 
     # -- Processes --------------------------------------------------------------------------------
 
-    def _new_scheduler(self) -> VirtualScheduler:
-        scheduler = VirtualScheduler(
-            self.clock, self.network, self.random, self.allowed_failures, self._on_message
-        )
+    def _new_scheduler(self, before: VirtualScheduler | None) -> VirtualScheduler:
+        parts = self.clock, self.network, self.random, self.allowed_failures, self._on_message
+        scheduler = VirtualScheduler(*parts, before)
         self.network.processes[SCHEDULER] = scheduler
         return scheduler
 
-    def join_worker(self, host: str = "", n_gpus: float = 0.0) -> VirtualWorker:
+    def kill_scheduler(self, pause: float) -> None:
+        """Let the scheduler be gone, and another take its place after some seconds."""
+        self.scheduler.die()
+        self.network.end_all_connections(SCHEDULER)
+        del self.network.processes[SCHEDULER]
+        self.clock.after(pause, self._start_scheduler)
+
+    def _start_scheduler(self) -> None:
+        self.note("a new scheduler")
+        self.scheduler = self._new_scheduler(self.scheduler)
+
+    def join_worker(self, host: str = "", n_gpus: float = 0.0, label: str = "") -> VirtualWorker:
         self.n_joined += 1
         nthreads = self.random.choice([1, 1, 2, 3])
         host = host or self.random.choice(HOSTS)
@@ -90,6 +106,7 @@ class Simulation:
             nthreads,
             host,
             {"gpu": n_gpus} if n_gpus else {},
+            label or self.random.choice(LABELS),
         )
         self.network.processes[worker.name] = worker
         worker.start()
@@ -100,10 +117,30 @@ class Simulation:
         self.clients[name] = self.network.processes[name] = client
         client.start()
 
+    def lose_client(self, name: str, with_goodbye: bool) -> None:
+        """Let a client be gone."""
+        client = self.clients.pop(name)
+        if with_goodbye and client.is_connected:
+            client.say_goodbye()
+        for (taker, want), (giver, key) in list(self.lendings.items()):
+            if taker == name:
+                self._lending_ends(taker, want)
+            elif giver == name and key in self.clients[taker].futures:
+                self.clients[taker].note_cancelled([key])
+        self.network.remove(name, client.connection)
+
     def _on_message(self, source: str, message: Any) -> None:
         """The scheduler is about to handle a message: note what follows for the clients."""
+        client = self.clients.get(source)
         if isinstance(message, WantKeys):
-            self._lending_ends(source, message.want)
+            for taker, want in list(self.lendings):
+                if taker == source and want <= message.want:
+                    self._lending_ends(taker, want)
+        elif isinstance(message, RegisterClient) and message.returns and client is not None:
+            if source not in self.scheduler.state.clients:
+                self._depends_on_survivors(client)
+        elif isinstance(message, Closed):
+            self._client_forgotten(source)
         elif isinstance(message, CancelKeys):
             self.trace.note(self.clock.now, "!!", "is cancelled", message.keys)
             # Also by those to whom the canceller has lent it, if it hears of that afterwards.
@@ -111,6 +148,18 @@ class Simulation:
             for client in self.clients.values():
                 if message.force or client.name == source or client.name in takers:
                     client.note_cancelled(message.keys)
+
+    def _depends_on_survivors(self, client: VirtualClient) -> None:
+        """A client has come back to a scheduler that does not know it."""
+        self.uncovered |= client.uncovered
+        client.note_cancelled(client.uncovered)
+        self._client_forgotten(client.name)
+
+    def _client_forgotten(self, name: str) -> None:
+        """What a client has lent may be gone before the taker's want of it arrives."""
+        for (taker, _), (giver, key) in list(self.lendings.items()):
+            if giver == name and taker in self.clients:
+                self.clients[taker].note_cancelled([key])
 
     def _lending_ends(self, taker: str, want: int) -> None:
         giver, key = self.lendings.pop((taker, want), ("", ""))
@@ -146,8 +195,8 @@ class Simulation:
                 process.resume()
             if isinstance(process, VirtualWorker):
                 process.refusals = 0.0
-        for host in HOSTS:  # for whatever is restricted
-            self.join_worker(host, n_gpus=2.0)
+        for host, label in zip(HOSTS, LABELS, strict=True):  # for whatever is restricted
+            self.join_worker(host, n_gpus=2.0, label=label)
 
     def drain(self) -> None:
         """Let all that is under way come to its end, in a bounded time."""
@@ -164,7 +213,8 @@ class Simulation:
 
     def _is_busy(self) -> bool:
         """Whether something is under way, or will be after a few ticks of the scheduler."""
-        if self.clock.n_busy:
+        state = self.scheduler.state
+        if self.clock.n_busy or state._hold_until or state._values or state._runs:
             return True
         until = self.clock.now + 5 * TICK
         while self.clock.now < until and not self.clock.n_busy:
@@ -176,7 +226,7 @@ class Simulation:
             wanted = self.scheduler.state.clients[client.name].wants
             keys = dict.fromkeys([*client.futures, *(task.key for task in wanted)])
             for key in keys:
-                client.futures.setdefault(key, outcome_checks.UNKNOWN)
+                client.futures.setdefault(key, KnownFuture(key, 0))
             client.release(keys)
 
     def run(self, n_deeds: int = N_DEEDS) -> None:
@@ -188,6 +238,10 @@ class Simulation:
         self.release_all()
         self.drain()
         outcome_checks.check_nothing_is_left(self)
+        for name in list(self.clients):
+            self.lose_client(name, with_goodbye=True)
+        self.drain()
+        outcome_checks.check_no_trace_is_left(self)
 
 
 def live_through(seed: int, n_deeds: int = N_DEEDS) -> Simulation:
@@ -199,22 +253,29 @@ def live_through(seed: int, n_deeds: int = N_DEEDS) -> Simulation:
         If it contradicted itself, or did not end as it has to.
     """
     simulation = Simulation(seed)
-    try:
+    option = "" if n_deeds == N_DEEDS else f" --deeds {n_deeds}"
+    with failing_as_reported(simulation, f"replay.py {seed}{option} --trace"):
         simulation.run(n_deeds)
-    except Exception as exc:
-        raise SeedFailed(report(seed, n_deeds, simulation, exc)) from exc
     return simulation
 
 
-def report(seed: int, n_deeds: int, simulation: Simulation, exc: BaseException) -> str:
+@contextmanager
+def failing_as_reported(simulation: Simulation, replay: str) -> Iterator[None]:
+    """Tell of any failure how it is seen again."""
+    try:
+        yield
+    except Exception as exc:
+        raise SeedFailed(report(simulation, replay, exc)) from exc
+
+
+def report(simulation: Simulation, replay: str, exc: BaseException) -> str:
     """Say what failed, how to replay it, and what happened to whatever the error names."""
     names = set(re.findall(r"[a-z]+\d*-\d+", repr(exc)))
     lines = simulation.trace.relevant(names, 40)
-    option = "" if n_deeds == N_DEEDS else f" --deeds {n_deeds}"
     return "\n".join(
         [
-            f"seed {seed}, at {simulation.clock.now:.6f} s: {exc!r:.2000}",
-            f"replay: python tests/simulation/replay.py {seed}{option} --trace",
+            f"seed {simulation.seed}, at {simulation.clock.now:.6f} s: {exc!r:.2000}",
+            f"replay: python tests/simulation/{replay}",
             f"the last of what concerns {', '.join(sorted(names)) or 'everybody'}:",
             *lines,
         ]

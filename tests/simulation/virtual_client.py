@@ -1,4 +1,8 @@
-"""A client of a simulated cluster: what it asked for, and what it has been told."""
+"""A client of a simulated cluster: what it asked for, and what it has been told.
+
+What it keeps to come back after a loss, and what it tells then, is decided by the real client's
+code: for that some names here are those of `hpcdask.client.connection.Connection`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,13 @@ from virtual_clock import VirtualClock
 from virtual_network import SCHEDULER, Batch, Closed, Process, VirtualNetwork
 from virtual_worker import Store, Stored
 
+from hpcdask.client.future import FutureState
+from hpcdask.client.retained import Retained
+from hpcdask.client.returning import _all_to_tell
 from hpcdask.messages import (
+    AllTold,
     CancelKeys,
+    ClientClosing,
     DataScattered,
     KeepUntilDone,
     KeyCancelled,
@@ -35,14 +44,16 @@ from hpcdask.messages import (
 )
 
 
-@dataclass
-class FutureState:
-    """What a client knows of one key."""
+class KnownFuture(FutureState):
+    """What a client knows of one key, and what may befall it."""
 
-    since: int  # number of the want that began this life of the key
-    may_be_cancelled: bool = False  # somebody gave up something that it depends on
-    status: str = "pending"  # or done, erred, cancelled
-    error: TaskError | None = None
+    __slots__ = ("is_orphan", "may_be_cancelled")
+
+    def __init__(self, key: str, since: int, may_be_cancelled: bool = False) -> None:
+        super().__init__(key)
+        self.since = since
+        self.may_be_cancelled = may_be_cancelled  # somebody gave up something that it depends on
+        self.is_orphan = False  # done, and of no scheduler that is there now
 
 
 @dataclass
@@ -78,22 +89,87 @@ class VirtualClient(Process):
         self.network = network
         self.random = random
         self.recipes = recipes
-        self.futures: dict[str, FutureState] = {}
+        self.futures: dict[str, KnownFuture] = {}
         self.unsent = Chunks()
         self.lent: dict[str, int] = {}  # keys that others are about to want
         self.connection = 0
-        self._submissions = 0
-        self.wants = 0
-        self._wants_read = 0
+        self.is_connected = False
+        self.slowest = 1.2  # of its returns, log10 of seconds
+        self._wants = self._wants_read = self._told_again = self._submissions = 0
         self._scattering: list[Scattering] = []
+        self._retained = Retained(self.futures)  # type: ignore[arg-type]
+        self._outbox: list[Message] = []  # while there is no scheduler
+        self._kept: dict[str, KnownFuture] = {}
+        #: Keys that were relied on when this client came back, but not submitted again: of these
+        #: a scheduler that did not know us has what survived, and no more.
+        self.uncovered: set[str] = set()
+
+    @property
+    def wants(self) -> int:
+        """Number of the last want."""
+        return self._wants
+
+    @property
+    def _futures(self) -> dict[str, KnownFuture]:
+        return self.futures
 
     def start(self) -> None:
         """Register."""
         self.connection += 1
+        self.is_connected = True
         self._send(RegisterClient(self.name, 1, "1"))
 
+    def say_goodbye(self) -> None:
+        self._send(ClientClosing())
+
     def _send(self, *messages: Message) -> None:
-        self.network.send(self.name, SCHEDULER, messages, self.connection)
+        if self.is_connected:
+            self.network.send(self.name, SCHEDULER, messages, self.connection)
+        else:
+            self._outbox.extend(messages)
+
+    # -- Coming back ------------------------------------------------------------------------------
+
+    def scheduler_lost(self) -> None:
+        """Look for it, or for another in its place."""
+        self.is_connected = False
+        self.connection += 1  # what is still on its way belongs to the one that has ended
+        kept = CancelKeys, DataScattered
+        self._outbox = [message for message in self._outbox if type(message) in kept]
+        self.later(10 ** self.random.uniform(-3, self.slowest), self._return, self.connection)
+
+    def _return(self, search: int) -> None:
+        """Tell all that is wanted, in one piece or in several."""
+        if search != self.connection:
+            return  # another search has begun
+        self.connection += 1
+        messages = list(_all_to_tell(self))  # type: ignore[arg-type]
+        self._note_uncovered(messages)
+        hello = RegisterClient(self.name, 1, "1", True)
+        self._tell([hello, *messages], self.connection)
+
+    def _tell(self, messages: list[Message], connection: int) -> None:
+        if connection != self.connection:
+            return  # which has ended meanwhile
+        count = self.random.choice([1, 3, len(messages)])
+        self.network.send(self.name, SCHEDULER, messages[:count], connection)
+        if messages[count:]:
+            delay = 10 ** self.random.uniform(-5, -1)
+            self.later(delay, self._tell, messages[count:], connection)
+        else:
+            assert type(messages[-1]) is AllTold
+            self.is_connected = True
+            waiting, self._outbox = self._outbox, []
+            self._send(*waiting)
+
+    def _note_uncovered(self, messages: list[Message]) -> None:
+        chunks = [message for message in messages if type(message) is SubmitTasks]
+        told = {spec.key for message in chunks for spec in message.tasks}
+        relied = {key for m in chunks for spec in m.tasks for key in spec.dependencies}
+        self.uncovered |= (relied | self.futures.keys()) - told
+
+    def _release_keys(self) -> None:
+        """What is let go is told at once."""
 
     # -- What comes in ----------------------------------------------------------------------------
 
@@ -107,6 +183,9 @@ class VirtualClient(Process):
                 self._store(message.placements)
             elif isinstance(message, Stored):
                 self._stored(message.version, failed=False)
+            elif isinstance(message, Closed) and source == SCHEDULER:
+                self.scheduler_lost()
+                return
             elif isinstance(message, Closed):
                 self.refused(source)
             else:
@@ -117,20 +196,35 @@ class VirtualClient(Process):
         future = self.futures.get(message.key)
         if future is None or future.since > self._wants_read:
             return
+        if isinstance(message, KeyCancelled):
+            self._cancelled(message, future)
+            return
+        future.is_orphan = False
         if isinstance(message, TaskDone):
             right = self.recipes.value(message.key)
             assert message.value is None or pickle.loads(message.value) == right, (message, right)  # type: ignore[arg-type]
-            future.status = "done"
+            future.value = future.value or message.value  # type: ignore[assignment]
+            self._end(future, "finished")
         elif isinstance(message, TaskFailed):
-            future.status, future.error = "erred", message.error
+            future.error = message.error
+            self._end(future, "error")
         elif isinstance(message, KeyLost):
-            assert future.status in ("pending", "done"), (message, future)
-            future.status = "pending"
-        elif isinstance(message, KeyCancelled):
-            assert future.may_be_cancelled, (message, future)
-            future.status = "cancelled"
+            assert future.status in ("pending", "finished"), (message, future.status)
+            future.lost()
         else:
             raise AssertionError(f"no event of a client for {message}")
+
+    def _cancelled(self, message: KeyCancelled, future: KnownFuture) -> None:
+        is_here = future.status == "error" or future.value is not None
+        if future.since <= self._told_again and is_here:
+            future.is_orphan = True
+            return
+        assert future.may_be_cancelled, (message, future.status, future.since)
+        self._end(future, "cancelled")
+
+    def _end(self, future: KnownFuture, status: str) -> None:
+        future.end(status)
+        self._kept.pop(future.key, None)
 
     # -- Graphs -----------------------------------------------------------------------------------
 
@@ -142,14 +236,17 @@ class VirtualClient(Process):
             if future.status != "cancelled" and not self.recipes.by_key[key].private
         ]
 
-    def submit(self, keys: list[str], wanted: Iterable[str]) -> None:
+    def submit(
+        self, keys: list[str], wanted: Iterable[str], priority: float | None = None
+    ) -> None:
         """Send a graph in one piece or two, with the wants as they come or all at the end."""
         assert not self.unsent.messages
         self._submissions += 1
         wanted = set(wanted)
         all_at_end = self.random.random() < 0.3
         retries = self.random.choice([0, 1, 2, 3])
-        priority = float(self.random.choice([0, 0, 1]))
+        if priority is None:
+            priority = float(self.random.choice([0, 0, 1]))
         self.unsent = Chunks(doomed=any(map(self._is_doomed, keys)))
         for first, chunk in self._chunks(keys):
             is_final = first + len(chunk) == len(keys)
@@ -180,11 +277,11 @@ class VirtualClient(Process):
     def _send_chunk(self) -> None:
         message = self.unsent.messages.pop(0)
         if message.wanted:
-            self.wants += 1
-            message = message._replace(want=self.wants)
+            self._wants += 1
+            message = message._replace(want=self._wants)
             for key in message.wanted or ():
                 self._begin(key, self.unsent.doomed)
-        self._send(message)
+        self._send(self._retained.keep(message))
         if self.unsent.messages:
             self.later(10 ** self.random.uniform(-4, 0), self._send_chunk)
 
@@ -193,7 +290,7 @@ class VirtualClient(Process):
         future = self.futures.get(key)
         doomed |= self._is_doomed(key)
         if future is None or future.status == "cancelled":
-            self.futures[key] = FutureState(self.wants, doomed)
+            self.futures[key] = KnownFuture(key, self._wants, doomed)
         else:
             future.may_be_cancelled |= doomed
 
@@ -205,14 +302,14 @@ class VirtualClient(Process):
     def want(self, key: str, doomed: bool = False) -> None:
         """Get hold of a future by another way than by submitting."""
         if key not in self.futures:
-            self.wants += 1
+            self._wants += 1
             self._begin(key, doomed)
-            self._send(WantKeys((key,), self.wants))
+            self._send(WantKeys((key,), self._wants))
 
     def needed_keys(self) -> set[str]:
         """Keys that a graph which is still to be sent, or another client, relies on."""
         unsent = {d for m in self.unsent.messages for spec in m.tasks for d in spec.dependencies}
-        return unsent | self.lent.keys()
+        return unsent | self.lent.keys() | self._kept.keys()
 
     def release(self, keys: Iterable[str]) -> None:
         keys = tuple(keys)
@@ -243,12 +340,15 @@ class VirtualClient(Process):
         self.unsent.doomed = True
 
     def keep_until_done(self, key: str) -> None:
+        if self.futures[key].status == "pending":
+            self._kept[key] = self.futures[key]
         self._send(KeepUntilDone((key,)))
 
     # -- Scattered data ---------------------------------------------------------------------------
 
     def scatter(self, keys: Iterable[str], broadcast: bool) -> None:
-        self._send(PlanScatter(1, tuple((key, 8) for key in keys), (), broadcast))
+        if self.is_connected:
+            self._send(PlanScatter(1, tuple((key, 8) for key in keys), (), broadcast))
 
     def _store(self, placements: tuple[PlacedValue, ...]) -> None:
         scattering = Scattering(placements)
@@ -263,6 +363,9 @@ class VirtualClient(Process):
 
     def refused(self, target: str) -> None:
         """A worker is gone: what was to be stored there is not."""
+        if target == SCHEDULER:
+            self.scheduler_lost()
+            return
         for scattering in list(self._scattering):
             for placed in scattering.placements:
                 if target in placed.addresses:

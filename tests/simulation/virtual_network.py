@@ -185,6 +185,13 @@ class VirtualNetwork:
             way.pop()
         self.send_plain(source, target, [Closed()], connection)
 
+    def end_all_connections(self, target: str) -> None:
+        """Let each process with a numbered connection to `target` hear that it has ended."""
+        for name, process in self.processes.items():
+            if hasattr(process, "connection"):
+                self.link(name, target).on_its_way.clear()
+                self.end_connection(target, name, process.connection)
+
     def remove(self, name: str, connection: int = 0) -> None:
         """Let a process be gone: everybody who has a link from it hears of its end."""
         self.processes.pop(name).die()

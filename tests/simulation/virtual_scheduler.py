@@ -9,14 +9,21 @@ from typing import Any
 from virtual_clock import VirtualClock
 from virtual_network import SCHEDULER, Batch, Closed, Process, VirtualNetwork
 
+from hpcdask.core.definition import definition_of
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.validation import validate_scheduler
 from hpcdask.messages import (
+    AllTold,
     CancelKeys,
+    ClientClosing,
+    ComputeTask,
     DataMissing,
     DataScattered,
+    FreeKeys,
     GivenBack,
     Heartbeat,
+    HeldRun,
+    HeldValue,
     KeepUntilDone,
     KeysAdded,
     KeysDropped,
@@ -30,6 +37,7 @@ from hpcdask.messages import (
     TaskErred,
     TaskFinished,
     ThreadsLent,
+    Version,
     WantKeys,
     WorkerLeaving,
 )
@@ -57,8 +65,56 @@ OF_CLIENT: dict[type[Any], str] = {
 
 #: Virtual seconds between two calls of `tick`.
 TICK = 0.1
+#: Virtual seconds for which the wants of a client that has vanished are kept.
+CLIENT_GRACE = 5.0
 #: Virtual seconds after which a worker that says nothing is given up: three heartbeats.
 TTL = 15.0
+
+
+class Survivors:
+    """What returning workers have kept, which is not to be computed again.
+
+    Until the scheduler tells them to drop it, or it is lost.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, HeldValue | HeldRun]] = {}  # by key, then address
+
+    def worker_joined(self, info: RegisterWorker) -> None:
+        for kept in (*info.values, *info.runs):
+            self._kept.setdefault(kept.key, {})[info.address] = kept
+
+    def worker_lost(self, address: str) -> None:
+        for kept in self._kept.values():
+            kept.pop(address, None)
+
+    def gone(self, address: str, message: Any) -> None:
+        """A worker says how its runs end, or what it holds no more."""
+        if isinstance(message, (KeysDropped, GivenBack)):
+            for version in message.versions:
+                self._pop(address, version)
+        elif isinstance(message, TaskErred):
+            self._pop(address, Version(message.key, message.attempt))
+        elif isinstance(message, DataMissing) and not message.unreachable:
+            self._pop(message.address, message.missing)
+
+    def _pop(self, address: str, version: Version) -> None:
+        found = self._kept.get(version.key, {})
+        if address in found and found[address].attempt == version.attempt:
+            del found[address]
+
+    def check(self, outbox: dict[str, list[Any]]) -> None:
+        """Raise AssertionError if a task is sent of which a value or a run is there."""
+        sent = [(address, message) for address in outbox for message in outbox[address]]
+        for address, message in sent:
+            if isinstance(message, FreeKeys):
+                for version in message.versions:
+                    self._pop(address, version)
+        for _, message in sent:
+            if isinstance(message, ComputeTask):
+                means = definition_of(message.function_id, message.arguments)
+                for kept in self._kept.get(message.key, {}).values():
+                    assert kept.definition != means, (message, "again, in spite of", kept)
 
 
 class VirtualScheduler(Process):
@@ -68,6 +124,8 @@ class VirtualScheduler(Process):
     ----------
     on_message : callable of (str, message)
         Called before each message of a client or worker is handled.
+    before : VirtualScheduler, optional
+        The one that is gone and whose place it takes.
     """
 
     def __init__(
@@ -77,15 +135,19 @@ class VirtualScheduler(Process):
         random: Random,
         allowed_failures: int,
         on_message: Callable[[str, Any], None],
+        before: VirtualScheduler | None = None,
     ) -> None:
         super().__init__(SCHEDULER, clock)
         self.network = network
         self.random = random
-        self.state = SchedulerState(allowed_failures)
+        last_attempt = before.state._attempt if before is not None else 0
+        self.state = SchedulerState(allowed_failures, max(int(clock.now * 1e6), last_attempt))
         self.connections: dict[str, int] = {}
         self.on_message = on_message
-        self.n_lost = 0  # workers that tasks may be blamed for
-        self._ticked = 0.0
+        self.n_lost = before.n_lost if before is not None else 0  # that tasks may be blamed for
+        self.survivors = Survivors()
+        self._ticked = clock.now
+        self._said_goodbye: set[str] = set()
         self._planned: list[tuple[str, ScatterPlan]] = []
 
     def receive(self, source: str, batch: Batch) -> None:
@@ -103,6 +165,7 @@ class VirtualScheduler(Process):
     def _handle(self, source: str, message: Any, connection: int) -> None:
         state, now, kind = self.state, self.clock.now, type(message)
         event = OF_WORKER.get(kind) or OF_CLIENT.get(kind)
+        self.survivors.gone(source, message)
         if event is not None:
             getattr(state, event)(now, source, message)
         elif kind is WorkerLeaving:
@@ -114,21 +177,40 @@ class VirtualScheduler(Process):
             self._planned.append((source, ScatterPlan(message.request, planned)))
         elif kind is RegisterWorker:
             self.connections[source] = connection
+            self.survivors.worker_lost(source)
+            self.survivors.worker_joined(message)
             state.worker_joined(now, message)
         elif kind is RegisterClient:
             self.connections[source] = connection
-            state.client_joined(now, source)
+            if message.returns:
+                state.client_returned(now, source)
+            else:
+                state.client_joined(now, source)
+        elif kind is AllTold:
+            state.all_told(now, source)
+        elif kind is ClientClosing:
+            self._said_goodbye.add(source)
         elif kind is Closed:
             del self.connections[source]
-            if source in state.clients:
+            if source in state.workers:
+                self.lose(source)
+            elif source in self._said_goodbye:
                 state.client_lost(now, source)
             else:
-                self.lose(source)
+                self.later(CLIENT_GRACE, self._forget_client, source)
         else:
             raise AssertionError(f"no event of the scheduler for {message}")
 
+    def _forget_client(self, name: str) -> None:
+        if name not in self.connections:
+            self.on_message(name, Closed())
+            self.state.client_lost(self.clock.now, name)
+            validate_scheduler(self.state)
+            self.flush()
+
     def lose(self, address: str) -> None:
         """A worker is gone."""
+        self.survivors.worker_lost(address)
         planned = self.random.random() < 0.3
         self.n_lost += not planned
         self.state.worker_lost(self.clock.now, address, planned)
@@ -151,12 +233,29 @@ class VirtualScheduler(Process):
     def flush(self) -> None:
         """Send all that the state has to say."""
         outbox, self.state.outbox = self.state.outbox, {}
+        self.survivors.check(outbox)
+        self._check_preferred(outbox)
         for address, messages in outbox.items():
             if address in self.connections:
                 self.network.send(SCHEDULER, address, messages, self.connections[address])
         planned, self._planned = self._planned, []
         for name, plan in planned:
             self.network.send(SCHEDULER, name, [plan], self.connections[name])
+
+    def _check_preferred(self, outbox: dict[str, list[Any]]) -> None:
+        """Raise AssertionError if a task goes to others though one of its own workers is there."""
+        for address, messages in outbox.items():
+            for message in messages:
+                task = self.state.tasks.get(message.key) if type(message) is ComputeTask else None
+                if task is None or task.lane.restriction is None or task.attempt != message.attempt:
+                    continue
+                lane, worker = task.lane, self.state.workers[address]
+                assert lane.has_enough(worker), (task, address)
+                if lane.is_named(worker):
+                    continue
+                staying = [w for w in self.state.workers.values() if not w.is_leaving]
+                better = [w for w in staying if lane.is_named(w) and lane.has_enough(w)]
+                assert not better, (task, "goes to", address, "and not to", better)
 
     def restart(self, reason: str) -> None:
         """Forget all tasks, as a user may ask."""

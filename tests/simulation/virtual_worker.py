@@ -101,8 +101,9 @@ class Ledger:
         assert run.inputs == right, (f"inputs of {run.key} #{run.attempt}", run.inputs, right)
 
         restriction = self.recipes.by_key[run.key].restriction
-        if restriction is not None:
-            assert worker.host in (restriction.workers or [worker.host]), (run.key, worker.name)
+        if restriction is not None and restriction.workers and not restriction.allow_others:
+            names = {worker.host, worker.label, worker.name}
+            assert names & set(restriction.workers), (run.key, worker.name)
         for name, amount in worker.resources.items():
             taken = sum(self._takes(busy.key, name) for busy in [run, *worker.busy])
             assert taken <= amount, (name, "is taken by too many on", worker.name, taken)
@@ -133,14 +134,19 @@ class VirtualWorker(Process):
         nthreads: int,
         host: str,
         resources: dict[str, float],
+        label: str,
     ) -> None:
         super().__init__(name, clock)
+        self.label = label
         self.network = network
         self.random = random
         self.ledger = ledger
         self.state = WorkerState(name, nthreads, resources)
         self.host, self.resources = host, dict(resources)
         self.is_connected = False
+        self.is_leaving = False
+        self.n_lent = 0
+        self.slowest = 0.8  # of its returns, log10 of seconds
         self.nthreads = nthreads
         self.slowness = 1.0
         self.refusals = 0.0  # share of requests at which the connection ends
@@ -168,7 +174,7 @@ class VirtualWorker(Process):
     def _about(self) -> RegisterWorker:
         resources = tuple(sorted(self.resources.items()))
         return RegisterWorker(
-            self.name, self.name, self.nthreads, 0, self.host, 1, "/", "", 1, "1", resources
+            self.name, self.label, self.nthreads, 0, self.host, 1, "/", "", 1, "1", resources
         )
 
     def _register(self, hello: RegisterWorker) -> None:
@@ -181,13 +187,23 @@ class VirtualWorker(Process):
         """Come back after a while."""
         self.is_connected = False
         self.connection += 1  # what is still on its way belongs to the one that has ended
-        self.later(10 ** self.random.uniform(-3, 0), self._return)
+        self.later(10 ** self.random.uniform(-3, self.slowest), self._return, self.connection)
 
-    def _return(self) -> None:
+    def _return(self, search: int) -> None:
         """Tell the scheduler, or the next one, what was kept."""
+        if search != self.connection:
+            return  # another search has begun
         values, runs = self.state.came_back(self.clock.now)
+        validate_worker(self.state)
         self._register(self._about()._replace(returns=True, values=values, runs=runs))
+        if self.is_leaving:
+            self._send(WorkerLeaving("enough"))
+        if self.n_lent:
+            self._send(ThreadsLent(self.n_lent))
         self.act()
+
+    def _send(self, message: Any) -> None:
+        self.network.send(self.name, SCHEDULER, [message], self.connection)
 
     def _beat(self, connection: int) -> None:
         if not self.is_dead and connection == self.connection:
@@ -254,6 +270,9 @@ class VirtualWorker(Process):
             self.act()
 
     def refused(self, target: str) -> None:
+        if target == SCHEDULER:
+            self.scheduler_lost()
+            return
         for number, (address, _) in list(self._requests.items()):
             if address == target:
                 self._fetch_failed(number)
@@ -317,12 +336,12 @@ class VirtualWorker(Process):
 
     def leave(self) -> None:
         """SIGTERM: let the scheduler save what only this worker has."""
-        self.network.send(self.name, SCHEDULER, [WorkerLeaving("enough")], self.connection)
+        self.is_leaving = True
+        self._send(WorkerLeaving("enough"))
 
-    def drop_a_value(self, keys: set[str]) -> None:
-        """Lose one of these values, for want of memory."""
-        held = [task for task in self.state.tasks.values() if task.key in keys]
-        held = [task for task in held if task.state == "memory"]
+    def drop_a_value(self) -> None:
+        """Lose a value, for want of memory."""
+        held = [task for task in self.state.tasks.values() if task.state == "memory"]
         if held:
             task = self.random.choice(held)
             self.state._withdraw(task)
@@ -332,7 +351,9 @@ class VirtualWorker(Process):
 
     def lend_threads(self, count: int) -> None:
         """So many tasks here wait for other tasks from now on."""
-        self.network.send(self.name, SCHEDULER, [ThreadsLent(count)], self.connection)
+        self.n_lent = count
+        if self.is_connected:
+            self._send(ThreadsLent(count))
         self.state.threads_changed(self.clock.now, self.nthreads + count)
         validate_worker(self.state)
         self.act()
