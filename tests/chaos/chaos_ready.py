@@ -10,10 +10,6 @@ READY = {
     "reconnect": False,
     # SIGTERM to a nanny ends it with code 0 within DRAINED, after its results have moved.
     "drain": False,
-    # A worker's threads may unpickle functions of one module, which none has imported yet, at the
-    # same time. (Python lets one of them go on with a half-imported module where it would have to
-    # wait in a circle, as with numpy's: "partially initialized module".)
-    "imports": False,
     # An error that result() or gather() raised holds the futures of its caller's frame no longer
     # than the caller holds the error. (It did until the next cyclic garbage collection.)
     "errors": False,
