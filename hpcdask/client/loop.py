@@ -67,7 +67,10 @@ async def uncarried(work: Coroutine[Any, Any, T]) -> T:
         return await work
     except CarriedError as carried:
         exc = carried.exc
-    raise exc
+    try:
+        raise exc
+    finally:
+        del exc  # its traceback has this frame: see `run_sync`
 
 
 def run_sync(
@@ -89,20 +92,33 @@ def run_sync(
             "use Client(asynchronous=True) and await, or call it from another thread"
         )
     future = asyncio.run_coroutine_threadsafe(work, loop)
+    exc: BaseException | None = None
+    try:
+        return _result(future, timeout)
+    except CarriedError as carried:
+        exc = carried.exc
+    finally:
+        # What is raised has this frame in its traceback, and that of the caller. In a circle with
+        # it they would keep all that these hold, futures among it, until Python looks for cyclic
+        # garbage.
+        del future
+    try:
+        raise exc  # here, since in the handler it would get that one as its context
+    finally:
+        del exc
+
+
+def _result(future: concurrent.futures.Future[T], timeout: float | None) -> T:
     try:
         with lent_thread():
             return future.result(timeout)
-    except CarriedError as carried:
-        exc = carried.exc
     except concurrent.futures.TimeoutError:
         if future.done():  # the coroutine's own error
             raise
-        future.cancel()
         raise WaitTimeoutError(f"not done within {timeout:g} s") from None
-    except BaseException:
-        future.cancel()
-        raise
-    raise exc  # here, since in the handler it would get that one as its context
+    finally:
+        future.cancel()  # nothing if it is done
+        del future
 
 
 async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
@@ -115,4 +131,7 @@ async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
         if timeout is None or isinstance(late, WaitTimeoutError):
             raise
         raise WaitTimeoutError(f"not done within {timeout:g} s") from None
-    raise exc
+    try:
+        raise exc
+    finally:
+        del exc  # as in `run_sync`

@@ -7,7 +7,6 @@ JSON each, and answers each with a line on stdout. It ends with stdin, so never 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import random
 import sys
@@ -28,7 +27,6 @@ from chaos_graphs import (
     results,
     submitted,
 )
-from chaos_ready import READY
 
 from hpcdask import Client, LostDataError
 from hpcdask.errors import CommClosedError
@@ -61,8 +59,6 @@ class Program:
                 if problem := self.ended(ending):
                     wrong.append(f"{kind.__name__} of {self.name}: {problem}")
                 done += 1
-        if not READY["errors"]:
-            gc.collect()
         return {"done": done, "wrong": wrong}
 
     def started(self, kind: Callable[..., Ending], rng: random.Random) -> Ending:

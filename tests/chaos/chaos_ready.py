@@ -10,9 +10,6 @@ READY = {
     "reconnect": False,
     # SIGTERM to a nanny ends it with code 0 within DRAINED, after its results have moved.
     "drain": False,
-    # An error that result() or gather() raised holds the futures of its caller's frame no longer
-    # than the caller holds the error. (It did until the next cyclic garbage collection.)
-    "errors": False,
 }
 
 #: The worker_ttl of clusters under test, in seconds.
