@@ -5,11 +5,11 @@ from __future__ import annotations
 #: Ability -> whether it is there.
 READY = {
     # A worker of which nothing is heard for `worker_ttl` is given up; --worker-ttl sets it.
-    "worker_ttl": False,
+    "worker_ttl": True,
     # Workers, nannies and clients come back after a lost connection or scheduler.
-    "reconnect": False,
+    "reconnect": True,
     # SIGTERM to a nanny ends it with code 0 within DRAINED, after its results have moved.
-    "drain": False,
+    "drain": True,
 }
 
 #: The worker_ttl of clusters under test, in seconds.

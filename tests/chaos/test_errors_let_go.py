@@ -28,7 +28,7 @@ def no_cyclic_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_cyclic_collection")
-@pytest.mark.parametrize("how", ["gather", "result", "timeout", "cancelled"])
+@pytest.mark.parametrize("how", ["gather", "result", "timeout", "cancelled", "call"])
 def test_a_caught_error_lets_go_of_futures(how: str) -> None:
     def use(client: Client) -> None:
         failing, other = client.submit(fail), client.submit(int, 3)
@@ -37,6 +37,8 @@ def test_a_caught_error_lets_go_of_futures(how: str) -> None:
                 client.gather([failing, other])
             elif how == "timeout":
                 client.gather([client.submit(time.sleep, 0.5), other], timeout=0.1)
+            elif how == "call":
+                client.run_on_scheduler(fail)
             elif how == "cancelled":
                 failing.cancel()
                 failing.result()
