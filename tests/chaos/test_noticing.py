@@ -12,7 +12,7 @@ import psutil
 import pytest
 from chaos_clusters import Cluster, OnHosts, OnThisMachine, children
 from chaos_deeds import kill_nanny
-from chaos_ready import READY, WORKER_TTL
+from chaos_ready import WORKER_TTL
 from commands import Home, home, new_home
 from hosts import needs_hosts
 from waiting import wait_until
@@ -25,10 +25,6 @@ __all__ = ["home", "new_home"]
 AT_ONCE, SLACK = 1.0, 2.0
 
 pytestmark = pytest.mark.timeout(120, method="signal")
-
-
-def waits_for(ability: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(not READY[ability], reason=f"waits for {ability}", strict=False)
 
 
 @pytest.fixture
@@ -129,7 +125,6 @@ class TestOnHosts:
         all_there(on_hosts)
         works(on_hosts)
 
-    @waits_for("worker_ttl")
     def test_a_host_that_is_cut_off_is_given_up_after_worker_ttl(self, on_hosts: OnHosts) -> None:
         all_there(on_hosts)
         on_hosts.hosts.cut("node2")
@@ -141,7 +136,6 @@ class TestOnHosts:
         all_there(on_hosts)
         works(on_hosts)
 
-    @waits_for("worker_ttl")
     def test_a_stopped_worker_is_given_up_after_worker_ttl_and_comes_back(
         self, on_hosts: OnHosts
     ) -> None:
@@ -168,7 +162,6 @@ class TestOnHosts:
             assert client.answer(60)["wrong"] == []
         assert registered(on_hosts) == before
 
-    @waits_for("reconnect")
     def test_a_scheduler_that_is_killed_and_started_again_has_its_workers_back(
         self, on_hosts: OnHosts
     ) -> None:

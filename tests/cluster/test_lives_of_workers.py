@@ -24,6 +24,7 @@ from hpcdask.messages import (
     WorkerLeaving,
     WorkerLives,
 )
+from hpcdask.restarts import MAX_FAILED_STARTS
 
 
 def write_and_exit(code: int) -> None:
@@ -44,6 +45,23 @@ def keep_the_interpreter(started: Path) -> None:
 
 
 # -- Deaths ---------------------------------------------------------------------------------------
+
+
+@on_a_loop
+async def test_a_worker_without_a_network_is_tried_again_until_there_is_one(monkeypatch) -> None:
+    monkeypatch.setattr("hpcdask.restarts.MAX_PAUSE_CUT_OFF", 0.05)
+    async with (
+        ListeningScheduler() as scheduler,
+        Nanny(scheduler.address, nthreads=1, name="a", interface="lo") as nanny,
+    ):
+        first, options = nanny.worker_address, nanny._worker_options
+        options["interface"] = "ib0-that-is-down"
+        os.kill(nanny.pid, signal.SIGKILL)
+        deaths = MAX_FAILED_STARTS + 2  # with the first one
+        await until(lambda: len(scheduler.told(WorkerDied)) > deaths, 30)
+        assert nanny.status == "running"
+        options["interface"] = "lo"
+        await until(lambda: nanny.worker_address not in ("", first), 10)
 
 
 @on_a_loop
