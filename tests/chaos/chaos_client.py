@@ -28,7 +28,7 @@ from chaos_graphs import (
     submitted,
 )
 
-from hpcdask import Client, LostDataError
+from hpcdask import Client, FutureCancelledError, LostDataError
 from hpcdask.errors import CommClosedError
 
 #: Seconds after which a result is not waited for any longer. The test itself gives up before.
@@ -63,7 +63,20 @@ class Program:
 
     def started(self, kind: Callable[..., Ending], rng: random.Random) -> Ending:
         self.computations += 1
-        return kind(rng, f"{self.name}-{kind.__name__}-{self.computations}")
+        seed, schedulers = rng.random(), set(self.client._scheduler_ids)
+        first = kind(random.Random(seed), f"{self.name}-{kind.__name__}-{self.computations}")
+
+        def ending() -> str:
+            try:
+                return first()
+            except (LostDataError, FutureCancelledError):
+                # Of what was done when a scheduler died nobody knows how to compute it again. It
+                # outlives that scheduler, but not its worker, too: that is for the user to repeat.
+                if schedulers == self.client._scheduler_ids:
+                    raise
+            return self.started(kind, random.Random(seed))()
+
+        return ending
 
     def ended(self, ending: Ending) -> str:
         try:
