@@ -14,7 +14,7 @@ import pytest
 from listening import ListeningScheduler, on_a_loop, until
 from waiting import wait_until
 
-from hpcdask import Client, Nanny, Worker
+from hpcdask import Client, Nanny, Worker, wait
 from hpcdask.errors import LaunchError, WorkerStartError
 from hpcdask.messages import (
     CloseWorker,
@@ -351,6 +351,29 @@ async def test_a_death_that_happens_meanwhile_is_told_afterwards(
         events = scheduler.told(RegisterNanny, RegisterWorker, WorkerDied)
         kinds = [type(event) for event in events]
         assert kinds == [RegisterNanny, RegisterWorker, RegisterNanny, WorkerDied, RegisterWorker]
+
+
+@on_a_loop
+async def test_workers_take_the_token_of_a_scheduler_that_follows(tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    where = {"scheduler_file": path, "host": "127.0.0.1", "nthreads": 1}
+    async with (
+        ListeningScheduler(scheduler_file=path, token="5a" * 32) as first,
+        Worker(**where) as a,
+        Worker(**where) as b,
+        Client(scheduler_file=path, asynchronous=True) as client,
+    ):
+        data = client.submit(bytes, 300_000, workers=[a.address])
+        await wait(data)
+        for listener in first._listeners:
+            listener.close()
+        async with ListeningScheduler(scheduler_file=path, token="a5" * 32) as second:
+            for comm in list(first._comms):
+                comm.abort("the scheduler was killed")
+            assert await client.submit(len, data, workers=[b.address]) == 300_000
+            assert len(await data) == 300_000
+            assert set(second.workers) == {a.address, b.address}
+            await client.close()
 
 
 @pytest.mark.parametrize("grace", [0, "300ms"])
