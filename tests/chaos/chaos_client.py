@@ -23,6 +23,7 @@ from chaos_graphs import (
     checksum,
     computed_here,
     flaky,
+    leave_file,
     mix,
     results,
     submitted,
@@ -172,6 +173,11 @@ class Program:
         return ending
 
     # -- For the test -----------------------------------------------------------------------------
+
+    def count_runs(self, folder: str, tasks: int) -> int:
+        """Run tasks that leave a file for each run; return a sum that needs them all."""
+        runs = [self.client.submit(leave_file, folder, n, key=f"run-{n}") for n in range(tasks)]
+        return int(self.client.submit(sum, runs).result(timeout=_FOR_EVER))
 
     def workers(self) -> list[str]:
         """Addresses of the workers that the scheduler counts."""

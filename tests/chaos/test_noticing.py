@@ -180,6 +180,19 @@ class TestOnHosts:
         assert registered(on_hosts) == before
         assert {worker.pid for worker in on_hosts.workers()} == pids
 
+    def test_what_outlives_a_scheduler_is_not_computed_again(self, on_hosts: OnHosts) -> None:
+        all_there(on_hosts)
+        tasks, folder, client = 200, on_hosts.home.folder / "runs", on_hosts.clients[0]
+        folder.mkdir()
+        client.order("count_runs", folder=str(folder), tasks=tasks)
+        wait_until(lambda: len(list(folder.iterdir())) > tasks / 4, 30)
+        on_hosts.scheduler.process.kill()
+        on_hosts.scheduler.code()
+        on_hosts.start_scheduler()
+        assert client.answer(60) == sum(range(tasks))
+        runs = [int(path.name.partition("-")[0]) for path in folder.iterdir()]
+        assert sorted(runs) == list(range(tasks))
+
 
 def _is_given_up_in_time(cluster: Cluster) -> None:
     all_but_one = cluster.expected_workers - 1
