@@ -120,7 +120,8 @@ class Scheduler(Service):
         Seconds of silence after which a worker is taken for lost; 0 to wait for ever.
     client_grace : float or str
         Seconds that the work of a client is kept which has vanished without a word, and may come
-        back.
+        back; and that workers of a scheduler before this one keep values that no client has asked
+        for yet.
     protocol : str
         "tcp" or "inproc".
     preload, preload_argv : iterable of str
@@ -173,7 +174,7 @@ class Scheduler(Service):
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
         self._own_process = own_process
-        self._client_grace = hosts.parse_timedelta(client_grace)
+        self._client_grace = self.state.unclaimed = hosts.parse_timedelta(client_grace)
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
         #: moment, since one that comes too late would look for us until its deadline.
         self.expected_nannies = 0
