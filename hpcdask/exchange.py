@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any
 
 from hpcdask.comm import Comm
+from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Fetch, HeldTask, WorkerState
 from hpcdask.execution import on_behalf_of, sizeof
 from hpcdask.messages import (
@@ -94,6 +95,10 @@ class Exchange:
         self._peers.close()
         for comm in list(self._comms):
             comm.close()
+
+    def use(self, options: CommOptions) -> None:
+        """Dial others by these options from now on."""
+        self._peers.options = options
 
     def hang_up(self, addresses: Iterable[str]) -> None:
         """Expect nothing of these workers any more; what is being fetched from them fails now."""

@@ -10,7 +10,7 @@ from time import perf_counter
 from hpcdask.messages import Message
 
 #: Seconds after which the messages of other connections get their turn.
-SLICE = 0.02
+SLICE = 0.005
 
 
 class Feed:

@@ -38,7 +38,7 @@ from hpcdask.pulse import Pulse
 from hpcdask.resources import checked_resources
 from hpcdask.restarts import MAX_FAILED_STARTS, Restarts
 from hpcdask.service import ENDED_AS_ASKED, Lifetime, Service
-from hpcdask.worker_child import GRACE, KilledAtStartError, WorkerChild, ending
+from hpcdask.worker_child import GRACE, CutOffAtStartError, KilledAtStartError, WorkerChild, ending
 
 log = logging.getLogger("hpcdask.nanny")
 
@@ -136,7 +136,7 @@ class Nanny(Service):
         self._linked = asyncio.Event()
         self._unsaid: list[Message] = []  # while there was no scheduler
         self._child: WorkerChild | None = None
-        self._restarts = Restarts()
+        self._restarts = Restarts(self._reconnect_timeout)
         self._is_leaving = False
         self._retirement: asyncio.Task[None] | None = None
         _nannies.add(self)
@@ -337,10 +337,12 @@ class Nanny(Service):
                 if self._child is not child and self._child is not None and self._child.was_stopped:
                     continue
                 log.error("%s", exc)
-                self._restarts.failed_to_start()
-            if self._restarts.is_hopeless:
-                n = self._restarts.failed_starts
-                self._fail_soon(f"worker {self.name} failed to start {n} times in a row")
+                if isinstance(exc, CutOffAtStartError):
+                    self._restarts.was_cut_off(time.monotonic())
+                else:
+                    self._restarts.failed_to_start()
+            if why := self._restarts.why_hopeless(time.monotonic()):
+                self._fail_soon(f"worker {self.name} {why}")
                 return False
         return False
 

@@ -153,13 +153,13 @@ class Peers:
     Parameters
     ----------
     options : CommOptions
-        How to dial.
+        How to dial; may be replaced, for connections that are yet to come.
     connect_timeout : float
         Seconds to try; less than for a scheduler, since another holder may be asked instead.
     """
 
     def __init__(self, options: CommOptions, connect_timeout: float = 10.0) -> None:
-        self._options = options
+        self.options = options
         self._connect_timeout = connect_timeout
         self._peers: dict[str, asyncio.Task[Peer]] = {}
 
@@ -211,8 +211,8 @@ class Peers:
             raise UnreachableError(str(exc)) from exc
 
     async def _dial(self, address: str) -> Peer:
-        comm = await connect(address, self._options, self._connect_timeout, was_there=True)
-        return Peer(comm, self._options.stall_timeout)
+        comm = await connect(address, self.options, self._connect_timeout, was_there=True)
+        return Peer(comm, self.options.stall_timeout)
 
 
 def _portions(values: Iterable[StoredValue]) -> Iterator[tuple[StoredValue, ...]]:

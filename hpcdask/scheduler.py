@@ -81,7 +81,7 @@ _TICK = 0.1
 #: Seconds that a nanny has to tell how its worker died, if a task is to be given up for that.
 _LAST_WORDS = 1.0
 #: Thresholds of the collector in a process of our own: often among new objects, never among all.
-_RARE = (20_000, 10, 1_000_000_000)
+_RARE = (10_000, 3, 1_000_000_000)
 #: Seconds between two collections of all, if there are few tasks.
 _COLLECTION, _FEW_TASKS = 60.0, 10_000
 #: Heartbeats that all workers together send, per second, at most; and seconds between two of one.
@@ -120,7 +120,8 @@ class Scheduler(Service):
         Seconds of silence after which a worker is taken for lost; 0 to wait for ever.
     client_grace : float or str
         Seconds that the work of a client is kept which has vanished without a word, and may come
-        back.
+        back; and that workers of a scheduler before this one keep values that no client has asked
+        for yet.
     protocol : str
         "tcp" or "inproc".
     preload, preload_argv : iterable of str
@@ -173,7 +174,7 @@ class Scheduler(Service):
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
         self._own_process = own_process
-        self._client_grace = hosts.parse_timedelta(client_grace)
+        self._client_grace = self.state.unclaimed = hosts.parse_timedelta(client_grace)
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
         #: moment, since one that comes too late would look for us until its deadline.
         self.expected_nannies = 0

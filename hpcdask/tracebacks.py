@@ -70,7 +70,11 @@ def to_exception(error: TaskError) -> BaseException:
         exc.key, exc.worker = error.key, error.worker
     except (AttributeError, TypeError):  # a class with slots, say
         pass
-    return rebuilt.with_traceback(to_traceback(error))
+    try:
+        return rebuilt.with_traceback(to_traceback(error))
+    finally:
+        # The frames of that traceback were made in a call from this one, and so refer to it.
+        del exc, rebuilt
 
 
 def to_traceback(error: TaskError) -> TracebackType | None:

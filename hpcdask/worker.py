@@ -309,7 +309,11 @@ class Worker(Service):
         log.info("Registered again to: %s", self.scheduler_address)
 
     async def _offer_again(self, scheduler: str, options: CommOptions) -> RegisterWorker:
-        """Say what has been kept."""
+        """Say what has been kept; who gets to know us by that has the token of that scheduler."""
+        self.options = options
+        if self._listener is not None:
+            self._listener.options = options
+        self._exchange.use(options)
         values, runs = self.state.came_back(time.monotonic())
         return self._about()._replace(returns=True, values=values, runs=runs)
 

@@ -36,6 +36,10 @@ class KilledAtStartError(WorkerStartError):
     """A signal ended the worker before it had registered."""
 
 
+class CutOffAtStartError(WorkerStartError):
+    """The worker did not reach the scheduler, or had no address where others could reach it."""
+
+
 class WorkerChild:
     """A process that runs `hpcdask.worker_process`.
 
@@ -96,6 +100,8 @@ class WorkerChild:
         ------
         KilledAtStartError
             If a signal ends it first.
+        CutOffAtStartError
+            If the network is to blame.
         WorkerStartError
             If it ends first, or says nothing.
         """
@@ -121,7 +127,8 @@ class WorkerChild:
         if "error" in status:
             await self.ended()
             self._stderr.append(status["error"])
-            raise WorkerStartError(f"worker {self.name} could not start: {status['error']}")
+            kind = CutOffAtStartError if status["is_cut_off"] else WorkerStartError
+            raise kind(f"worker {self.name} could not start: {status['error']}")
         self.address, self.local_directory = status["address"], status["local_directory"]
         self._has_started = True
 

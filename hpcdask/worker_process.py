@@ -21,7 +21,7 @@ import threading
 from typing import Any
 
 from hpcdask import logs
-from hpcdask.errors import HpcdaskError
+from hpcdask.errors import HpcdaskError, InterfaceNotFoundError
 from hpcdask.service import ENDED_AS_ASKED
 from hpcdask.worker import Worker
 
@@ -79,7 +79,7 @@ async def _run(config: dict[str, Any], status: Any) -> int:
             os._exit(ENDED_AS_ASKED)
         starting.result()
     except (HpcdaskError, OSError) as exc:
-        _tell(status, {"error": str(exc)})
+        _tell(status, {"error": str(exc), "is_cut_off": _is_cut_off(exc)})
         return 1
     _tell(status, {"address": worker.address, "local_directory": worker.local_directory})
     _die_with_nanny()
@@ -102,7 +102,14 @@ async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _tell(status: Any, what: dict[str, str]) -> None:
+def _is_cut_off(exc: Exception) -> bool:
+    """Whether the network, or a scheduler that does not answer, is to blame: that may pass."""
+    if isinstance(exc, PermissionError):  # of tokens, too
+        return False
+    return isinstance(exc, (ConnectionError, TimeoutError, InterfaceNotFoundError))
+
+
+def _tell(status: Any, what: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError), status:
         json.dump(what, status)
         status.write("\n")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from hpcdask.restarts import HEALTHY, MAX_FAILED_STARTS, MAX_PAUSE, Restarts
+from hpcdask.restarts import (
+    HEALTHY,
+    MAX_FAILED_STARTS,
+    MAX_PAUSE,
+    MAX_PAUSE_CUT_OFF,
+    Restarts,
+)
 
 
 def pauses_of_deaths(lives: list[float]) -> list[float]:
@@ -34,11 +40,11 @@ def test_workers_that_cannot_start_are_given_up_and_those_that_die_later_are_not
     for _ in range(100):
         restarts.started(0.0)
         restarts.died(1.0)
-        assert not restarts.is_hopeless
+        assert not restarts.why_hopeless(0.0)
     for n in range(MAX_FAILED_STARTS):
-        assert not restarts.is_hopeless, n
+        assert not restarts.why_hopeless(0.0), n
         restarts.failed_to_start()
-    assert restarts.is_hopeless
+    assert "5 times" in restarts.why_hopeless(0.0)
 
 
 def test_a_good_start_forgives_failed_ones() -> None:
@@ -49,4 +55,24 @@ def test_a_good_start_forgives_failed_ones() -> None:
     restarts.started(0.0)
     restarts.died(HEALTHY + 1)
     restarts.failed_to_start()
-    assert not restarts.is_hopeless
+    assert not restarts.why_hopeless(0.0)
+
+
+def test_workers_that_do_not_reach_the_scheduler_are_tried_for_so_long() -> None:
+    restarts = Restarts(patience=60.0)
+    for now in range(61):
+        restarts.was_cut_off(float(now))
+        assert not restarts.why_hopeless(float(now))
+        assert restarts.pause() <= MAX_PAUSE_CUT_OFF
+    assert "for 61 s" in restarts.why_hopeless(61.0)
+    restarts.started(62.0)
+    restarts.was_cut_off(100.0)
+    assert not restarts.why_hopeless(101.0)
+
+
+def test_without_patience_a_worker_that_does_not_reach_the_scheduler_has_failed() -> None:
+    restarts = Restarts(patience=0.0)
+    for now in range(MAX_FAILED_STARTS):
+        assert not restarts.why_hopeless(float(now))
+        restarts.was_cut_off(float(now))
+    assert restarts.why_hopeless(float(MAX_FAILED_STARTS))

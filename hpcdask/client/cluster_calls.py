@@ -283,9 +283,8 @@ async def _nothing_asked() -> dict[str, Any]:
 def _called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
     results = {address: loads(blob) for address, blob in outcomes.returned}
     for address, error in outcomes.raised:
-        exc = to_exception(error)
         if on_error == "raise":
-            raise CarriedError(exc)
+            raise CarriedError(to_exception(error))
         if on_error == "return":
-            results[address] = exc
+            results[address] = to_exception(error)
     return results

@@ -450,6 +450,7 @@ class Connection:
                     raise
             finally:
                 future.cancel()
+                del future  # it holds an error that was raised here, and so this frame
 
     async def _has_been_read(self) -> None:
         """Wait until the scheduler has read all that was queued so far, and told what follows."""

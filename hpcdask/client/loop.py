@@ -9,7 +9,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from hpcdask.errors import WaitTimeoutError
+from hpcdask.errors import HpcdaskError, WaitTimeoutError
 from hpcdask.execution import lent_thread
 
 T = TypeVar("T")
@@ -58,7 +58,18 @@ class CarriedError(Exception):
 
     def __init__(self, exc: BaseException) -> None:
         super().__init__(exc)
-        self.exc = exc
+        self._exc: BaseException | None = exc
+
+    def unpack(self) -> BaseException:
+        """Return what it carried, and forget it.
+
+        It lives on with the frames and tasks that it came through, of which some are in a circle
+        with it: `asyncio.wait_for` holds a task that holds the error which it raised.
+        """
+        exc, self._exc = self._exc, None
+        assert exc is not None
+        self.__traceback__ = self.__context__ = None
+        return exc
 
 
 async def uncarried(work: Coroutine[Any, Any, T]) -> T:
@@ -66,8 +77,11 @@ async def uncarried(work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except CarriedError as carried:
-        exc = carried.exc
-    raise exc
+        exc = carried.unpack()
+    try:
+        raise exc
+    finally:
+        del exc  # its traceback has this frame: see `run_sync`
 
 
 def run_sync(
@@ -89,20 +103,37 @@ def run_sync(
             "use Client(asynchronous=True) and await, or call it from another thread"
         )
     future = asyncio.run_coroutine_threadsafe(work, loop)
+    exc: BaseException | None = None
+    try:
+        return _result(future, timeout)
+    except CarriedError as carried:
+        exc = carried.unpack()
+    finally:
+        # What is raised has this frame in its traceback, and that of the caller. In a circle with
+        # it they would keep all that these hold, futures among it, until Python looks for cyclic
+        # garbage.
+        del future
+    try:
+        raise exc  # here, since in the handler it would get that one as its context
+    finally:
+        del exc
+
+
+def _result(future: concurrent.futures.Future[T], timeout: float | None) -> T:
     try:
         with lent_thread():
             return future.result(timeout)
-    except CarriedError as carried:
-        exc = carried.exc
     except concurrent.futures.TimeoutError:
         if future.done():  # the coroutine's own error
             raise
-        future.cancel()
         raise WaitTimeoutError(f"not done within {timeout:g} s") from None
-    except BaseException:
-        future.cancel()
-        raise
-    raise exc  # here, since in the handler it would get that one as its context
+    except HpcdaskError as exc:
+        raise exc.with_traceback(
+            None
+        ) from exc.__cause__  # as in `CarriedError.unpack`; its text says it all
+    finally:
+        future.cancel()  # nothing if it is done
+        del future
 
 
 async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
@@ -110,9 +141,12 @@ async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
     try:
         return await asyncio.wait_for(work, timeout)
     except CarriedError as carried:
-        exc = carried.exc
+        exc = carried.unpack()
     except asyncio.TimeoutError as late:
         if timeout is None or isinstance(late, WaitTimeoutError):
             raise
         raise WaitTimeoutError(f"not done within {timeout:g} s") from None
-    raise exc
+    try:
+        raise exc
+    finally:
+        del exc  # as in `run_sync`

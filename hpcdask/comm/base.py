@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from hpcdask.comm.options import CommOptions
 from hpcdask.errors import CommClosedError
 from hpcdask.messages import Message
 
@@ -181,9 +182,12 @@ class Listener(abc.ABC):
     ----------
     address : str
         Where it listens, with the port that was found free.
+    options : CommOptions
+        For connections that are yet to come; may be replaced.
     """
 
     address: str
+    options: CommOptions
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
+from time import perf_counter
 from typing import Any
 
 from hpcdask.comm import liveness
@@ -32,8 +33,10 @@ from hpcdask.wire import codec, compression, framing, handshake
 #: with one each would cost 256 MB.
 _SCRATCH_SIZE = 256 * 1024
 _of_thread = threading.local()
-#: Reads and writes of one connection before others get their turn.
-_READS_PER_TURN = 16
+#: Seconds for which one connection is read before others get their turn, what its messages cause
+#: included.
+_READING = 0.005
+#: Writes of one connection before others get their turn.
 _WRITES_PER_TURN = 16
 #: Most bytes and buffers of one of them: within one machine a call goes on, and the loop with it
 #: stands still, as long as the other end keeps up.
@@ -80,9 +83,9 @@ class TCPComm(Comm):
 
     def _read_ready(self) -> None:
         try:
-            for _ in range(_READS_PER_TURN):
-                if not self._read_once():
-                    return
+            end = perf_counter() + _READING
+            while self._read_once() and perf_counter() < end:
+                pass
         except (BlockingIOError, InterruptedError):
             return
         except ProtocolError as exc:

@@ -84,7 +84,7 @@ class TCPListener(Listener):
     ) -> None:
         self._socks = socks
         self._on_comm = on_comm
-        self._options = options
+        self.options = options
         self._loop = asyncio.get_running_loop()
         self._strangers: dict[asyncio.Task[bool], str] = {}  # their addresses
         self._refusals = RefusalLog(self._loop)
@@ -132,11 +132,11 @@ class TCPListener(Listener):
 
     async def _welcome(self, sock: socket.socket, peer: str) -> bool:
         """Let one stranger prove itself and say whether it did."""
-        timeout = self._options.handshake_timeout
+        timeout = self.options.handshake_timeout
         try:
             configure(sock)
             await asyncio.wait_for(self._examine(sock), timeout)
-            comm = TCPComm(sock, self._options)
+            comm = TCPComm(sock, self.options)
         except Exception as exc:  # whatever a stranger causes costs its own connection only
             reason = str(exc) or repr(exc)
             if isinstance(exc, (asyncio.TimeoutError, TimeoutError)):
@@ -153,7 +153,7 @@ class TCPListener(Listener):
         return True
 
     async def _examine(self, sock: socket.socket) -> None:
-        listener = handshake.Listener(self._options.token)
+        listener = handshake.Listener(self.options.token)
         hello = await read_prefix(sock, handshake.HELLO_LENGTH, handshake.MAGIC)
         challenge, refusal = listener.greeted(hello)
         await self._loop.sock_sendall(sock, challenge)

@@ -37,7 +37,6 @@ class Lane:
     """
 
     __slots__ = (
-        "_pushes",
         "_queue",
         "n_queued",
         "placement",
@@ -56,26 +55,24 @@ class Lane:
         self.uses = 0  # tasks that refer to it
         self.n_queued = 0
         self.stranded: dict[Task, None] = {}  # tasks in state no-worker
-        self._queue: list[tuple[tuple[float, int, int], int, Task]] = []  # heap, stale entries too
-        self._pushes = 0
+        self._queue: list[tuple[tuple[float, int, int], Task]] = []  # heap, stale entries too
 
     @property
     def queued(self) -> Iterator[Task]:
         """Tasks that wait for room, in no order."""
-        return (entry[2] for entry in self._queue if entry[2].state == "queued")
+        return (task for _, task in self._queue if task.state == "queued")
 
     def push(self, task: Task) -> None:
         """Line up a task, which is in state queued."""
-        self._pushes += 1
         self.n_queued += 1
-        heappush(self._queue, (task.priority, self._pushes, task))
+        heappush(self._queue, (task.priority, task))
 
     def first(self) -> Task | None:
         """Return the task whose turn it is."""
         queue = self._queue
-        while queue and queue[0][2].state != "queued":
+        while queue and queue[0][1].state != "queued":
             heappop(queue)
-        return queue[0][2] if queue else None
+        return queue[0][1] if queue else None
 
     def pop(self) -> Task | None:
         """Take the task whose turn it is out of the line."""
@@ -91,7 +88,7 @@ class Lane:
         """Note that a queued task is about to leave the line."""
         self.n_queued -= 1
         if len(self._queue) > 2 * self.n_queued + _MAX_STALE:
-            entries = {entry[2]: entry for entry in self._queue}
+            entries = {entry[1]: entry for entry in self._queue}
             del entries[task]
             self._queue = [entry for t, entry in entries.items() if t.state == "queued"]
             heapify(self._queue)

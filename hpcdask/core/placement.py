@@ -18,6 +18,8 @@ PREFETCH = 0.02
 MAX_PREFETCH = 500
 #: Bytes per second and seconds per request assumed for fetching an input.
 BANDWIDTH, LATENCY = 500e6, 1e-3
+#: An input of more tasks than this, and of no more bytes, is no reason to run where it is.
+COMMON, SMALL = 64, 100_000
 #: Holders of inputs that are compared for one task.
 MAX_CANDIDATES = 8
 
@@ -93,10 +95,10 @@ class Placement:
         """Return a worker for a task whose inputs are all in memory, or None if all are full.
 
         One that takes no resources goes to a holder of its inputs even if that is full: waiting
-        would not bring the inputs nearer.
+        would not bring the inputs nearer. Unless they are small and needed everywhere.
         """
         roomy = self._roomy()
-        if not task.dependencies:
+        if not task.dependencies or (roomy is None and _are_common(task.dependencies)):
             return roomy
         total = 0
         local: dict[WorkerRecord, int] = {}  # bytes of inputs by worker, popular ones apart
@@ -143,6 +145,11 @@ class Placement:
                 return worker
             self._room.drop_first()
         return None
+
+
+def _are_common(inputs: tuple[Task, ...]) -> bool:
+    """Whether these are inputs that every worker will have sooner or later, and soon."""
+    return all([len(d.dependents) > COMMON and d.nbytes <= SMALL for d in inputs])
 
 
 class _Ring:

@@ -159,6 +159,10 @@ class Task:
         self.wanted_by = _without(self.wanted_by, client)
         client.wants.pop(self, None)
 
+    def __lt__(self, other: Task) -> bool:
+        """Break ties in queues, where each task stands with its priority."""
+        return self.key < other.key
+
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.state}>"
 

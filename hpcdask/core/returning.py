@@ -30,7 +30,7 @@ from hpcdask.messages import (
 
 #: Seconds without another return after which all are taken to be back, and seconds at most.
 QUIET, LONGEST_HOLD = 2.0, 15.0
-#: Seconds that values are kept for which nobody has asked yet.
+#: Seconds that values are kept for which nobody has asked yet, unless the shell says otherwise.
 UNCLAIMED = 120.0
 
 
@@ -45,6 +45,8 @@ class Returning(Transitions):
         self._hold_since = self._hold_until = 0.0  # until 0: nothing is held
         self._has_predecessor = False  # somebody has come back who knew another scheduler
         self._unclaimed_until = 0.0
+        #: Seconds that values are kept for clients that have not come back yet.
+        self.unclaimed = UNCLAIMED
         self.held: dict[Task, None] = {}  # demanded when the hold ends
         self._held_wants: dict[str, dict[ClientRecord, None]] = {}  # of keys not known yet
         #: Submissions that returning clients have told, until all is told: what is not wanted by
@@ -335,12 +337,12 @@ class Returning(Transitions):
         if not self._hold_until:
             self._hold_since = now
         self._hold_until = min(now + QUIET, self._hold_since + LONGEST_HOLD)
-        self._unclaimed_until = now + UNCLAIMED
+        self._unclaimed_until = now + self.unclaimed
 
     def _tick_hold(self, now: float) -> None:
         if self._hold_until and now >= self._hold_until:
             self._end_hold()
-        if self._unclaimed_until and now >= self._unclaimed_until:
+        if self._unclaimed_until and now >= self._unclaimed_until and not self._hold_until:
             self._unclaimed_until = 0.0
             self._free_unclaimed()
 

@@ -237,15 +237,16 @@ class SchedulerState(Scattering, Retirement):
         refused: dict[str, str] = {}
         # Clients take turns, task by task; the tasks of one stay in their order.
         first_turn = max(self._turn, client.turn)
+        first = -msg.priority  # one object for all
         client.turn = first_turn + len(msg.tasks)
         for turn, spec in enumerate(msg.tasks, first_turn):
-            priority = (-msg.priority, turn, generation)
+            priority = (first, turn, generation)
             task = self._known_or_new(client, spec, functions, priority, msg.retries, lane)
             if isinstance(task, str):
                 refused[spec.key] = task
                 continue
             tasks.append(task)
-            if hold is not None:
+            if hold is not None and msg.wanted is not None:  # else the client holds them itself
                 task.add_client(hold)
         if client.is_returning:
             self._hold_tasks(now, tasks)

@@ -131,6 +131,9 @@ def launch(options: MPIOptions) -> int:
 
 
 def _mpi4py() -> Any:
+    # Open MPI's transfer layer over libfabric takes a second to find out whether it is of use, in
+    # every rank; for one broadcast it is of none. Who has chosen layers has chosen.
+    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
     try:
         import mpi4py
 

@@ -38,6 +38,7 @@ def loads_arguments(blob: Blob, inputs: Mapping[str, Any]) -> tuple[tuple[Any, .
         return loads(blob)  # type: ignore[no-any-return]
     token = _inputs.set(inputs)
     try:
-        return loads(blob)  # type: ignore[no-any-return]
+        # The one is `_value_of`.
+        return loads(blob, imported=1)  # type: ignore[no-any-return]
     finally:
         _inputs.reset(token)

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from hpcdask.messages import Blob, Frames
+from hpcdask.wire.first_imports import is_imported
 from hpcdask.wire.serialize import WITH_LARGE_BYTES, LargeBytesUnpickler
 
 #: Bytes that may be copied into or out of pickles in one go: about a millisecond.
@@ -97,7 +98,8 @@ def loads_if_quick(blob: Blob) -> tuple[bool, Any]:
 
 class _PlainUnpickler(LargeBytesUnpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # A package that is not loaded yet would be imported now.
-        if module.partition(".")[0] in _PLAIN and module in sys.modules:
+        # A package that is not loaded yet would be imported now, and for one that another thread
+        # is just importing we would have to wait.
+        if module.partition(".")[0] in _PLAIN and is_imported(module):
             return super().find_class(module, name)
         raise _NotPlainError

@@ -5,8 +5,10 @@ Pickles are only ever opened by the process that uses the object, never on the w
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from types import CodeType, FunctionType
@@ -14,12 +16,18 @@ from typing import Any, cast
 
 from hpcdask.errors import SerializationError
 from hpcdask.messages import Blob, Frames
+from hpcdask.wire.first_imports import is_half_an_import, wait_for_imports
 from hpcdask.wire.memory import room
 
 #: Buffers below this stay inside their pickle, and pickles below it inside their message.
 OUT_OF_BAND = 32 * 1024
 #: Containers longer than this are not searched for large bytes.
 _SEARCHED = 256
+
+#: Times that a pickle is read whose names are just being imported by other threads.
+_TRIES = 4
+#: The opcode by which protocols 4 and 5 look up a name in a module.
+_STACK_GLOBAL = pickle.STACK_GLOBAL
 
 #: Starts a pickle in which large bytes are persistent ids; plain pickles start with 0x80.
 WITH_LARGE_BYTES = b"L"
@@ -73,25 +81,41 @@ def _unpicklable(obj: object, exc: Exception) -> SerializationError:
     )
 
 
-def loads(blob: Blob, polite: bool = False) -> Any:
+def loads(blob: Blob, polite: bool = False, imported: int = 0) -> Any:
     """Rebuild an object; arrays share the memory of the blob's buffers.
 
     Parameters
     ----------
     polite : bool
         As of `dumps`.
+    imported : int
+        Names in the pickle that are known to be of modules which are imported.
 
     Raises
     ------
     Exception
         Whatever rebuilding raises, for example ModuleNotFoundError.
     """
+    is_plain = type(blob) is bytes and blob[:1] != WITH_LARGE_BYTES and not polite
+    if is_plain and cast(bytes, blob).count(_STACK_GLOBAL) <= imported:
+        return pickle.loads(cast(bytes, blob))  # quicker, and there is nothing to import
+    for _ in range(_TRIES - 1):
+        try:
+            return _loads_once(blob, polite)
+        except (ImportError, AttributeError, RuntimeError) as exc:
+            if not is_half_an_import(exc):
+                raise
+            wait_for_imports()
+    return _loads_once(blob, polite)
+
+
+def _loads_once(blob: Blob, polite: bool) -> Any:
     pickled, *buffers = blob.parts if isinstance(blob, Frames) else [blob]
     if polite:
         return LargeBytesUnpickler(_PoliteReader(pickled), buffers=buffers).load()
     if pickled[:1] == WITH_LARGE_BYTES:
         return LargeBytesUnpickler(io.BytesIO(memoryview(pickled)[1:]), buffers=buffers).load()
-    return pickle.loads(pickled, buffers=buffers)
+    return _Unpickler(io.BytesIO(pickled), buffers=buffers).load()
 
 
 def _collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
@@ -176,7 +200,19 @@ def _by_value_pickler() -> Any:
     return type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), {})
 
 
-class LargeBytesUnpickler(pickle.Unpickler):
+class _Unpickler(pickle.Unpickler):
+    """Imports the package of what a pickle names first.
+
+    Who waits for that one holds the lock of no other module; see `hpcdask.wire.first_imports`.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in sys.modules:
+            importlib.import_module(module.partition(".")[0])
+        return super().find_class(module, name)
+
+
+class LargeBytesUnpickler(_Unpickler):
     """Reads what `dumps` wrote, behind `WITH_LARGE_BYTES`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

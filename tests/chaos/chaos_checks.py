@@ -36,7 +36,8 @@ def workers_are_back(cluster: Cluster) -> None:
 def memory_is_released(cluster: Cluster) -> None:
     """Neither scheduler nor workers have anything left of computations whose clients are done.
 
-    Keys of a client that was killed are kept for a while, in case that it comes back.
+    Keys of a client that was killed are kept for a while, in case that it comes back; so are values
+    that outlived a scheduler, and that nobody has asked the new one for.
     """
     _is_released(cluster, _SETTLED, ignored="victim")
 
@@ -75,9 +76,15 @@ class _Told:
 
 
 def left_over(view: dict[str, Any], ignored: str = "") -> list[str]:
-    """Keys that are still known, or held, by whoever; but for those of clients `ignored`."""
+    """Keys that are still known, or held, by whoever.
+
+    Without those of clients `ignored`, and then without those that only clients of an earlier
+    scheduler may have wanted.
+    """
     keys = {key for held in view["held"].values() for key in held} | set(view["keys"])
-    return sorted(key for key in keys if not ignored or not key.startswith(ignored))
+    if ignored:
+        keys -= {key for key in keys if key.startswith(ignored)} | set(view["unclaimed"])
+    return sorted(keys)
 
 
 def descriptors(cluster: Cluster) -> dict[str, int]:

@@ -21,8 +21,6 @@ from hpcdask import LocalCluster
 
 #: Workers that may die under a task: here they die of chaos, and not of their tasks.
 FAILURES = 1_000_000
-#: What workers import before their first task.
-PRELOADED = () if READY["imports"] else ("chaos_graphs",)
 #: Workers of the LocalCluster; two more have nannies of their own.
 LOCAL_WORKERS = 2
 #: Seconds in which everything that starts must have started. The machine may be busy.
@@ -70,7 +68,7 @@ class Cluster:
         return nanny
 
     def worker_options(self) -> list[str]:
-        return ["--memory-limit", "0", *(f"--preload={module}" for module in PRELOADED)]
+        return ["--memory-limit", "0"]
 
     def start_client(self, name: str) -> ClientProgram:
         """Start a program, which has a name of its own to tell its keys by."""
@@ -156,7 +154,6 @@ class OnThisMachine(Cluster):
                 memory_limit=0,
                 local_directory=str(self.home.scratch),
                 scheduler_kwargs=scheduler,
-                preload=PRELOADED,
                 env={name: value, "PYTHONPATH": self.home.env["PYTHONPATH"]},
             ) as self.cluster,
         ):

@@ -85,7 +85,9 @@ def kill_nanny(cluster: Cluster, rng: random.Random) -> Acts:
 
 def drain_nanny(cluster: Cluster, rng: random.Random) -> Acts:
     """The walltime ends: SIGTERM, and another job starts."""
-    nanny = _one_of(rng, _well(cluster))
+    # One without a worker may not even listen to signals yet.
+    started = [nanny for nanny in _well(cluster) if children(nanny.process.pid)]
+    nanny = _one_of(rng, started)
     if nanny is None:
         return
     host = cluster.nannies.pop(nanny)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,6 +84,13 @@ def flaky(folder: str, failures: int, value: int) -> int:
             continue
         raise RuntimeError(f"failed on purpose: {mark}")
     return mix(value)
+
+
+def leave_file(folder: str, value: int) -> int:
+    """Take a moment, and tell by a file of one's own that this has been computed."""
+    (Path(folder) / f"{value}-{uuid.uuid4()}").touch()
+    time.sleep(0.05)
+    return value
 
 
 # -- Shapes ---------------------------------------------------------------------------------------

@@ -5,18 +5,11 @@ from __future__ import annotations
 #: Ability -> whether it is there.
 READY = {
     # A worker of which nothing is heard for `worker_ttl` is given up; --worker-ttl sets it.
-    "worker_ttl": False,
+    "worker_ttl": True,
     # Workers, nannies and clients come back after a lost connection or scheduler.
-    "reconnect": False,
+    "reconnect": True,
     # SIGTERM to a nanny ends it with code 0 within DRAINED, after its results have moved.
-    "drain": False,
-    # A worker's threads may unpickle functions of one module, which none has imported yet, at the
-    # same time. (Python lets one of them go on with a half-imported module where it would have to
-    # wait in a circle, as with numpy's: "partially initialized module".)
-    "imports": False,
-    # An error that result() or gather() raised holds the futures of its caller's frame no longer
-    # than the caller holds the error. (It did until the next cyclic garbage collection.)
-    "errors": False,
+    "drain": True,
 }
 
 #: The worker_ttl of clusters under test, in seconds.

@@ -11,7 +11,8 @@ _EXAMPLES = 20
 
 def of_scheduler(dask_scheduler: Any) -> dict[str, Any]:
     """Tasks by state, the first of those that have not ended, and who works on what."""
-    tasks = dask_scheduler.state.tasks
+    state = dask_scheduler.state
+    tasks = state.tasks
     unfinished = [t for t in tasks.values() if t.state not in ("memory", "erred")]
     # Those that should be on their way, before those that wait for them.
     unfinished.sort(key=lambda task: task.state in ("waiting", "released"))
@@ -19,6 +20,8 @@ def of_scheduler(dask_scheduler: Any) -> dict[str, Any]:
         "states": dict(collections.Counter(task.state for task in tasks.values())),
         "keys": list(tasks),
         "unfinished": [_describe(task) for task in unfinished[:_EXAMPLES]],
+        # Kept for clients of an earlier scheduler, for as long as they may come back.
+        "unclaimed": [*state._values, *state._runs],
         "processing": {
             worker.address: [task.key for task in worker.processing][:_EXAMPLES]
             for worker in dask_scheduler.state.workers.values()

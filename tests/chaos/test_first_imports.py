@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chaos_ready import READY
 
 from hpcdask import Client, LocalCluster
 
@@ -34,11 +33,6 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     del sys.modules["user_of_numpy"]
 
 
-@pytest.mark.xfail(
-    not READY["imports"],
-    reason="an array that arrives while a task imports numpy finds half of it",
-    strict=False,
-)
 def test_an_array_may_arrive_while_a_task_imports_numpy(user) -> None:
     # Pickled arrays name numpy._core.numeric, which numpy imports in a circle. Python lets one of
     # two threads that would wait for each other go on: "partially initialized module".

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from chaos_clusters import Cluster, OnHosts, OnThisMachine, children
 from chaos_deeds import kill_nanny
-from chaos_ready import READY, WORKER_TTL
+from chaos_ready import WORKER_TTL
 from commands import Home, home, new_home
 from hosts import needs_hosts
 from waiting import wait_until
@@ -25,10 +25,6 @@ __all__ = ["home", "new_home"]
 AT_ONCE, SLACK = 1.0, 2.0
 
 pytestmark = pytest.mark.timeout(120, method="signal")
-
-
-def waits_for(ability: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(not READY[ability], reason=f"waits for {ability}", strict=False)
 
 
 @pytest.fixture
@@ -129,7 +125,6 @@ class TestOnHosts:
         all_there(on_hosts)
         works(on_hosts)
 
-    @waits_for("worker_ttl")
     def test_a_host_that_is_cut_off_is_given_up_after_worker_ttl(self, on_hosts: OnHosts) -> None:
         all_there(on_hosts)
         on_hosts.hosts.cut("node2")
@@ -141,7 +136,6 @@ class TestOnHosts:
         all_there(on_hosts)
         works(on_hosts)
 
-    @waits_for("worker_ttl")
     def test_a_stopped_worker_is_given_up_after_worker_ttl_and_comes_back(
         self, on_hosts: OnHosts
     ) -> None:
@@ -168,7 +162,6 @@ class TestOnHosts:
             assert client.answer(60)["wrong"] == []
         assert registered(on_hosts) == before
 
-    @waits_for("reconnect")
     def test_a_scheduler_that_is_killed_and_started_again_has_its_workers_back(
         self, on_hosts: OnHosts
     ) -> None:
@@ -186,6 +179,19 @@ class TestOnHosts:
         all_there(on_hosts)
         assert registered(on_hosts) == before
         assert {worker.pid for worker in on_hosts.workers()} == pids
+
+    def test_what_outlives_a_scheduler_is_not_computed_again(self, on_hosts: OnHosts) -> None:
+        all_there(on_hosts)
+        tasks, folder, client = 200, on_hosts.home.folder / "runs", on_hosts.clients[0]
+        folder.mkdir()
+        client.order("count_runs", folder=str(folder), tasks=tasks)
+        wait_until(lambda: len(list(folder.iterdir())) > tasks / 4, 30)
+        on_hosts.scheduler.process.kill()
+        on_hosts.scheduler.code()
+        on_hosts.start_scheduler()
+        assert client.answer(60) == sum(range(tasks))
+        runs = [int(path.name.partition("-")[0]) for path in folder.iterdir()]
+        assert sorted(runs) == list(range(tasks))
 
 
 def _is_given_up_in_time(cluster: Cluster) -> None:

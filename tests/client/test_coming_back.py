@@ -94,7 +94,9 @@ def schedulers(tmp_path: Path) -> Iterator[Schedulers]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(2, 1, processes=False, host="127.0.0.1") as cluster:
+    with LocalCluster(
+        2, 1, processes=False, host="127.0.0.1", scheduler_kwargs={"client_grace": 5}
+    ) as cluster:
         yield cluster
 
 

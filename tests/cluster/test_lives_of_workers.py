@@ -14,7 +14,7 @@ import pytest
 from listening import ListeningScheduler, on_a_loop, until
 from waiting import wait_until
 
-from hpcdask import Client, Nanny, Worker
+from hpcdask import Client, Nanny, Worker, wait
 from hpcdask.errors import LaunchError, WorkerStartError
 from hpcdask.messages import (
     CloseWorker,
@@ -24,6 +24,7 @@ from hpcdask.messages import (
     WorkerLeaving,
     WorkerLives,
 )
+from hpcdask.restarts import MAX_FAILED_STARTS
 
 
 def write_and_exit(code: int) -> None:
@@ -44,6 +45,23 @@ def keep_the_interpreter(started: Path) -> None:
 
 
 # -- Deaths ---------------------------------------------------------------------------------------
+
+
+@on_a_loop
+async def test_a_worker_without_a_network_is_tried_again_until_there_is_one(monkeypatch) -> None:
+    monkeypatch.setattr("hpcdask.restarts.MAX_PAUSE_CUT_OFF", 0.05)
+    async with (
+        ListeningScheduler() as scheduler,
+        Nanny(scheduler.address, nthreads=1, name="a", interface="lo") as nanny,
+    ):
+        first, options = nanny.worker_address, nanny._worker_options
+        options["interface"] = "ib0-that-is-down"
+        os.kill(nanny.pid, signal.SIGKILL)
+        deaths = MAX_FAILED_STARTS + 2  # with the first one
+        await until(lambda: len(scheduler.told(WorkerDied)) > deaths, 30)
+        assert nanny.status == "running"
+        options["interface"] = "lo"
+        await until(lambda: nanny.worker_address not in ("", first), 10)
 
 
 @on_a_loop
@@ -333,6 +351,29 @@ async def test_a_death_that_happens_meanwhile_is_told_afterwards(
         events = scheduler.told(RegisterNanny, RegisterWorker, WorkerDied)
         kinds = [type(event) for event in events]
         assert kinds == [RegisterNanny, RegisterWorker, RegisterNanny, WorkerDied, RegisterWorker]
+
+
+@on_a_loop
+async def test_workers_take_the_token_of_a_scheduler_that_follows(tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    where = {"scheduler_file": path, "host": "127.0.0.1", "nthreads": 1}
+    async with (
+        ListeningScheduler(scheduler_file=path, token="5a" * 32) as first,
+        Worker(**where) as a,
+        Worker(**where) as b,
+        Client(scheduler_file=path, asynchronous=True) as client,
+    ):
+        data = client.submit(bytes, 300_000, workers=[a.address])
+        await wait(data)
+        for listener in first._listeners:
+            listener.close()
+        async with ListeningScheduler(scheduler_file=path, token="a5" * 32) as second:
+            for comm in list(first._comms):
+                comm.abort("the scheduler was killed")
+            assert await client.submit(len, data, workers=[b.address]) == 300_000
+            assert len(await data) == 300_000
+            assert set(second.workers) == {a.address, b.address}
+            await client.close()
 
 
 @pytest.mark.parametrize("grace", [0, "300ms"])

@@ -140,3 +140,11 @@ def test_a_task_costs_as_much_among_many_tasks_as_among_few() -> None:
     for state in (few, many):
         scatter(state, "d", broadcast=True)
     assert operations(many, 3000) < 2 * operations(few, 300)
+
+
+def test_tasks_that_share_a_small_input_wait_in_line_and_not_all_where_it_is() -> None:
+    state = started(A, B)
+    submit(state, {"x": [], **{f"y{i}": ["x"] for i in range(100)}})
+    finish(state, A, "x")
+    assert len(state.workers[A].processing) + len(state.workers[B].processing) == 4
+    assert state.lanes.open.n_queued == 96
