@@ -374,9 +374,10 @@ class Client(ClusterCalls):
                 pending = sum(state.status == "pending" for state in states)
                 why = self._sync(why_pending(self, states, seconds or 0))
                 raise WaitTimeoutError(f"{pending} futures are not done within {seconds:g} s{why}")
-            if all([s.status == "finished" and s.value is not None for s in states]):
-                values = {s.key: loads(s.value) for s in states}  # type: ignore[arg-type]
-                return collecting.replaced(futures, values)
+            # Each is looked at once: one that is lost meanwhile is pending again, without a value.
+            blobs = [state.value for state in states if state.status == "finished"]
+            if len(blobs) == len(states) and None not in blobs:
+                return rebuilt(blobs)
             if seconds is not None:
                 seconds = max(seconds - (time.monotonic() - start), 0.0)
 

@@ -236,9 +236,7 @@ class VirtualClient(Process):
             if future.status != "cancelled" and not self.recipes.by_key[key].private
         ]
 
-    def submit(
-        self, keys: list[str], wanted: Iterable[str], priority: float | None = None
-    ) -> None:
+    def submit(self, keys: list[str], wanted: Iterable[str], priority: float | None = None) -> None:
         """Send a graph in one piece or two, with the wants as they come or all at the end."""
         assert not self.unsent.messages
         self._submissions += 1
