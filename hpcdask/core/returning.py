@@ -280,14 +280,13 @@ class Returning(Transitions):
         return self.tasks.get(spec.key)
 
     def _give_recipe(
-        self, task: Task, spec: TaskSpec, function: FunctionRecord, lane: Lane, retries: int
+        self, task: Task, spec: TaskSpec, function: FunctionRecord, lane: Lane
     ) -> None:
         """A task that somebody relied on before its recipe was known here can be computed now."""
         needs = [self.tasks[key] for key in dict.fromkeys(spec.dependencies)]
         if not _with_dependents(task).keys().isdisjoint(needs):
             return  # nonsense: it would need itself
         task.function, task.arguments, task.dependencies = function, spec.arguments, tuple(needs)
-        task.retries = retries
         function.uses += 1
         lane.uses += 1
         task.lane.uses -= 1

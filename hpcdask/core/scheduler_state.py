@@ -240,22 +240,18 @@ class SchedulerState(Scattering, Retirement):
         first = -msg.priority  # one object for all
         client.turn = first_turn + len(msg.tasks)
         for turn, spec in enumerate(msg.tasks, first_turn):
-            task = self.tasks.get(spec.key)
-            if task is not None and client.is_returning:
-                task = self._of_this_life(client, task, spec, functions)
-            if task is None or task.function is None:
-                reason = self._why_not(client, spec, functions)
-                if reason is None and task is not None:
-                    self._give_recipe(task, spec, functions[spec.function], lane, msg.retries)
-                elif reason is not None and task is None:
-                    refused[spec.key] = reason
-                    continue
-            if task is None:
-                priority = (first, turn, generation)
-                task = self._new_task(spec, functions[spec.function], priority, msg.retries, lane)
+            priority = (first, turn, generation)
+            task = self._known_or_new(client, spec, functions, priority, msg.retries, lane)
+            if isinstance(task, str):
+                refused[spec.key] = task
+                continue
             tasks.append(task)
             if hold is not None and msg.wanted is not None:  # else the client holds them itself
                 task.add_client(hold)
+        if client.is_returning:
+            self._hold_tasks(now, tasks)
+        elif self.held:
+            self._hold_dependents(tasks)
         if msg.wanted is None:
             for task in tasks:
                 self._want(client, task)
@@ -263,16 +259,11 @@ class SchedulerState(Scattering, Retirement):
                 self._write(client, KeyCancelled(key, reason))
         else:
             self._keys_wanted(now, client, msg.wanted, refused)
-        if client.is_returning:
-            self._hold_tasks(now, tasks)
-        elif self.held:
-            self._hold_dependents(tasks)
         for task in tasks:
             if task.is_needed:
                 self._demand_or_hold(task)
         if msg.final:
-            if hold is not None:
-                del client.generations[msg.submission]
+            client.generations.pop(msg.submission, None)
             if client.is_returning:
                 for task in (*tasks, *(hold.wants if hold is not None else ())):
                     task.add_client(self._until_told(client))
@@ -283,6 +274,31 @@ class SchedulerState(Scattering, Retirement):
             self.functions.keep_or_forget(function)
         self.lanes.drop_if_unused(lane)
         self._settle()
+
+    def _known_or_new(
+        self,
+        client: ClientRecord,
+        spec: TaskSpec,
+        functions: list[FunctionRecord],
+        priority: tuple[float, int, int],
+        retries: int,
+        lane: Lane,
+    ) -> Task | str:
+        """Return the task of a description, or the reason why there can be none."""
+        task = self.tasks.get(spec.key)
+        if task is not None and client.is_returning:
+            task = self._of_this_life(client, task, spec, functions)
+        if task is not None and task.function is not None:
+            return task
+        reason = self._why_not(client, spec, functions)
+        if reason is not None:
+            return reason if task is None else task
+        function = functions[spec.function]
+        if task is None:
+            return self._new_task(spec, function, priority, retries, lane)
+        task.priority, task.retries = priority, retries
+        self._give_recipe(task, spec, function, lane)
+        return task
 
     def _why_not(
         self, client: ClientRecord, spec: TaskSpec, functions: list[FunctionRecord]

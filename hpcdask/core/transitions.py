@@ -46,7 +46,7 @@ MOVES = {
     "released": {"waiting", "memory", "erred", "forgotten"},
     "waiting": {"queued", "no-worker", "processing", "memory", "erred", "released"},
     "queued": {"processing", "no-worker", "waiting", "memory", "erred", "released"},
-    "no-worker": {"processing", "queued", "waiting", "memory", "erred", "released"},
+    "no-worker": {"queued", "waiting", "memory", "erred", "released"},
     "processing": {"memory", "erred", "waiting", "released"},
     "memory": {"released"},
     "erred": {"released"},

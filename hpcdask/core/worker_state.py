@@ -167,7 +167,7 @@ class WorkerState(Fetching):
         else:
             self._spare[version] = task
         self._to_memory(task, value, nbytes)
-        # A scheduler that does not know of it, since it was planned by the one before, can clear it.
+        # A scheduler that knows nothing of it, since the one before has planned it, can free it.
         self.outbox.append(KeysAdded((version,)))
 
     def came_back(self, now: float) -> tuple[tuple[HeldValue, ...], tuple[HeldRun, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core_helpers import (
+    BOOM,
     DEFINE,
     A,
     B,
@@ -22,11 +23,20 @@ from hpcdask.core.definition import definition_of
 from hpcdask.core.returning import QUIET, UNCLAIMED
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.messages import (
+    ComputeTask,
+    DataScattered,
+    Function,
     HeldRun,
     HeldValue,
     KeyCancelled,
+    KeysAdded,
+    KeysDropped,
+    PlacedValue,
     RegisterWorker,
     TaskDone,
+    TaskErred,
+    TaskFinished,
+    Version,
     WantKeys,
 )
 
@@ -175,3 +185,187 @@ def test_scattered_data_is_found_again() -> None:
     state.tick(QUIET + 0.1)
     assert computed(state, A) == ["x"]
     assert state.tasks["data"].state == "memory"
+
+
+def test_a_run_that_ends_before_anybody_has_come_for_it_is_a_value() -> None:
+    state = successor(back(A, HeldRun("x", 1, MEANT)))
+    state.task_finished(0.1, A, TaskFinished("x", 1, 8, 1.0, None))
+    submit(state, {"x": []})
+    state.all_told(0.1, "c")
+    state.tick(QUIET + 0.2)
+    assert sent(state) == {"c": [TaskDone("x", 8, None)]}
+
+
+def test_a_run_that_fails_before_anybody_has_come_for_it_is_run_again() -> None:
+    state = successor(back(A, HeldRun("x", 1, MEANT)))
+    state.task_erred(0.1, A, TaskErred("x", 1, BOOM))
+    submit(state, {"x": []})
+    state.all_told(0.1, "c")
+    state.tick(QUIET + 0.2)
+    assert computed(state, A) == ["x"]
+
+
+def test_of_two_runs_of_one_key_one_goes_on() -> None:
+    state = successor(back(A, HeldRun("x", 1, MEANT)), back(B, HeldRun("x", 2, MEANT)))
+    assert sent(state) == {B: [free(("x", 2))]}
+
+
+def test_a_recipe_that_comes_after_what_builds_on_it_is_used() -> None:
+    state = successor(back(A))
+    state.client_returned(0.0, "d")
+    submit(state, {"y": ["x"]})
+    state.all_told(0.0, "c")
+    submit(state, {"x": []}, client="d")
+    state.all_told(0.0, "d")
+    state.tick(QUIET + 0.1)
+    assert computed(state, A) == ["x", "y"]
+
+
+def test_even_after_what_builds_on_it_was_given_up() -> None:
+    state = successor(back(A))
+    submit(state, {"y": ["x"]})
+    state.keys_wanted(0.0, "c", WantKeys(("x",)))
+    state.all_told(0.0, "c")
+    state.tick(QUIET + 0.1)
+    assert state.tasks["x"].state == "erred"
+    state.client_returned(QUIET + 1, "d")
+    submit(state, {"x": []}, client="d")
+    state.all_told(QUIET + 1, "d")
+    sent(state)
+    state.tick(2 * QUIET + 2)
+    assert computed(state, A) == ["x"]
+
+
+def test_a_recipe_that_would_need_itself_is_not_taken() -> None:
+    state = successor(back(A))
+    submit(state, {"y": ["x"]})
+    submit(state, {"x": ["y"]}, submission=2)
+    assert state.tasks["x"].dependencies == ()
+    state.all_told(0.0, "c")
+    state.tick(QUIET + 0.1)
+    assert state.tasks["x"].state == "erred"
+    sent(state)
+
+
+def test_a_key_let_go_before_all_are_back_is_not_wanted_any_more() -> None:
+    state = successor(back(A, HeldValue("x", 1, 8, 0)))
+    state.keys_wanted(0.0, "c", WantKeys(("x",)))
+    state.all_told(0.0, "c")
+    release(state, "x")
+    state.tick(QUIET + 0.1)
+    assert not state.tasks
+    sent(state)
+
+
+def test_what_was_told_is_known_until_all_is_told() -> None:
+    """The wants of a key may follow the submission that it is of."""
+    state = successor(back(A))
+    submit(state, {"x": [], "y": []}, wanted=["y"])
+    state.keys_wanted(0.0, "c", WantKeys(("x",)))
+    state.all_told(0.0, "c")
+    state.tick(QUIET + 0.1)
+    assert state.tasks["x"].state == "processing"
+    sent(state)
+
+
+def test_a_dependant_that_survived_keeps_its_inputs_from_being_given_to_others() -> None:
+    state = started(A, B)
+    submit(state, {"x": [], "u": [], "y": ["x", "u"]}, wanted=["y"])
+    finish(state, A, "x")
+    finish(state, B, "u")
+    holder = state.tasks["y"].worker
+    assert holder is not None
+    attempt = state.tasks["y"].attempt
+    finish(state, holder.address, "y")
+    sent(state)
+    other = B if holder.address == A else A
+    state.worker_lost(1.0, holder.address)
+    assert computed(state, other)
+    kept = HeldValue("x", 1, 8, MEANT), HeldValue("y", attempt, 8, MEANT)
+    state.worker_joined(2.0, back(holder.address, *kept))
+    assert all(m.key != "y" for m in sent(state).get(other, ()) if isinstance(m, ComputeTask))
+    assert state.tasks["y"].state == "memory"
+
+
+def test_a_copy_counts_as_what_the_original_is() -> None:
+    state = successor(back(A, HeldValue("x", 1, 8, 0)), back(B, HeldValue("x", 1, 8, MEANT)))
+    submit(state, {"x": []})
+    state.all_told(0.0, "c")
+    state.tick(QUIET + 0.1)
+    assert set(state.locate("x").addresses) == {A, B}
+    sent(state)
+
+
+def test_a_client_that_comes_back_twice_wants_no_more_than_it_says_then() -> None:
+    state = started(A)
+    submit(state, {"x": [], "y": []})
+    for now in (1.0, 2.0):
+        state.client_returned(now, "c")
+        state.keys_wanted(now, "c", WantKeys(("x",)))
+    state.all_told(2.0, "c")
+    assert list(state.tasks) == ["x"]
+    sent(state)
+
+
+def test_a_key_that_means_something_else_by_now_is_computed_anew() -> None:
+    state = started(A)
+    submit(state, {"x": [], "y": ["x"]}, wanted=["y"])
+    finish(state, A, "x", "y")
+    sent(state)
+    state.client_returned(1.0, "c")
+    other = Function(b"g" * 16, "g", b"code of g")
+    submit(state, {"x": [], "y": ["x"]}, wanted=["y"], submission=2, function=other)
+    state.all_told(1.0, "c")
+    assert computed(state, A) == ["x", "y"]
+
+
+def test_what_is_submitted_meanwhile_waits_for_what_it_builds_on() -> None:
+    state = successor(back(A))
+    state.client_joined(0.0, "d")
+    submit(state, {"x": []})
+    state.all_told(0.0, "c")
+    submit(state, {"y": ["x"]}, client="d")
+    assert sent(state) == {}
+    state.worker_joined(1.0, back(B, HeldValue("x", 1, 8, MEANT)))
+    state.tick(QUIET + 1.1)
+    assert computed(state, B) == ["y"]
+
+
+def test_a_lent_future_waits_for_its_lender_to_come_back() -> None:
+    state = successor(back(A))
+    state.client_joined(0.0, "d")
+    state.keys_wanted(0.0, "d", WantKeys(("x",)))
+    assert sent(state) == {}
+    submit(state, {"x": []})
+    state.all_told(0.0, "c")
+    state.tick(QUIET + 0.1)
+    finish(state, A, "x")
+    assert done("x") in sent(state)["d"]
+
+
+def test_a_value_that_was_dropped_meanwhile_cannot_be_claimed() -> None:
+    state = successor(back(A, HeldValue("x", 1, 8, MEANT)))
+    state.keys_dropped(0.0, A, KeysDropped((Version("x", 1),)))
+    submit(state, {"x": []})
+    state.all_told(0.0, "c")
+    state.tick(QUIET + 0.1)
+    assert computed(state, A) == ["x"]
+
+
+def test_data_put_where_the_scheduler_before_had_planned_is_found() -> None:
+    state = successor(back(A))
+    state.all_told(0.0, "c")
+    state.keys_added(0.1, A, KeysAdded((Version("data", 7),)))
+    state.data_scattered(0.2, "c", DataScattered((PlacedValue("data", 7, 8, (A,)),)))
+    state.tick(QUIET + 0.3)
+    assert state.locate("data").addresses == (A,)
+    sent(state)
+
+
+def test_what_a_lost_client_put_there_for_the_scheduler_before_is_freed() -> None:
+    state = successor(back(A))
+    state.all_told(0.0, "c")
+    state.keys_added(0.1, A, KeysAdded((Version("data", 7),)))
+    assert sent(state) == {}
+    state.tick(UNCLAIMED + QUIET + 1)
+    assert sent(state) == {A: [free(("data", 7))]}

@@ -20,15 +20,21 @@ from core_helpers import (
     sent,
     started,
     submit,
+    worker_info,
 )
 
 from hpcdask.errors import LostDataError
 from hpcdask.messages import (
     DataScattered,
     Dependency,
+    HeldValue,
+    KeysAdded,
+    KeysDropped,
     PlacedValue,
     TaskDone,
     TaskFailed,
+    Version,
+    WantKeys,
 )
 
 
@@ -153,3 +159,51 @@ def test_lost_data_fails_what_needs_it_and_can_be_scattered_again() -> None:
     assert {m.error.key for m in failed} == {"x"}
     scatter(state, "x")
     assert TaskDone("x", 8, None) in sent(state)["c"]
+
+
+def test_a_value_dropped_before_its_client_tells_of_it_is_not_there() -> None:
+    state = started(A, B)
+    placements = tuple(plan(state, "x", broadcast=True))
+    state.keys_dropped(0.0, A, KeysDropped((Version("x", placements[0].attempt),)))
+    state.data_scattered(0.0, "c", DataScattered(placements))
+    assert state.locate("x").addresses == (B,)
+    sent(state)
+
+
+def test_a_worker_that_was_away_is_believed_only_what_it_brings_back() -> None:
+    state = started(A, B)
+    placements = tuple(plan(state, "x", "y", broadcast=True))
+    state.worker_lost(0.0, A)
+    kept = (HeldValue("x", placements[0].attempt, 8, 0),)
+    state.worker_joined(0.0, worker_info(A)._replace(returns=True, values=kept))
+    state.data_scattered(0.0, "c", DataScattered(placements))
+    assert set(state.locate("x").addresses) == {A, B}
+    assert state.locate("y").addresses == (B,)
+    sent(state)
+
+
+def test_a_value_that_a_worker_announces_early_is_left_to_its_client() -> None:
+    state = started(A)
+    placements = tuple(plan(state, "x"))
+    state.keys_added(0.0, A, KeysAdded((Version("x", placements[0].attempt),)))
+    assert sent(state) == {}
+
+
+def test_data_of_which_the_news_was_lost_is_found_when_its_client_comes_back() -> None:
+    state = started(A)
+    plan(state, "x")
+    state.client_returned(1.0, "c")
+    state.keys_wanted(1.0, "c", WantKeys(("x",)))
+    state.all_told(1.0, "c")
+    assert state.locate("x").addresses == (A,)
+    sent(state)
+
+
+def test_data_that_was_let_go_before_its_client_came_back_is_not_kept() -> None:
+    state = started(A)
+    placements = tuple(plan(state, "x"))
+    state.client_returned(1.0, "c")
+    state.data_scattered(1.0, "c", DataScattered(placements))
+    state.all_told(1.0, "c")
+    assert not state.tasks
+    sent(state)

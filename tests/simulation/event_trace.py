@@ -9,7 +9,7 @@ from typing import Any
 #: Entries that are remembered.
 _MAX_ENTRIES = 100_000
 #: Characters of one line.
-_WIDTH = int(__import__("os").environ.get("TRACE_WIDTH", "240"))
+_WIDTH = 240
 
 
 class EventTrace:

@@ -7,12 +7,15 @@ of a right one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 
+from hpcdask.core import returning
 from hpcdask.core.functions import Functions
-from hpcdask.core.records import Task, WorkerRecord
+from hpcdask.core.lanes import Lane, Lanes
+from hpcdask.core.records import ClientRecord, Task, WorkerRecord
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.worker_state import HeldTask, WorkerState
 from hpcdask.messages import FreeKeys, GivenBack, KeysAdded, TaskFailed, TaskFinished, Version
@@ -20,6 +23,19 @@ from hpcdask.messages import FreeKeys, GivenBack, KeysAdded, TaskFailed, TaskFin
 Patch = pytest.MonkeyPatch
 Breakage = Callable[[Patch], None]
 BREAKAGES: list[Breakage] = []
+
+
+#: Seeds that notice those which few others do, to begin with; they change with the simulator.
+FIRST_SEEDS = {
+    "the_answer_of_a_run_that_was_given_up_is_believed": 36,
+    "a_leaving_worker_ends_before_its_values_are_safe": 24,
+    "a_dropped_value_still_counts_as_held": 8,
+    "an_old_copy_counts_as_the_present_value": 6,
+    "what_others_want_is_cancelled_too": 19,
+    "scattered_data_that_nobody_takes_stays": 6,
+    "the_end_of_a_run_that_nobody_has_come_for_is_not_heard": 7,
+    "a_run_does_not_wait_for_resources": 6,
+}
 
 
 def breakage(function: Breakage) -> Breakage:
@@ -206,6 +222,52 @@ def half_a_graph_of_a_lost_client_is_kept(patch: Patch) -> None:
 @breakage
 def scattered_data_that_nobody_takes_stays(patch: Patch) -> None:
     patch.setattr(SchedulerState, "_free_placed", lambda self, placed: None)
+
+
+@breakage
+def values_that_survived_a_scheduler_are_dropped(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_take_up_value", lambda self, now, worker, value: False)
+
+
+@breakage
+def runs_that_survived_a_scheduler_are_not_claimed(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_claim_run", lambda self, task: False)
+
+
+@breakage
+def a_new_scheduler_waits_for_nobody(patch: Patch) -> None:
+    patch.setattr(returning, "QUIET", 0.0)
+
+
+@breakage
+def the_end_of_a_run_that_nobody_has_come_for_is_not_heard(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_kept_run_ended", lambda self, now, worker, msg: None)
+
+
+@breakage
+def what_a_client_wanted_before_its_return_is_kept(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_drop_former", lambda self, name: None)
+
+
+@breakage
+def a_value_is_believed_to_be_of_any_life_of_its_key(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_is_same", lambda self, task, kept: True)
+
+
+@breakage
+def any_worker_may_run_what_is_restricted_to_some(patch: Patch) -> None:
+    patch.setattr(Lane, "is_named", lambda self, worker: True)
+
+
+@breakage
+def workers_that_come_are_not_preferred_by_those_they_are_named_by(patch: Patch) -> None:
+    patch.setattr(Lanes, "_renew", lambda self, lane: None)
+
+
+@breakage
+def clients_do_not_take_turns(patch: Patch) -> None:
+    first = count(0, 1_000_000)
+    patch.setattr(ClientRecord, "turn", property(lambda self: next(first), lambda self, turn: None))
 
 
 # -- The worker -----------------------------------------------------------------------------------

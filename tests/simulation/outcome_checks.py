@@ -6,6 +6,7 @@ import pickle
 from typing import TYPE_CHECKING
 
 from recipes import DATA
+
 from hpcdask.errors import KilledWorker, LostDataError
 from hpcdask.messages import TaskError, Version
 
@@ -72,7 +73,7 @@ def check_nothing_is_left(simulation: Simulation) -> None:
     assert not any(list(lane.queued) for lane in state.lanes)
     assert not state.leaving
     assert not state.held
-    assert not (state._values or state._runs or state._held_wants or state._former)
+    assert not any([state._values, state._runs, state._held_wants, state._former])
     planned = {p.key for plans in state._scattering.values() for p in plans.values()}
     for record in state.workers.values():
         assert not record.processing

@@ -6,7 +6,7 @@ import argparse
 import sys
 import traceback
 
-from simulator import N_DEEDS, Simulation, report
+from simulator import N_DEEDS, Simulation, how_to_replay, report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"seed {options.seed} is well after {simulation.clock.n_events} events")
         return 0
     traceback.print_exception(failure)
-    print(report(options.seed, options.deeds, simulation, failure))
+    print(report(simulation, how_to_replay(options.seed, options.deeds), failure))
     return 1
 
 

@@ -7,6 +7,7 @@ SchedulerState takes is measured, placement, stealing and ticks included.
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Sequence
 from heapq import heappop, heappush
@@ -20,6 +21,7 @@ from hpcdask.messages import (
     Function,
     GivenBack,
     RegisterWorker,
+    Restriction,
     SubmitTasks,
     TakeBack,
     TaskFinished,
@@ -29,6 +31,11 @@ from hpcdask.messages import (
 
 #: Seconds that tasks take, by the name of their function.
 MIXED = {"tick": 1e-4, "short": 1e-2, "long": 1.0}
+RESTRICTIONS = (
+    None,
+    Restriction(("h0", "h1", "h2"), False, ()),
+    Restriction((), False, (("gpu", 1.0),)),
+)
 #: Tasks in one message of the client.
 _CHUNK = 1000
 _TICK = 0.1
@@ -46,8 +53,9 @@ class QueueWorker:
 class Measurement:
     """One simulated cluster, and the seconds that its scheduler's state has taken."""
 
-    def __init__(self, n_workers: int, seed: int = 0) -> None:
+    def __init__(self, n_workers: int, are_restricted: bool = False, seed: int = 0) -> None:
         self.random = Random(seed)
+        self.are_restricted = are_restricted
         self.now = 0.0
         self.cost = 0.0  # real seconds in the state
         self.n_done = self.n_given_back = 0
@@ -55,18 +63,20 @@ class Measurement:
         self.workers: dict[str, QueueWorker] = {}
         self._ends: list[tuple[float, int, QueueWorker]] = []
         self._names = list(MIXED)
-        self._pushes = 0
+        self._pushes = self._submissions = 0
         self.state.client_joined(0.0, "c")
         for i in range(n_workers):
             address = f"tcp://10.{i >> 16}.{i >> 8 & 255}.{i & 255}:1"
-            info = RegisterWorker(address, address, 1, 0, f"h{i // 64}", 1, "/", "", 1, "1")
+            gpu = (("gpu", 1.0),) if i % 4 == 0 else ()
+            about = (f"h{i % 8}", 1, "/", "", 1, "1", gpu)
+            info = RegisterWorker(address, address, 1, 0, *about)
             self.workers[address] = QueueWorker(address)
             self.state.worker_joined(0.0, info)
 
     def _event(self, event: Any, *args: Any) -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         event(*args)
-        self.cost += time.perf_counter() - start
+        self.cost += time.process_time() - start
         outbox, self.state.outbox = self.state.outbox, {}
         for address, messages in outbox.items():
             if address in self.workers:
@@ -95,22 +105,29 @@ class Measurement:
             heappush(self._ends, (end, self._pushes, worker))
 
     def submit(self, n_tasks: int) -> None:
-        """Send a graph: half of the tasks need nothing, the others need two of these."""
+        """Send a graph: half of the tasks need nothing, the others need two of these.
+
+        If tasks are restricted, a third are to some hosts, and a third to workers with a gpu.
+        """
         functions = tuple(Function(name.encode(), name, b"") for name in self._names)
-        for first in range(0, n_tasks, _CHUNK):
+        self._submissions += 1
+        for number, first in enumerate(range(0, n_tasks, _CHUNK)):
             specs = tuple(self._spec(i) for i in range(first, min(first + _CHUNK, n_tasks)))
             final = first + _CHUNK >= n_tasks
-            msg = SubmitTasks(1, functions, specs, None, first, 0.0, 0, final)
+            where = RESTRICTIONS[number % 3] if self.are_restricted else None
+            about = (None, first, 0.0, 0, final, 0, where)
+            msg = SubmitTasks(self._submissions, functions, specs, *about)
             self._event(self.state.tasks_submitted, self.now, "c", msg)
 
     def _spec(self, i: int) -> TaskSpec:
-        odd = i % 2 and i > 2
-        needs = (f"t{i - 1}", f"t{i - 3 if i > 3 else 0}") if odd else ()
-        return TaskSpec(f"t{i}", self.random.choice([0] * 8 + [1] * 3 + [2]), b"", needs)
+        odd, n = i % 2 and i % _CHUNK > 2, self._submissions
+        needs = (f"t{n}-{i - 1}", f"t{n}-{i - 3}") if odd else ()
+        function = self.random.choice([0] * 8 + [1] * 3 + [2])
+        return TaskSpec(f"t{n}-{i}", function, b"", needs)
 
     def run(self) -> None:
         """Let all tasks run."""
-        next_tick = _TICK
+        next_tick = self.now + _TICK
         while self._ends:
             end, _, worker = heappop(self._ends)
             while next_tick < end:
@@ -127,12 +144,20 @@ class Measurement:
             self._start(worker)
 
 
-def measure(n_workers: int, n_tasks: int) -> Measurement:
+def measure(n_workers: int, n_tasks: int, are_restricted: bool = False) -> Measurement:
     """Run so many tasks on so many workers."""
-    measurement = Measurement(n_workers)
-    measurement.cost = 0.0  # joining is not what is asked
-    measurement.submit(n_tasks)
+    measurement = Measurement(n_workers, are_restricted)
+    measurement.submit(4 * n_workers)
     measurement.run()
+    measurement.n_done = measurement.n_given_back = 0
+    measurement.cost = 0.0
+    gc.collect()
+    gc.disable()
+    try:
+        measurement.submit(n_tasks)
+        measurement.run()
+    finally:
+        gc.enable()
     assert all(task.state == "memory" for task in measurement.state.tasks.values())
     return measurement
 
@@ -140,16 +165,18 @@ def measure(n_workers: int, n_tasks: int) -> Measurement:
 def main(arguments: list[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description="Cost per task of the scheduler's state.")
-    parser.add_argument("--tasks", type=int, default=100_000)
+    parser.add_argument("--tasks", type=int, default=200_000)
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 1000, 10_000])
     options = parser.parse_args(arguments)
-    print(" workers    tasks  us/task   given back  virtual s")
-    for n_workers in options.workers:
-        found = measure(n_workers, options.tasks)
-        cost = 1e6 * found.cost / options.tasks
-        print(
-            f"{n_workers:8} {options.tasks:8} {cost:8.1f} {found.n_given_back:12} {found.now:10.2f}"
-        )
+    print(" workers    tasks  restricted  us/task   given back")
+    for are_restricted in (False, True):
+        for n_workers in options.workers:
+            found = measure(n_workers, options.tasks, are_restricted)
+            cost = 1e6 * found.cost / options.tasks
+            which = "two thirds" if are_restricted else "none"
+            print(
+                f"{n_workers:8} {options.tasks:8}  {which:10} {cost:8.1f} {found.n_given_back:12}"
+            )
 
 
 if __name__ == "__main__":

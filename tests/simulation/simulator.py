@@ -253,10 +253,14 @@ def live_through(seed: int, n_deeds: int = N_DEEDS) -> Simulation:
         If it contradicted itself, or did not end as it has to.
     """
     simulation = Simulation(seed)
-    option = "" if n_deeds == N_DEEDS else f" --deeds {n_deeds}"
-    with failing_as_reported(simulation, f"replay.py {seed}{option} --trace"):
+    with failing_as_reported(simulation, how_to_replay(seed, n_deeds)):
         simulation.run(n_deeds)
     return simulation
+
+
+def how_to_replay(seed: int, n_deeds: int) -> str:
+    option = "" if n_deeds == N_DEEDS else f" --deeds {n_deeds}"
+    return f"python tests/simulation/replay.py {seed}{option} --trace"
 
 
 @contextmanager
@@ -275,7 +279,7 @@ def report(simulation: Simulation, replay: str, exc: BaseException) -> str:
     return "\n".join(
         [
             f"seed {simulation.seed}, at {simulation.clock.now:.6f} s: {exc!r:.2000}",
-            f"replay: python tests/simulation/{replay}",
+            f"replay: {replay}",
             f"the last of what concerns {', '.join(sorted(names)) or 'everybody'}:",
             *lines,
         ]

@@ -1,6 +1,7 @@
 """Live through as many seeds as the time allows: ``make soak``, for `SOAK_SECONDS` seconds.
 
-Seeds begin at `SOAK_SEED`, or at the time of day, so that each soak tries others.
+Seeds begin at `SOAK_SEED`, or at the time of day, so that each soak tries others. It uses all
+cores, or `SOAK_PROCESSES`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import time
 from multiprocessing import get_context
 
+from calm import replace_the_scheduler
 from simulator import SeedFailed, live_through
 
 #: Seeds that one process takes at a time.
@@ -25,6 +27,7 @@ def failures_among(seeds: range) -> list[str]:
         try:
             # Longer lives find what takes many things at once, shorter ones tell it plainly.
             live_through(seed, n_deeds=(30, 60, 120, 300)[seed % 4])
+            replace_the_scheduler(seed, n_deeds=(10, 20, 40, 80)[seed // 4 % 4])
         except SeedFailed as exc:
             failed.append(str(exc))
     return failed
@@ -34,8 +37,9 @@ def main() -> int:
     """Soak; 1 if a seed fails."""
     seconds = float(os.environ.get("SOAK_SECONDS", "600"))
     first = int(os.environ.get("SOAK_SEED", int(time.time()) * 1000))
-    n_processes = len(os.sched_getaffinity(0))
-    end = time.monotonic() + seconds
+    n_processes = int(os.environ.get("SOAK_PROCESSES", len(os.sched_getaffinity(0))))
+    start_time = time.monotonic()
+    end = start_time + seconds
     n_seeds = n_failed = 0
     with get_context("spawn").Pool(n_processes) as pool:
 
@@ -50,7 +54,8 @@ def main() -> int:
                 n_seeds += _CHUNK
                 n_failed += len(failed)
                 print("\n\n".join(failed), end="\n\n" if failed else "", flush=True)
-    print(f"{n_seeds} seeds from {first}: {n_failed} failed")
+    rate = n_seeds / (time.monotonic() - start_time)
+    print(f"{n_seeds} seeds from {first}, {rate:.1f} per second: {n_failed} failed")
     return int(n_failed > 0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import replay
+from calm import replace_the_scheduler, take_turns
 from faults import Deed, deeds
 from simulator import SeedFailed, Simulation, live_through
 
@@ -15,10 +16,20 @@ from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.worker_state import HeldTask, WorkerState
 
 
-@pytest.mark.parametrize("hundred", range(2))
-def test_every_wanted_task_ends_right_and_nothing_is_left(hundred: int) -> None:
-    for seed in range(100 * hundred, 100 * hundred + 100):
+@pytest.mark.parametrize("part", range(2))
+def test_every_wanted_task_ends_right_and_nothing_is_left(part: int) -> None:
+    for seed in range(25 * part, 25 * part + 25):
         live_through(seed)
+
+
+def test_what_survives_a_scheduler_is_neither_lost_nor_done_again() -> None:
+    for seed in range(20):
+        replace_the_scheduler(seed)
+
+
+def test_no_client_waits_for_all_tasks_of_another() -> None:
+    for seed in range(5):
+        take_turns(seed)
 
 
 def test_a_seed_happens_in_the_same_way_again() -> None:
@@ -71,7 +82,7 @@ def test_each_move_that_the_tables_list_does_happen(monkeypatch: pytest.MonkeyPa
             move(self, task, state)
 
         monkeypatch.setattr(state_class, "_move", noted)
-    for seed in range(1000, 1040):
+    for seed in range(1000, 1025):
         live_through(seed, n_deeds=120)
     # A task that can run does not fail before it does.
     impossible = {("queued", "erred"), ("no-worker", "erred")}

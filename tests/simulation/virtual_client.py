@@ -36,7 +36,6 @@ from hpcdask.messages import (
     ScatterPlan,
     SubmitTasks,
     TaskDone,
-    TaskError,
     TaskFailed,
     Version,
     WantKeys,
