@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 from chaos_programs import HERE, ClientProgram
-from chaos_times import WORKER_TTL
+from chaos_times import CLIENT_GRACE, WORKER_TTL
 from commands import Command, Home
 from hosts import Hosts, hosts
 from janitor import janitor
@@ -138,6 +138,7 @@ class OnThisMachine(Cluster):
             "scheduler_file": self.scheduler_file,
             "allowed_failures": FAILURES,
             "worker_ttl": WORKER_TTL,
+            "client_grace": CLIENT_GRACE,
         }
         with (
             janitor(self.mark),
@@ -203,7 +204,7 @@ class OnHosts(Cluster):
         """Start the scheduler; wait until its file is there."""
         options = ["--scheduler-file", str(self.scheduler_file), "--port", port]
         options += ["--interface", "ib0", "--allowed-failures", str(FAILURES)]
-        options += ["--worker-ttl", f"{WORKER_TTL}s"]
+        options += ["--worker-ttl", f"{WORKER_TTL}s", "--client-grace", f"{CLIENT_GRACE}s"]
         command = (sys.executable, "-m", "hpcdask", "scheduler", *options)
         self.scheduler = self.home.run(*self.on("head", *command))
         self.scheduler.line("Scheduler at", _START)

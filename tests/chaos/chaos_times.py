@@ -7,4 +7,4 @@ WORKER_TTL = 3.0
 #: Seconds in which a nanny that got SIGTERM must have ended.
 DRAINED = 40.0
 #: Seconds that the scheduler keeps what a vanished client wanted, in case that it comes back.
-CLIENT_GRACE = 30.0
+CLIENT_GRACE = 8.0
