@@ -67,9 +67,8 @@ def test_what_is_given_back_goes_to_who_asked_for_it_although_its_input_is_elsew
     state = started(A)
     submit(state, {"x": [], "y0": ["x"], "y1": ["x"]})
     finish(state, A, "x", nbytes=250_000_000)
-    state.worker_joined(1.0, worker_info(B))
     sent(state)
-    state.tick(2.0)
+    state.worker_joined(1.0, worker_info(B))
     (message,) = sent(state)[A]
     state.given_back(2.1, A, GivenBack(message.versions))
     assert computed(state, B) == ["y1"]
