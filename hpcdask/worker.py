@@ -95,7 +95,8 @@ class Worker(Service):
     nanny : str
         Name of the nanny that watches this worker, if one does.
     resources : mapping of str to float, or str, optional
-        As ``{"GPU": 1}`` or ``"GPU=1"``: what tasks submitted with ``resources=`` may take of this worker while they run.
+        As ``{"GPU": 1}`` or ``"GPU=1"``: what tasks submitted with ``resources=`` may take of this
+        worker while they run.
     reconnect_timeout : float or str
         Seconds to look for a lost scheduler, or another in its place, while what runs goes on and
         what is held is kept; 0 to end at once.
