@@ -84,7 +84,7 @@ class Nanny(Service):
         nthreads: int | None = None,
         name: str | int | None = None,
         memory_limit: str | float | None = "auto",
-        resources: Mapping[str, float] | None = None,
+        resources: Mapping[str, float] | str | None = None,
         death_timeout: float | str = 60.0,
         reconnect_timeout: float | str = 60.0,
         drain_timeout: float | str = 30.0,

@@ -585,7 +585,9 @@ class Scheduler(Service):
                 if type(message) is WorkerDied:
                     self.last_words[hello.name] = message
                     self._progress.set()
-                    log.warning("worker %s %s", message.name, last_words(message))
+                    log.warning(
+                        "worker %s (pid %d) %s", message.name, message.pid, last_words(message)
+                    )
                 elif type(message) is WorkerLives:
                     self._vouched_for(hello.name)
                 elif type(message) in (CallReturned, Failure):
@@ -665,9 +667,7 @@ def last_words(died: WorkerDied) -> str:
         except ValueError:
             how = f"was killed by signal {-code}"
     lines = died.stderr.strip()
-    return f"(pid {died.pid}) {how}; " + (
-        f"the last lines it wrote:\n{lines}\n" if lines else "it wrote nothing"
-    )
+    return f"{how}; " + (f"the last lines on stderr:\n{lines}" if lines else "nothing on stderr")
 
 
 _WORKER_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None]] = {

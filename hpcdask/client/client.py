@@ -100,7 +100,7 @@ class Client(ClusterCalls):
             Futures among them, also within lists, tuples, sets and dicts, stand for their values.
         key : str, optional
             Name of the task. One that exists already is not run again.
-        workers : str, or list, tuple or set of str, optional
+        workers : str or int, or list, tuple or set of these, optional
             Addresses, names or hosts of workers that may run it.
         resources : dict, optional
             What it takes of its worker's resources while it runs, as ``{"GPU": 1}``. Without a
