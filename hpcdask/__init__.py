@@ -1,4 +1,4 @@
-"""hpcdask: a task cluster for HPC allocations, with the public API of dask.distributed.
+"""hpcdask: a task cluster for HPC allocations, with names of dask.distributed.
 
 Names are imported when first used: a worker needs neither client nor launchers, and of a thousand
 that start at once on a shared file system each file less counts.

@@ -170,15 +170,17 @@ class ClientRequests:
             if info.nanny not in expected:
                 self._scheduler.workers[address].send(CloseWorker("the cluster was restarted"))
 
-        def are_back() -> bool:
-            fresh = [w.info for a, w in self._scheduler.state.workers.items() if a not in old]
-            return expected <= {info.nanny for info in fresh}
+        # By process, since one that listens on a fixed port has the address of the last.
+        ended = {(info.nanny, info.pid) for info in old.values()}
 
-        if not await self._scheduler.until(are_back, msg.timeout):
-            fresh = {w.info.nanny for a, w in self._scheduler.state.workers.items() if a not in old}
+        def missing() -> set[str]:
+            present = (worker.info for worker in self._scheduler.state.workers.values())
+            return expected - {w.nanny for w in present if (w.nanny, w.pid) not in ended}
+
+        if not await self._scheduler.until(lambda: not missing(), msg.timeout):
             raise WaitTimeoutError(
-                f"{len(expected - fresh)} of {len(expected)} workers were not back within "
-                f"{msg.timeout:g} s after a restart: {sorted(expected - fresh)}"
+                f"{len(missing())} of {len(expected)} workers were not back within "
+                f"{msg.timeout:g} s after a restart: {sorted(missing())}"
             )
         return Reply(msg.request, None)
 

@@ -11,7 +11,10 @@ from hpcdask.host import parse_bytes, parse_timedelta
 
 
 def _compression(text: str) -> str | None:
-    return None if text.lower() in ("", "none", "off") else text
+    name = text.strip().lower()
+    if name not in ("", "none", "off", "auto", "lz4", "zstd"):
+        raise ConfigError(f"{text!r} is no compression; set auto, lz4, zstd or none")
+    return None if name in ("", "none", "off") else name
 
 
 #: Variable -> (setting, how to read it). docs/configuration.md explains each.

@@ -84,7 +84,7 @@ class Nanny(Service):
         nthreads: int | None = None,
         name: str | int | None = None,
         memory_limit: str | float | None = "auto",
-        resources: Mapping[str, float] | None = None,
+        resources: Mapping[str, float] | str | None = None,
         death_timeout: float | str = 60.0,
         reconnect_timeout: float | str = 60.0,
         drain_timeout: float | str = 30.0,
@@ -222,7 +222,10 @@ class Nanny(Service):
         if self._closing is not None:
             return
         self._linked.clear()
-        if self.status == "running" and self._reconnect_timeout:
+        # While its worker starts, who waits for us should know at once; but where there is a
+        # scheduler file another scheduler may follow, and the worker reads it, too.
+        may_follow = self.status == "running" or self.place.scheduler_file is not None
+        if may_follow and self._reconnect_timeout:
             self._spawn(self._find_scheduler_again(reason))
         else:
             self._fail_soon(f"lost the scheduler: {reason}")

@@ -31,14 +31,19 @@ def parse_resources(text: str) -> dict[str, float]:
     return dict(checked_resources(found))
 
 
-def checked_resources(given: Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
-    """Names and amounts as messages carry them, sorted.
+def checked_resources(given: Mapping[str, float] | str | None) -> tuple[tuple[str, float], ...]:
+    """Names and amounts as messages carry them, sorted; from text as from a mapping.
 
     Raises
     ------
     ConfigError
-        If a name is empty or no text, or an amount is no finite number of at least 0.
+        If `given` is neither, a name is empty or no text, or an amount is no finite number of at
+        least 0.
     """
+    if isinstance(given, str):
+        given = parse_resources(given)
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"{given!r:.80} are no resources; give {{'GPU': 1}} or 'GPU=1'")
     for name, amount in (given or {}).items():
         if not isinstance(name, str) or not name:
             raise ConfigError(f"{name!r} is no name of a resource")

@@ -170,6 +170,8 @@ class Scheduler(Service):
         self.clients: dict[str, Comm] = {}
         self.nannies: dict[str, tuple[Comm, RegisterNanny]] = {}
         self.last_words: dict[str, WorkerDied] = {}  # by nanny id
+        self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
+        self._absences: dict[str, asyncio.Task[None]] = {}  # of clients that may come back
         self.worker_ttl = hosts.parse_timedelta(worker_ttl or 0)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
@@ -412,10 +414,13 @@ class Scheduler(Service):
 
     def _registered(self) -> Registered:
         interval = max(_HEARTBEAT, len(self.workers) / _HEARTBEATS_PER_SECOND)
+        if self.worker_ttl:  # an idle worker says nothing else
+            interval = min(interval, self.worker_ttl / 4)
         return Registered(self.id, interval)
 
     def _client_joins(self, comm: Comm, hello: RegisterClient) -> None:
         name = hello.client
+        self._end_absence(name)
         if hello.returns:
             self.state.client_returned(self.now(), name)
         else:
@@ -429,32 +434,45 @@ class Scheduler(Service):
             has_said_goodbye |= type(message) is ClientClosing
             self._from_client(name, comm, message)
 
-        feed = Feed(handle, self.flush)
+        feed = self._feeds[name] = Feed(handle, self.flush, comm.abort)
 
         def on_closed(reason: CommClosedError) -> None:
-            feed.finish()
             self._comms.discard(comm)
-            if self.clients.get(name) is comm:
-                del self.clients[name]
-                if has_said_goodbye or not self._client_grace or self.status == "closing":
-                    self.state.client_lost(self.now(), name)
-                    self.flush()
-                else:
-                    self._spawn(self._forget_client(name))
+            feed.finish(has_gone)
+
+        def has_gone() -> None:
+            if self.clients.get(name) is not comm:
+                return  # it has come back meanwhile
+            del self.clients[name], self._feeds[name]
+            if has_said_goodbye or not self._client_grace or self.status == "closing":
+                self.state.client_lost(self.now(), name)
+                self.flush()
+            else:
+                self._absences[name] = self._spawn(self._forget_client(name))
 
         comm.start(feed, on_closed)
+
+    def _end_absence(self, name: str) -> None:
+        """A client is here, and tells all anew: what it said before counts no more."""
+        absence = self._absences.pop(name, None)
+        if absence is not None:
+            absence.cancel()
+        if name in self.clients:  # the old connection is dead and we may not know it yet
+            self._feeds.pop(name).drop()
+            self.clients.pop(name).abort("replaced by a new connection")
 
     async def _forget_client(self, name: str) -> None:
         """Forget a client that said no goodbye, unless it comes back."""
         log.info("client %s has vanished; its work is kept for %g s", name, self._client_grace)
         await asyncio.sleep(self._client_grace)
-        if name not in self.clients:
-            self.state.client_lost(self.now(), name)
-            self.flush()
+        del self._absences[name]
+        self.state.client_lost(self.now(), name)
+        self.flush()
 
     def _worker_joins(self, comm: Comm, hello: RegisterWorker) -> None:
         address = hello.address
         if address in self.workers:  # the old connection is dead and we do not know it yet
+            self._feeds.pop(address).drop()
             self.workers.pop(address).abort("replaced by a new connection")
             self.state.worker_lost(self.now(), address, planned=True)
         self.workers[address] = comm
@@ -473,7 +491,7 @@ class Scheduler(Service):
             leaves_on_purpose |= type(message) is WorkerClosing
             self._from_worker(address, message)
 
-        feed = Feed(handle, self.flush)
+        feed = self._feeds[address] = Feed(handle, self.flush, comm.abort)
 
         def on_batch(batch: list[Message]) -> None:
             record = self.state.workers.get(address)
@@ -482,10 +500,12 @@ class Scheduler(Service):
             feed(batch)
 
         def on_closed(reason: CommClosedError) -> None:
-            feed.finish()
             self._comms.discard(comm)
+            feed.finish(lambda: has_gone(reason))
+
+        def has_gone(reason: CommClosedError) -> None:
             if self.workers.get(address) is not comm:
-                return
+                return  # it has come back meanwhile
             self.peers.forget(address)
             planned = leaves_on_purpose or self.status == "closing"
             level = logging.INFO if planned else logging.WARNING
@@ -509,7 +529,7 @@ class Scheduler(Service):
     def _worker_lost(self, comm: Comm, hello: RegisterWorker, planned: bool, reason: str) -> None:
         if self.workers.get(hello.address) is not comm:
             return  # it has come back meanwhile
-        del self.workers[hello.address]
+        del self.workers[hello.address], self._feeds[hello.address]
         self._progress.set()
         words = self._last_words_of(hello)
         how = reason if words is None else last_words(words)
@@ -565,7 +585,9 @@ class Scheduler(Service):
                 if type(message) is WorkerDied:
                     self.last_words[hello.name] = message
                     self._progress.set()
-                    log.warning("worker %s %s", message.name, last_words(message))
+                    log.warning(
+                        "worker %s (pid %d) %s", message.name, message.pid, last_words(message)
+                    )
                 elif type(message) is WorkerLives:
                     self._vouched_for(hello.name)
                 elif type(message) in (CallReturned, Failure):
@@ -645,9 +667,7 @@ def last_words(died: WorkerDied) -> str:
         except ValueError:
             how = f"was killed by signal {-code}"
     lines = died.stderr.strip()
-    return f"(pid {died.pid}) {how}; " + (
-        f"the last lines it wrote:\n{lines}\n" if lines else "it wrote nothing"
-    )
+    return f"{how}; " + (f"the last lines on stderr:\n{lines}" if lines else "nothing on stderr")
 
 
 _WORKER_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None]] = {

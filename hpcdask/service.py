@@ -50,7 +50,7 @@ class Lifetime(NamedTuple):
         if lifetime is None:
             if spread or restart:
                 what = "lifetime-stagger" if spread else "lifetime-restart"
-                raise ConfigError(f"{what} means nothing without a lifetime")
+                raise ConfigError(f"--{what} means nothing without a lifetime")
             return None
         mean = hosts.parse_timedelta(lifetime)
         if not mean:

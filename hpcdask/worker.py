@@ -94,8 +94,9 @@ class Worker(Service):
         As for `Scheduler`.
     nanny : str
         Name of the nanny that watches this worker, if one does.
-    resources : mapping of str to float, optional
-        What tasks submitted with ``resources=`` may take of this worker while they run.
+    resources : mapping of str to float, or str, optional
+        As ``{"GPU": 1}`` or ``"GPU=1"``: what tasks submitted with ``resources=`` may take of this
+        worker while they run.
     reconnect_timeout : float or str
         Seconds to look for a lost scheduler, or another in its place, while what runs goes on and
         what is held is kept; 0 to end at once.
@@ -127,7 +128,7 @@ class Worker(Service):
         token_file: str | None = None,
         auth: bool = True,
         nanny: str = "",
-        resources: Mapping[str, float] | None = None,
+        resources: Mapping[str, float] | str | None = None,
         reconnect_timeout: float | str = 60.0,
         preload: Iterable[str] = (),
         preload_argv: Iterable[str] = (),
@@ -142,7 +143,7 @@ class Worker(Service):
         )
         self.lifetime = Lifetime.of(lifetime, lifetime_stagger, lifetime_restart)
         if lifetime_restart:
-            raise ConfigError("lifetime-restart is a nanny's part, and this worker has none")
+            raise ConfigError("--lifetime-restart is a nanny's part, and this worker has none")
         self.resources = dict(checked_resources(resources))
         if contact_address and not listen_address:
             raise ConfigError("--contact-address needs --listen-address: it stands for that one")

@@ -18,6 +18,12 @@ def test_compression_can_be_switched_off():
     assert comm_settings({"HPCDASK_COMM_COMPRESSION": "none"}) == {"compression": None}
 
 
+def test_an_unknown_compression_is_named_with_those_there_are():
+    expected = "^HPCDASK_COMM_COMPRESSION: 'foo' is no compression; set auto, lz4, zstd or none$"
+    with pytest.raises(ConfigError, match=expected):
+        comm_settings({"HPCDASK_COMM_COMPRESSION": "foo"})
+
+
 def test_a_misspelt_variable_is_named():
     with pytest.raises(ConfigError, match="HPCDASK_COMM_MAX_MESAGES"):
         comm_settings({"HPCDASK_COMM_MAX_MESAGES": "1 GiB"})

@@ -47,9 +47,12 @@ def test_what_is_no_resource_is_refused(text: str, expected: str) -> None:
 def test_messages_carry_them_sorted() -> None:
     assert checked_resources({"MEM": 2, "GPU": 1.5}) == (("GPU", 1.5), ("MEM", 2.0))
     assert checked_resources(None) == ()
+    assert checked_resources("MEM=2 GPU=1.5") == (("GPU", 1.5), ("MEM", 2.0))
 
 
-@pytest.mark.parametrize("given", [{1: 1}, {"a": "1"}, {"a": True}, {"a": None}, {"a": math.nan}])
+@pytest.mark.parametrize(
+    "given", [{1: 1}, {"a": "1"}, {"a": True}, {"a": None}, {"a": math.nan}, ["GPU=1"]]
+)
 def test_a_program_may_give_only_names_and_numbers(given: Any) -> None:
     with pytest.raises(ConfigError):
         checked_resources(given)

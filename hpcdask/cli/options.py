@@ -76,6 +76,14 @@ lives_of_workers = together(
     ),
 )
 
+client_grace = click.option(
+    "--client-grace",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="How long the work of a client is kept that vanished without a word, and may come back.",
+)
+
 worker_ttl = click.option(
     "--worker-ttl",
     default="30s",

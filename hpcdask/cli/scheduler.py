@@ -41,6 +41,7 @@ from hpcdask.cli import options
     help="Workers that may die under a task before it is given up.",
 )
 @options.worker_ttl
+@options.client_grace
 @click.option("--pid-file", type=click.Path(), help="File to keep our process id in.")
 @options.authentication
 @options.log_level("info")

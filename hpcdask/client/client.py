@@ -100,7 +100,7 @@ class Client(ClusterCalls):
             Futures among them, also within lists, tuples, sets and dicts, stand for their values.
         key : str, optional
             Name of the task. One that exists already is not run again.
-        workers : str, or list, tuple or set of str, optional
+        workers : str or int, or list, tuple or set of these, optional
             Addresses, names or hosts of workers that may run it.
         resources : dict, optional
             What it takes of its worker's resources while it runs, as ``{"GPU": 1}``. Without a
@@ -374,9 +374,10 @@ class Client(ClusterCalls):
                 pending = sum(state.status == "pending" for state in states)
                 why = self._sync(why_pending(self, states, seconds or 0))
                 raise WaitTimeoutError(f"{pending} futures are not done within {seconds:g} s{why}")
-            if all([s.status == "finished" and s.value is not None for s in states]):
-                values = {s.key: loads(s.value) for s in states}  # type: ignore[arg-type]
-                return collecting.replaced(futures, values)
+            # Each is looked at once: one that is lost meanwhile is pending again, without a value.
+            blobs = [state.value for state in states if state.status == "finished"]
+            if len(blobs) == len(states) and None not in blobs:
+                return rebuilt(blobs)
             if seconds is not None:
                 seconds = max(seconds - (time.monotonic() - start), 0.0)
 

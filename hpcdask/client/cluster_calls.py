@@ -209,7 +209,8 @@ class ClusterCalls(Connection):
         Raises
         ------
         ValueError
-            If neither `workers` nor `names` is given, or with ``close_workers=False``.
+            If neither `workers` nor `names` is given, if one of them is no worker of the cluster
+            (then none is retired), or with ``close_workers=False``.
         """
         if not close_workers:
             raise ValueError("a worker that is retired ends; close_workers=False cannot be served")
@@ -221,10 +222,22 @@ class ClusterCalls(Connection):
         async def work() -> list[str]:
             if not chosen:  # which would stand for all
                 return []
+            await self._check_known(chosen)
             return list((await self._ask(RetireWorkers, chosen, seconds)).value)
 
         # The scheduler keeps the time, and says who has ended; unless it says nothing at all.
         return self._maybe_sync(work(), seconds + _ANSWER)
+
+    async def _check_known(self, names: tuple[str, ...]) -> None:
+        """Raise ValueError if some are neither addresses nor names of workers."""
+        workers = (await self._ask(Inspect, "identity", ())).value["workers"]
+        known = workers.keys() | {about["name"] for about in workers.values()}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(
+                f"no worker has the address or name {', '.join(map(repr, unknown))}; "
+                "scheduler_info() tells which there are"
+            )
 
     def restart(self, timeout: float | str | None = None, wait_for_workers: bool = True) -> Any:
         """Forget all tasks and give every worker a new process.
@@ -273,7 +286,7 @@ class ClusterCalls(Connection):
 def worker_names(workers: Any) -> tuple[str, ...]:
     if workers is None:
         return ()
-    return (workers,) if isinstance(workers, str) else tuple(map(str, workers))
+    return (str(workers),) if isinstance(workers, (str, int)) else tuple(map(str, workers))
 
 
 async def _nothing_asked() -> dict[str, Any]:

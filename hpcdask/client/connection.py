@@ -272,7 +272,6 @@ class Connection:
         if self._link is not None:
             self._link.comm.close()
             self._peers.close()
-        self._ending = self._ending or "it was closed"
         self._give_up("the client was closed")
         if self._owns_cluster and self.cluster is not None:
             await self.cluster._close()
@@ -540,9 +539,8 @@ class Connection:
     def _check_open(self) -> None:
         """Raise CommClosedError if nothing can be sent; before anything is noted that would be."""
         if self.status == "closed":
-            raise CommClosedError(
-                f"client {self.name} is closed, since {self._ending}; make a new Client"
-            )
+            why = f", since {self._ending}" if self._ending else ""  # else by the program itself
+            raise CommClosedError(f"client {self.name} is closed{why}; make a new Client")
 
     def _let_go(self, key: str) -> None:
         self._released.append(key)

@@ -17,8 +17,8 @@ def restriction_of(
 
     Parameters
     ----------
-    workers : str, or list, tuple or set of str, optional
-        Addresses, names or hosts.
+    workers : str or int, or list, tuple or set of these, optional
+        Addresses, names or hosts; an int is a name.
     allow_other_workers : bool
         Whether others will do where none of these is there.
     resources : dict, optional
@@ -52,20 +52,27 @@ def restriction_of(
 def _workers(workers: Any) -> tuple[str, ...]:
     if workers is None:
         return ()
-    names = {workers} if isinstance(workers, str) else workers
+    names = {workers} if _is_name(workers) else workers
     if not isinstance(names, (list, tuple, set, frozenset)):
         raise TypeError(
             "workers must be an address, a name or a host, or a list, tuple or set of these, "
             f"not {workers!r:.80}"
         )
     for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"workers are given by address, name or host, as str; not {name!r:.80}")
+        if not _is_name(name):
+            raise TypeError(
+                f"workers are given by address, name or host, as str or int; not {name!r:.80}"
+            )
     if not names or "" in names:
         raise ValueError(
             f"workers={workers!r:.80} names none; leave it out to let the tasks run on any"
         )
-    return tuple(sorted(set(names)))
+    return tuple(sorted({str(name) for name in names}))
+
+
+def _is_name(value: Any) -> bool:
+    # Programs number their workers, and the cluster keeps the numbers as text.
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _resources(resources: Any) -> tuple[tuple[str, float], ...]:

@@ -45,8 +45,9 @@ class CommOptions:
     def __post_init__(self) -> None:
         if self.compression not in (None, "auto") and self.compression not in available():
             raise ConfigError(
-                f"cannot compress with {self.compression!r}: expected 'auto', None or one of "
-                f"{', '.join(available()) or 'none is installed'} (pip install lz4 zstandard)"
+                f"cannot compress with {self.compression!r}, as HPCDASK_COMM_COMPRESSION or the "
+                "program has it: it is none of auto, lz4, zstd and none, or its library is not "
+                "installed (pip install lz4 zstandard)"
             )
 
     @classmethod

@@ -54,6 +54,8 @@ class Functions:
         self._unused[function.function_id] = function
         while len(self._unused) > KEPT_FUNCTIONS:
             function_id, oldest = self._unused.popitem(last=False)
+            if oldest.uses:  # again
+                continue
             del self.records[function_id]
             for worker in oldest.known_by:
                 self._send(worker.address, ForgetFunctions((function_id,)))

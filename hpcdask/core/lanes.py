@@ -17,7 +17,7 @@ from hpcdask.messages import Restriction
 _MAX_STALE = 1000
 #: Restrictions that are remembered although no task has them, so that a loop of submits finds its
 #: workers once.
-_KEPT_LANES = 100
+_KEPT_LANES = 4
 
 
 class Lane:
@@ -97,12 +97,19 @@ class Lane:
         """Whether the restriction is to this worker, among others."""
         assert self.restriction is not None
         info, names = worker.info, self.restriction.workers
-        return not names or info.address in names or info.name in names or info.host in names
+        if not names or info.address in names or info.name in names or info.host in names:
+            return True
+        return _host_of(info.address) in names
 
     def has_enough(self, worker: WorkerRecord) -> bool:
         """Whether the worker has the resources, be they free or not."""
         have = dict(worker.info.resources)
         return all(have.get(name, 0.0) >= amount for name, amount in self.resources)
+
+
+def _host_of(address: str) -> str:
+    """The host in an address such as tcp://10.0.0.1:8786 or tcp://[fe80::1]:8786."""
+    return address.partition("://")[2].rpartition(":")[0].strip("[]")
 
 
 class Lanes:

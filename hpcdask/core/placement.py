@@ -89,6 +89,7 @@ class Placement:
 
     def idle_workers(self, limit: int) -> list[WorkerRecord]:
         """Some workers with a free thread."""
+        self._free.line.rotate(-limit)  # others the next time
         return [w for w in islice(self._free.line, limit) if has_free_thread(w)]
 
     def choose(self, task: Task) -> WorkerRecord | None:

@@ -222,7 +222,7 @@ class WorkerRecord:
         self.processing: dict[Task, float] = {}
         self.occupancy = 0.0  # their sum
         self.n_ahead = 0  # of these, sent ahead of inputs
-        self.recalled: dict[Task, None] = {}  # of these, asked back
+        self.recalled: dict[Task, WorkerRecord] = {}  # of these, asked back, and for whom
         self.has_what: dict[Task, None] = {}
         self.nbytes = 0  # their sum
         self.resources = dict(info.resources)  # free amounts

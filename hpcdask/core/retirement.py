@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import cycle, islice
+from itertools import islice
 
 from hpcdask.core.records import Task, WorkerRecord
 from hpcdask.core.transitions import Transitions, dependency_of
 from hpcdask.messages import AcquireKeys, CloseWorker, NotAcquired, TakeBack, Version
 
-#: Values that one message asks a worker to fetch.
-_AT_A_TIME = 1000
+#: Values that one message asks a worker to fetch, and workers that share those of one.
+_AT_A_TIME, _MAX_TARGETS = 1000, 1000
+#: Workers that may fail to get a value before it is given up.
+_MAX_FAILURES = 3
 
 
 class Retirement(Transitions):
@@ -18,7 +20,8 @@ class Retirement(Transitions):
     def __init__(self, first_attempt: int) -> None:
         super().__init__(first_attempt)
         #: Workers that leave, each with the values that may be on no worker that stays.
-        self.leaving: dict[WorkerRecord, dict[Task, None]] = {}
+        self.leaving: dict[WorkerRecord, dict[Task, _Move]] = {}
+        self._n_moved = 0
 
     def worker_leaving(self, now: float, address: str, reason: str) -> None:
         """A worker is to end: give it nothing more, and save what only it has."""
@@ -27,7 +30,7 @@ class Retirement(Transitions):
             return
         worker.is_leaving = True
         self._serve_no_more(worker)
-        self.leaving[worker] = dict.fromkeys(worker.has_what)
+        self.leaving[worker] = {task: _Move() for task in worker.has_what}
         self._move_away(worker, list(worker.has_what))
         if worker.processing:
             runs = tuple(Version(task.key, task.attempt) for task in worker.processing)
@@ -51,8 +54,17 @@ class Retirement(Transitions):
     def not_acquired(self, now: float, address: str, msg: NotAcquired) -> None:
         """A worker could not get copies that were to be saved on it."""
         values = [self.tasks[v.key] for v in msg.versions if self._is_value(v)]
-        for worker in self.leaving:
-            self._move_away(worker, [task for task in values if worker in task.who_has], address)
+        for worker, moves in self.leaving.items():
+            again = []
+            for task in values:
+                move = moves.get(task)
+                if move is not None and move.target == address:
+                    move.failures += 1
+                    if move.failures < _MAX_FAILURES:
+                        again.append(task)
+                    else:  # it cannot be pickled, say; whoever needs it will have it computed
+                        del moves[task]
+            self._move_away(worker, again)
         self._settle()
 
     def _is_value(self, version: Version) -> bool:
@@ -61,19 +73,27 @@ class Retirement(Transitions):
 
     def _has_new_value(self, task: Task, worker: WorkerRecord) -> None:
         """A run that a leaving worker had started has ended well."""
-        self.leaving[worker][task] = None
+        self.leaving[worker][task] = _Move()
         self._move_away(worker, [task])
 
-    def _move_away(self, worker: WorkerRecord, tasks: list[Task], but_not_to: str = "") -> None:
+    def _target_lost(self, address: str) -> None:
+        """A worker is gone that was to save values of others."""
+        for worker, moves in self.leaving.items():
+            self._move_away(worker, [t for t, move in moves.items() if move.target == address])
+
+    def _move_away(self, worker: WorkerRecord, tasks: list[Task]) -> None:
         """Ask workers that stay to fetch those of a leaving worker's values that only such have."""
-        staying = list(islice(self.lanes.open.workers, _AT_A_TIME))
-        targets = [w for w in staying if w.address != but_not_to] or staying
         unsafe = [task for task in tasks if not _is_safe(task)]
-        if not targets or not unsafe:
+        targets = list(islice(self.lanes.open.workers, _MAX_TARGETS)) if unsafe else []
+        if not targets:
             return
+        moves = self.leaving[worker]
         shares: dict[str, list[Task]] = {}
-        for task, target in zip(unsafe, cycle(targets), strict=False):
-            shares.setdefault(target.address, []).append(task)
+        for task in unsafe:
+            self._n_moved += 1  # so that values which come one by one do not all go to the first
+            target = targets[self._n_moved % len(targets)].address
+            moves[task].target = target
+            shares.setdefault(target, []).append(task)
         for address, share in shares.items():
             for first in range(0, len(share), _AT_A_TIME):
                 part = share[first : first + _AT_A_TIME]
@@ -81,15 +101,32 @@ class Retirement(Transitions):
 
     def _let_go(self) -> None:
         """End workers of which nothing more is needed, or that nobody can take anything from."""
-        for worker, values in list(self.leaving.items()):
-            while values:
-                task = next(iter(values))
+        for worker, moves in list(self.leaving.items()):
+            while moves:
+                task = next(reversed(moves))
                 if worker in task.who_has and not _is_safe(task) and self.lanes.open.workers:
                     break
-                del values[task]
-            if not values and not worker.processing:
+                del moves[task]
+            if not moves and not worker.processing:
                 del self.leaving[worker]
                 self.send(worker.address, CloseWorker("it has retired"))
+
+    def would_lose(self, address: str) -> int:
+        """How many values only this worker and others that leave hold, if nobody stays."""
+        worker = self.workers.get(address)
+        if worker is None or any(w is not worker for w in self.lanes.open.workers):
+            return 0
+        return sum(not any(h is not worker for h in task.who_has) for task in worker.has_what)
+
+
+class _Move:
+    """Where a value is to be saved."""
+
+    __slots__ = ("failures", "target")
+
+    def __init__(self) -> None:
+        self.target = ""
+        self.failures = 0
 
 
 def _is_safe(task: Task) -> bool:

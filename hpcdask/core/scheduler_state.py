@@ -114,8 +114,8 @@ class SchedulerState(Scattering, Retirement):
             task.drop_holder(worker)
             if not task.who_has:
                 lost.append(task)
-        for other, values in self.leaving.items():  # it may have been to save some of theirs
-            self._move_away(other, list(values))
+        if self.leaving:
+            self._target_lost(address)
         self._memory_to_released(lost)
         for task in killed:
             self._err(task, killed_worker(task, worker, how))
@@ -187,7 +187,7 @@ class SchedulerState(Scattering, Retirement):
         victim = tasks[0].worker
         assert victim is not None
         for task in tasks:
-            victim.recalled[task] = None
+            victim.recalled[task] = worker
         versions = tuple(Version(task.key, task.attempt) for task in tasks)
         self.send(victim.address, TakeBack(versions))
 
@@ -200,7 +200,7 @@ class SchedulerState(Scattering, Retirement):
             task = self.tasks.get(version.key)
             if task is not None and self._is_current(task, worker, version.attempt):
                 self._vacated[worker] = None
-                self._processing_to_waiting(task)
+                self._processing_to_waiting(task, worker.recalled.get(task))
         self._settle()
 
     # -- Events: clients want things --------------------------------------------------------------

@@ -33,8 +33,9 @@ def out_of_reach(task: Task, value: Task, worker: WorkerRecord, source: WorkerRe
 def killed_worker(task: Task, worker: WorkerRecord, how: str) -> TaskError:
     """A task was under way on worker after worker that died."""
     text = (
-        f"{task.key!r} was running on {task.failures} workers when they died, the last of them "
-        f"{worker.address} (pid {worker.info.pid} on {worker.info.host}): {how}. "
-        "It is not tried again; raise allowed_failures if it is not to blame."
+        f"{task.key!r} was running on {task.failures} workers when they died. It is not tried "
+        "again; if it is not to blame, raise allowed_failures, by Scheduler(allowed_failures=), "
+        "--allowed-failures or LocalCluster(scheduler_kwargs={'allowed_failures': ...}). The last "
+        f"of them, {worker.address} (pid {worker.info.pid} on {worker.info.host}): {how}"
     )
     return TaskError(pickle.dumps(KilledWorker(text)), (), task.key, worker.address)

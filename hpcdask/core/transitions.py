@@ -410,12 +410,22 @@ class Transitions:
         if unneeded:
             self._release_unneeded(unneeded)
 
-    def _processing_to_waiting(self, task: Task) -> None:
-        """A run ended without an outcome: run the task anew, where and when it can."""
+    def _processing_to_waiting(self, task: Task, thief: WorkerRecord | None = None) -> None:
+        """A run ended without an outcome: run the task anew, where and when it can.
+
+        Parameters
+        ----------
+        thief : WorkerRecord, optional
+            Who asked for the task, and should have it: where its inputs are, it would only wait.
+        """
         self._leave_worker(task)
         self._move(task, "waiting")
         self._take_back_dependents(task)
-        if not task.missing:
+        if task.missing:
+            return
+        if thief in task.lane.workers and task.lane.placement.has_room(thief):
+            self._assign(task, thief)
+        else:
             self._place(task)
 
     def _take_back_dependents(self, task: Task) -> None:

@@ -32,7 +32,6 @@ from hpcdask.wire.serialize import dumps, loads
 from hpcdask.worker import Worker
 
 _clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
-_numbers = itertools.count()
 #: Seconds that the end of a cluster may take.
 _ENDING = 30.0
 #: Seconds that workers have to hand over what only they hold when the cluster is scaled down, and
@@ -134,6 +133,7 @@ class LocalCluster:
             **(scheduler_kwargs or {}),
         }
         self._host, self._interface = host or "127.0.0.1", interface
+        self._numbers = itertools.count()  # names of workers; none is given twice
         self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._scaling: asyncio.Lock | None = None
@@ -203,7 +203,7 @@ class LocalCluster:
     def _new_worker(self) -> Nanny | Worker:
         options: dict[str, Any] = {
             "nthreads": self.threads_per_worker,
-            "name": str(next(_numbers)),
+            "name": str(next(self._numbers)),
             "memory_limit": self._memory_limit,
             "local_directory": self._local_directory,
             "token": self._token,

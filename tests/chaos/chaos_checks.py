@@ -12,7 +12,7 @@ from typing import Any
 
 from chaos_clusters import Cluster
 from chaos_programs import ProgramError
-from chaos_ready import CLIENT_GRACE
+from chaos_times import CLIENT_GRACE
 from janitor import marked
 from waiting import wait_until
 

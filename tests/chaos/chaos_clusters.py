@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 from chaos_programs import HERE, ClientProgram
-from chaos_ready import READY, WORKER_TTL
+from chaos_times import CLIENT_GRACE, WORKER_TTL
 from commands import Command, Home
 from hosts import Hosts, hosts
 from janitor import janitor
@@ -121,15 +121,9 @@ class Cluster:
         for nanny in self.nannies:
             assert nanny.code(_END) == 0, str(nanny)
 
-    def mend(self) -> list[str]:
-        """Replace nannies that have ended by themselves; say which."""
-        ended = [nanny for nanny in self.nannies if nanny.process.poll() is not None]
-        told = []
-        for nanny in ended:
-            host = self.nannies.pop(nanny)
-            told.append(f"the nanny on {host or 'this machine'} ended: {nanny}")
-            self.start_nanny(host)
-        return told
+    def ended(self) -> list[str]:
+        """Nannies and workers that have ended by themselves, for good."""
+        return [str(nanny) for nanny in self.nannies if nanny.process.poll() is not None]
 
 
 class OnThisMachine(Cluster):
@@ -143,9 +137,9 @@ class OnThisMachine(Cluster):
         scheduler: dict[str, Any] = {
             "scheduler_file": self.scheduler_file,
             "allowed_failures": FAILURES,
+            "worker_ttl": WORKER_TTL,
+            "client_grace": CLIENT_GRACE,
         }
-        if READY["worker_ttl"]:
-            scheduler["worker_ttl"] = WORKER_TTL
         with (
             janitor(self.mark),
             LocalCluster(
@@ -180,12 +174,9 @@ class OnThisMachine(Cluster):
     def expected_workers(self) -> int:
         return LOCAL_WORKERS + super().expected_workers
 
-    def mend(self) -> list[str]:
+    def ended(self) -> list[str]:
         failed = [n for n, w in self.cluster.workers.items() if w.status in ("closed", "failed")]
-        told = [f"worker {name} of the LocalCluster ended" for name in failed]
-        if failed:
-            self.cluster.scale(LOCAL_WORKERS, timeout=_START)
-        return told + super().mend()
+        return [f"worker {name} of the LocalCluster" for name in failed] + super().ended()
 
 
 class OnHosts(Cluster):
@@ -213,8 +204,7 @@ class OnHosts(Cluster):
         """Start the scheduler; wait until its file is there."""
         options = ["--scheduler-file", str(self.scheduler_file), "--port", port]
         options += ["--interface", "ib0", "--allowed-failures", str(FAILURES)]
-        if READY["worker_ttl"]:
-            options += ["--worker-ttl", f"{WORKER_TTL}s"]
+        options += ["--worker-ttl", f"{WORKER_TTL}s", "--client-grace", f"{CLIENT_GRACE}s"]
         command = (sys.executable, "-m", "hpcdask", "scheduler", *options)
         self.scheduler = self.home.run(*self.on("head", *command))
         self.scheduler.line("Scheduler at", _START)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import psutil
 from chaos_clusters import Cluster, OnHosts, children
-from chaos_ready import DRAINED, READY, WORKER_TTL
+from chaos_times import DRAINED, WORKER_TTL
 from commands import Command
 from janitor import find
 from waiting import wait_until
@@ -96,7 +96,7 @@ def drain_nanny(cluster: Cluster, rng: random.Random) -> Acts:
     yield from _another_job(cluster, host)
     # With the round, when nothing is cut or stopped any more.
     code = nanny.code(DRAINED)
-    assert code == 0 or not READY["drain"], f"a nanny that got SIGTERM ended with {code}: {nanny}"
+    assert code == 0, f"a nanny that got SIGTERM ended with {code}: {nanny}"
 
 
 def _another_job(cluster: Cluster, host: str) -> Acts:
@@ -109,16 +109,20 @@ def _another_job(cluster: Cluster, host: str) -> Acts:
 
 def kill_client(cluster: Cluster, rng: random.Random) -> Acts:
     """A user's program dies in the midst of its work, and is started again."""
-    if not cluster.victims:
+    ready = [victim for victim in cluster.victims if victim.is_ready]
+    if not ready:
         return
-    victim = cluster.victims.pop()
+    victim = ready[0]
+    cluster.victims.remove(victim)
     victim.order("round", seed=str(rng.random()), seconds=60.0)
     yield f"{victim.name} starts to work", rng.uniform(0.1, 2.0)
     victim.kill()
     yield f"kill -9 {victim.name}", 0.0
     victim = cluster.start_client("victim")
     cluster.victims.append(victim)
-    victim.answer(60)
+    while not victim.has_answered:  # it may take until a deed that keeps it from that is healed
+        yield f"{victim.name} is starting", 0.5
+    victim.answer(0)
 
 
 def restart_scheduler(cluster: Cluster, rng: random.Random) -> Acts:
@@ -208,12 +212,11 @@ def close_connection(cluster: Cluster, rng: random.Random) -> Acts:
 
 
 class Deed(NamedTuple):
-    """How often a deed is done, of which clusters, and the ability that it waits for."""
+    """How often a deed is done, and of which clusters."""
 
     acts: Callable[[Any, random.Random], Acts]
     weight: int
     where: tuple[str, ...] = ("LocalCluster", "hosts")
-    needs: str = ""
 
 
 DEEDS = (
@@ -228,14 +231,14 @@ DEEDS = (
     Deed(stop_scheduler, 1, ("hosts",)),
     Deed(cut_link, 4, ("hosts",)),
     Deed(flap_link, 2, ("hosts",)),
-    Deed(cut_client_link, 1, ("hosts",), "reconnect"),
-    Deed(restart_scheduler, 1, ("hosts",), "reconnect"),
+    Deed(cut_client_link, 1, ("hosts",)),
+    Deed(restart_scheduler, 1, ("hosts",)),
 )
 
 
 def possible(cluster: Cluster) -> list[Deed]:
     """The deeds that this cluster is to bear."""
-    return [d for d in DEEDS if cluster.kind in d.where and (not d.needs or READY[d.needs])]
+    return [d for d in DEEDS if cluster.kind in d.where]
 
 
 def _one_of(rng: random.Random, these: Any) -> Any:

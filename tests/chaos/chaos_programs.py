@@ -38,6 +38,7 @@ class ClientProgram:
         where: Callable[..., tuple[str, ...]] = lambda *command: command,
     ) -> None:
         self.name = name
+        self.is_ready = False  # has answered ever
         flaky = home.folder / "flaky"
         flaky.mkdir(exist_ok=True)
         script = (sys.executable, HERE / "chaos_client.py", scheduler_file, name, flaky)
@@ -93,14 +94,20 @@ class ClientProgram:
             self._answers.put(None)
             code = self.process.wait(10)
             raise SilentError(f"{self.name} ended with code {code}:\n{self.err}")
+        self.is_ready = True
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
             raise ProgramError(f"{self.name}: {answer['error']}")
         return answer
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether `answer` would not wait."""
+        return not self._answers.empty()
+
     def ask(self, order: str, timeout: float = 15.0) -> Any:
         """Give an order, drop answers to orders that nobody waited for, and return its answer."""
-        while not self._answers.empty():
+        while self.has_answered:
             with contextlib.suppress(ProgramError):
                 self.answer(0)
         self.order(order)

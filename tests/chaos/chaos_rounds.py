@@ -11,7 +11,6 @@ from pathlib import Path
 import chaos_checks as checks
 from chaos_clusters import CLUSTERS, Cluster
 from chaos_deeds import Acts, possible
-from chaos_ready import READY
 from commands import Home
 
 #: Seconds in which deeds are begun in a round, between two of them on average, and those within
@@ -70,9 +69,8 @@ class Chaos:
         if with_deeds:
             self._do_deeds(time.monotonic() + seconds)
         self._await_answers()
-        for ended in self.cluster.mend():
-            self.note(f"replaced: {ended.splitlines()[0]}")
-            assert not READY["reconnect"], f"nobody told it to end: {ended}"
+        ended = self.cluster.ended()
+        assert not ended, f"nobody told these to end: {ended}"
         checks.workers_are_back(self.cluster)
         checks.memory_is_released(self.cluster)
 

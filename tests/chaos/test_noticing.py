@@ -12,7 +12,7 @@ import psutil
 import pytest
 from chaos_clusters import Cluster, OnHosts, OnThisMachine, children
 from chaos_deeds import kill_nanny
-from chaos_ready import WORKER_TTL
+from chaos_times import WORKER_TTL
 from commands import Home, home, new_home
 from hosts import needs_hosts
 from waiting import wait_until

@@ -23,6 +23,11 @@ def test_one_name_needs_no_list() -> None:
     assert restriction_of(B) == restriction_of([B]) == Restriction((B,), False, ())
 
 
+def test_numbers_are_names() -> None:
+    assert restriction_of(0) == restriction_of([0]) == restriction_of("0")
+    assert restriction_of({0, B}) == Restriction(("0", B), False, ())
+
+
 def test_resources_are_sorted_and_are_floats() -> None:
     wanted = Restriction((), False, (("GPU", 1.0), ("MEMORY", 2.5)))
     assert restriction_of(resources={"MEMORY": 2.5, "GPU": 1}) == wanted
@@ -50,8 +55,9 @@ BAD = [
     ({"workers": []}, ValueError, "names none"),
     ({"workers": ""}, ValueError, "names none"),
     ({"workers": [A, ""]}, ValueError, "names none"),
-    ({"workers": [3]}, TypeError, "not 3"),
-    ({"workers": 3}, TypeError, "not 3"),
+    ({"workers": [3.5]}, TypeError, "not 3.5"),
+    ({"workers": 3.5}, TypeError, "not 3.5"),
+    ({"workers": True}, TypeError, "not True"),
     ({"workers": {A: 1}}, TypeError, "list, tuple or set"),
     ({"allow_other_workers": True}, ValueError, "needs workers="),
     ({"workers": A, "allow_other_workers": "yes"}, TypeError, "True or False"),

@@ -10,6 +10,7 @@ import pytest
 from waiting import wait_for_file, wait_until
 
 from hpcdask import Client, FutureCancelledError, LocalCluster, wait
+from hpcdask.client import client as calling
 from hpcdask.client.future import Future
 
 np = pytest.importorskip("numpy")
@@ -35,6 +36,25 @@ def test_values_come_in_the_containers_of_their_futures(client: Client) -> None:
     assert client.gather({"a": a, "rest": {b, c}}, timeout=10) == {"a": 1, "rest": {2, 3}}
     assert client.gather(iter([a, b]), timeout=10) == [1, 2]
     assert client.gather([], timeout=10) == []
+
+
+def test_a_value_that_is_lost_while_it_is_gathered_is_not_missed(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    futures = client.map(increment, range(3))
+    wait(futures)
+    load = calling.loads
+
+    def lose_and_load(blob: bytes) -> object:
+        # As the client's own thread does at any time, when a worker is lost.
+        futures[-1]._state.status, futures[-1]._state.value = "pending", None
+        return load(blob)
+
+    last = futures[-1]._state.value
+    assert last is not None  # it came along, and is looked at in this thread
+    monkeypatch.setattr(calling, "loads", lose_and_load)
+    assert client.gather(futures, timeout=10) == [1, 2, 3]
+    futures[-1]._state.status, futures[-1]._state.value = "finished", last
 
 
 def test_a_future_may_be_gathered_twice_at_once(client: Client) -> None:

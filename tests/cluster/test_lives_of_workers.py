@@ -417,6 +417,21 @@ async def test_a_scheduler_that_is_lost_while_a_worker_starts_ends_the_nanny() -
         assert nanny.status == "failed"
 
 
+@on_a_loop
+async def test_with_a_scheduler_file_it_is_looked_for_again(tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    async with ListeningScheduler(scheduler_file=path) as scheduler:
+        nanny = Nanny(scheduler_file=path, nthreads=1)
+        starting = asyncio.ensure_future(nanny.start())
+        await until(lambda: scheduler.nannies)
+        [(comm, _)] = scheduler.nannies.values()
+        comm.abort("gone")
+        await starting
+        assert nanny.status == "running"
+        await until(lambda: len(scheduler.told(RegisterNanny)) == 2)
+        await nanny.close()
+
+
 # -- What a worker is told ------------------------------------------------------------------------
 
 

@@ -225,3 +225,21 @@ def test_a_scheduler_file_in_use_is_not_taken(tmp_path: Path) -> None:
     path.chmod(0o600)
     with LocalCluster(**options):
         assert path.read_text() != content
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_resources_may_be_text(processes: bool) -> None:
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": processes}
+    with LocalCluster(resources="GPU=1", **options) as cluster, Client(cluster) as client:
+        assert client.submit(abs, -1, resources={"GPU": 1}).result(timeout=20) == 1
+
+
+def test_each_cluster_numbers_its_workers_from_0() -> None:
+    for _ in range(2):
+        with LocalCluster(n_workers=2, threads_per_worker=1, processes=False) as cluster:
+            assert list(cluster.workers) == ["0", "1"]
+            cluster.scale(1)
+            cluster.scale(2)
+            assert list(cluster.workers) == ["0", "2"]
+            with Client(cluster) as client:
+                assert client.submit(lambda: get_worker().name, workers=0).result(timeout=10) == "0"

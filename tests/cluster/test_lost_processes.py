@@ -60,8 +60,10 @@ def test_a_worker_that_is_killed_again_and_again_comes_back() -> None:
 def test_a_task_that_kills_its_workers_is_given_up() -> None:
     kwargs = {"allowed_failures": 1}
     with LocalCluster(1, 1, scheduler_kwargs=kwargs) as cluster, Client(cluster) as client:
-        with pytest.raises(KilledWorker, match="was running on 2 workers when they died"):
+        with pytest.raises(KilledWorker, match="was running on 2 workers when they died") as caught:
             client.submit(kill_myself).result(timeout=30)
+        assert str(caught.value).endswith("): was killed by SIGKILL; nothing on stderr")
+        assert str(caught.value).count("pid") == 1
         assert client.submit(slow_square, 3).result(timeout=20) == 9
 
 

@@ -91,3 +91,32 @@ def test_the_last_worker_waits_for_nobody() -> None:
     sent(state)
     state.worker_leaving(2.0, A, "enough")
     assert sent(state) == {A: [END]}
+
+
+def test_a_copy_that_nobody_can_make_is_given_up_after_three() -> None:
+    state = started(A)
+    submit(state, {"x": []})
+    finish(state, A, "x")
+    state.worker_joined(1.0, started(B).workers[B].info)
+    sent(state)
+    state.worker_leaving(2.0, A, "enough")
+    for _ in range(2):
+        assert [type(m) for m in sent(state)[B]] == [AcquireKeys]
+        state.not_acquired(2.1, B, NotAcquired((X,)))
+    assert [type(m) for m in sent(state)[B]] == [AcquireKeys]
+    state.not_acquired(2.2, B, NotAcquired((X,)))
+    assert sent(state) == {A: [END]}
+
+
+def test_only_what_a_lost_worker_was_to_save_is_asked_of_others() -> None:
+    state = started(A)
+    submit(state, {f"x{i}": [] for i in range(4)})
+    finish(state, A, *[f"x{i}" for i in range(4)])
+    for address in (B, C):
+        state.worker_joined(1.0, started(address).workers[address].info)
+    sent(state)
+    state.worker_leaving(2.0, A, "enough")
+    asked = {a: {d.key for d in m[0].dependencies} for a, m in sent(state).items()}
+    assert {len(keys) for keys in asked.values()} == {2}
+    state.worker_lost(2.1, B)
+    assert {d.key for d in sent(state)[C][0].dependencies} == asked[B]

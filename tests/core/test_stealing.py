@@ -61,3 +61,14 @@ def test_nobody_is_relieved_of_the_only_task_that_runs() -> None:
     sent(state)
     state.tick(1.0)
     assert sent(state) == {}
+
+
+def test_what_is_given_back_goes_to_who_asked_for_it_although_its_input_is_elsewhere() -> None:
+    state = started(A)
+    submit(state, {"x": [], "y0": ["x"], "y1": ["x"]})
+    finish(state, A, "x", nbytes=250_000_000)
+    sent(state)
+    state.worker_joined(1.0, worker_info(B))
+    (message,) = sent(state)[A]
+    state.given_back(2.1, A, GivenBack(message.versions))
+    assert computed(state, B) == ["y1"]
