@@ -272,7 +272,7 @@ class Returning(Transitions):
         mine = definition_of(task.function.function_id, task.arguments)
         if mine == definition_of(functions[spec.function].function_id, spec.arguments):
             return task
-        former = self._former.get(client.name, [])
+        former = [*self._former.get(client.name, []), *self._told.get(client.name, [])]
         former = [f for one in former for f in (one, *(h for _, h in one.generations.values()))]
         doomed = _with_dependents(task)
         for old in doomed:

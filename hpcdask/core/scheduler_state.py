@@ -287,7 +287,7 @@ class SchedulerState(Scattering, Retirement):
     ) -> Task | str:
         """Return the task of a description, or the reason why there can be none."""
         task = self.tasks.get(spec.key)
-        if task is not None and client.is_returning:
+        if task is not None and (client.is_returning or client.name in self._told):
             task = self._of_this_life(client, task, spec, functions)
         if task is not None and task.function is not None:
             return task

@@ -399,3 +399,15 @@ def test_a_borrower_that_comes_back_earlier_finds_it_too() -> None:
     state.all_told(0.1, "c")
     state.tick(QUIET + 0.2)
     assert computed(state, A) == ["x"]
+
+
+def test_a_key_used_anew_before_all_are_back_has_its_new_meaning() -> None:
+    state = successor(back(A))
+    submit(state, {"x": []})
+    state.all_told(0.0, "c")
+    release(state, "x")
+    other = Function(b"g" * 16, "g", b"code of g")
+    submit(state, {"x": []}, submission=2, function=other)
+    state.tick(QUIET + 0.1)
+    (run,) = [m for m in sent(state)[A] if isinstance(m, ComputeTask)]
+    assert run.function_id == other.function_id
