@@ -242,10 +242,12 @@ class Returning(Transitions):
         return holds[0]
 
     def _drop_former(self, name: str) -> None:
-        for hold in self._told.pop(name, ()):
-            self._drop_wants(hold)
         for former in self._former.pop(name, ()):
             self._drop_wants(former)
+
+    def _drop_told(self, name: str) -> None:
+        for hold in self._told.pop(name, ()):
+            self._drop_wants(hold)
 
     def _drop_wants(self, client: ClientRecord) -> None:
         """Nobody wants any more what this client did."""
@@ -365,9 +367,18 @@ class Returning(Transitions):
         for task in list(self.held):
             self._claim_value(task)
         held, self.held = self.held, {}
+        # What the first of these needs no more may be what the next one needs.
+        guard = ClientRecord("", is_told=False)
+        for task in held:
+            if task.state == "memory":
+                task.add_client(guard)
+        for name in list(self._told):  # until now, since others may build on it
+            if not self.clients[name].is_returning:
+                self._drop_told(name)
         for task in held:
             if task.state == "released" and task.is_needed:
                 self._demand(task)
+        self._drop_wants(guard)
         self._release_unneeded(held)
 
     def _recall(self, task: Task) -> bool:

@@ -217,6 +217,7 @@ class SchedulerState(Scattering, Retirement):
         self.outbox.pop(name, None)
         self._drop_plans(name)
         self._drop_former(name)
+        self._drop_told(name)
         self._drop_wants(client)
         self._settle()
 

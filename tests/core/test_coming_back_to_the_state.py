@@ -369,3 +369,33 @@ def test_what_a_lost_client_put_there_for_the_scheduler_before_is_freed() -> Non
     assert sent(state) == {}
     state.tick(UNCLAIMED + QUIET + 1)
     assert sent(state) == {A: [free(("data", 7))]}
+
+
+def test_what_one_dependant_needs_no_more_is_kept_for_the_next() -> None:
+    state = successor(back(A, HeldValue("x", 1, 8, MEANT)))
+    submit(state, {"x": [], "bad": ["x", "gone"], "good": ["x"]}, wanted=["bad", "good"])
+    state.all_told(0.0, "c")
+    state.tick(QUIET + 0.1)
+    assert computed(state, A) == ["good"]
+
+
+def test_a_borrower_that_comes_back_later_finds_the_recipe_of_its_lender() -> None:
+    state = successor(back(A))
+    submit(state, {"x": []}, wanted=[])
+    state.all_told(0.0, "c")
+    state.client_returned(0.1, "d")
+    state.keys_wanted(0.1, "d", WantKeys(("x",)))
+    state.all_told(0.1, "d")
+    state.tick(QUIET + 0.2)
+    assert computed(state, A) == ["x"]
+
+
+def test_a_borrower_that_comes_back_earlier_finds_it_too() -> None:
+    state = successor(back(A))
+    state.client_returned(0.0, "d")
+    state.keys_wanted(0.0, "d", WantKeys(("x",)))
+    state.all_told(0.0, "d")
+    submit(state, {"x": []}, wanted=[])
+    state.all_told(0.1, "c")
+    state.tick(QUIET + 0.2)
+    assert computed(state, A) == ["x"]

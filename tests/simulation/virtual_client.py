@@ -60,6 +60,7 @@ class Scattering:
     """Values on their way to the workers."""
 
     placements: tuple[PlacedValue, ...]
+    connection: int  # on which they were planned
     stored: int = 0
     expected: int = 0
     failed: bool = False
@@ -102,6 +103,7 @@ class VirtualClient(Process):
         #: Keys that were relied on when this client came back, but not submitted again: of these
         #: a scheduler that did not know us has what survived, and no more.
         self.uncovered: set[str] = set()
+        self.told: set[str] = set()  # keys that were
 
     @property
     def wants(self) -> int:
@@ -165,6 +167,7 @@ class VirtualClient(Process):
         chunks = [message for message in messages if type(message) is SubmitTasks]
         told = {spec.key for message in chunks for spec in message.tasks}
         relied = {key for m in chunks for spec in m.tasks for key in spec.dependencies}
+        self.told |= told
         self.uncovered |= (relied | self.futures.keys()) - told
 
     def _release_keys(self) -> None:
@@ -348,7 +351,7 @@ class VirtualClient(Process):
             self._send(PlanScatter(1, tuple((key, 8) for key in keys), (), broadcast))
 
     def _store(self, placements: tuple[PlacedValue, ...]) -> None:
-        scattering = Scattering(placements)
+        scattering = Scattering(placements, self.connection)
         self._scattering.append(scattering)
         for placed in placements:
             assert self.recipes.by_key[placed.key].function == DATA
@@ -385,4 +388,5 @@ class VirtualClient(Process):
             return
         self._send(DataScattered(scattering.placements))
         for placed in scattering.placements:
-            self.want(placed.key)
+            # A scheduler that has forgotten us in between has forgotten its plan, too.
+            self.want(placed.key, doomed=scattering.connection != self.connection)
