@@ -20,6 +20,7 @@ from hpcdask.comm import Comm, Listener, connect, listen
 from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.transitions import TO_RUN
 from hpcdask.errors import CommClosedError, LaunchError, TokenError
 from hpcdask.feeding import Feed
 from hpcdask.messages import (
@@ -330,7 +331,7 @@ class Scheduler(Service):
             return
         while True:
             await asyncio.sleep(min(1.0, self._idle_timeout / 4))
-            busy = any(t.state not in ("memory", "erred") for t in self.state.tasks.values())
+            busy = any(task.state in TO_RUN for task in self.state.tasks.values())
             now = time.monotonic()
             self._idle_since = None if busy else self._idle_since or now
             if self._idle_since and now - self._idle_since > self._idle_timeout:
@@ -536,6 +537,13 @@ class Scheduler(Service):
         self.state.worker_lost(self.now(), hello.address, planned, how)
         self.flush()
 
+    def _let_leave(self, address: str, reason: str) -> None:
+        self.state.worker_leaving(self.now(), address, reason)
+        n_lost = self.state.would_lose(address)
+        if n_lost:
+            text = "worker %s takes %d values along that no other worker is there to take over: %s"
+            log.warning(text, address, n_lost, reason)
+
     async def retire(
         self, addresses: Iterable[str], timeout: float, patience: float | None = None
     ) -> list[str]:
@@ -557,7 +565,7 @@ class Scheduler(Service):
         """
         leaving = [address for address in addresses if address in self.workers]
         for address in leaving:
-            self.state.worker_leaving(self.now(), address, "it was retired")
+            self._let_leave(address, "it was retired")
         self.flush()
 
         def have_gone() -> bool:
@@ -631,7 +639,7 @@ class Scheduler(Service):
             event(self.state, self.now(), address, message)
         elif kind is WorkerLeaving:
             log.info("worker %s is to end: %s", address, message.reason)
-            self.state.worker_leaving(self.now(), address, message.reason)
+            self._let_leave(address, message.reason)
         elif kind in (CallReturned, Failure):
             self.requests.call_answered(message)
 

@@ -91,6 +91,7 @@ def test_the_last_worker_waits_for_nobody() -> None:
     sent(state)
     state.worker_leaving(2.0, A, "enough")
     assert sent(state) == {A: [END]}
+    assert state.would_lose(A) == 1
 
 
 def test_a_copy_that_nobody_can_make_is_given_up_after_three() -> None:
