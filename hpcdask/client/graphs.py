@@ -47,6 +47,7 @@ class Graph:
         outputs = list(_flat(keys, self._dsk))
         self.wanted = tuple(dict.fromkeys(map(key_name, outputs)))
         self._order = _ordered(self._dsk, outputs)
+        _refuse_namesakes(self._order)
         # By their ids; `_dsk` keeps them alive.
         self._functions: dict[int, Function] = {}
 
@@ -127,6 +128,20 @@ class Nested:
 def key_name(key: Any) -> str:
     """Graph keys may be strings, numbers and tuples; on the cluster they are strings."""
     return key if isinstance(key, str) else str(key)
+
+
+def _refuse_namesakes(order: list[Any]) -> None:
+    """Raise ValueError if two keys, such as 1 and "1", would be the same on the cluster."""
+    if all([type(key) is str for key in order]):
+        return
+    names: dict[str, Any] = {}
+    for key in order:
+        other = names.setdefault(key_name(key), key)
+        if other is not key:
+            raise ValueError(
+                f"keys {other!r} and {key!r} are both named {key_name(key)!r} on the cluster; "
+                "give one of them another name"
+            )
 
 
 def rename(keys: Any, dsk: Any, futures: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from waiting import wait_until
 
 from hpcdask import Client, LocalCluster
+from hpcdask.client import graphs
 from hpcdask.errors import SerializationError
 from hpcdask.messages import Message, ReleaseKeys, Restriction, SubmitTasks
 
@@ -243,3 +244,8 @@ def test_a_key_that_was_let_go_among_many_can_be_used_again_at_once(
     assert list(lonely.scheduler.state.tasks) == [future.key]
     kinds = [type(m) for m in heard.messages if type(m) is ReleaseKeys or len(m.tasks) == 1]
     assert kinds == [*[ReleaseKeys] * (len(kinds) - 1), SubmitTasks]
+
+
+def test_two_keys_of_a_graph_that_would_have_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="both named '1'"):
+        graphs.Graph({1: 5, "1": 7}, [1, "1"])
