@@ -84,6 +84,8 @@ def test_who_has_no_patience_with_a_worker_that_leaves_sends_a_second_signal(hom
     _scheduler, address = start_scheduler(home)
     options = ("--nthreads", "1", "--drain-timeout", "1h")
     worker = home.hpc_dask("worker", address, *options, nanny)
+    if nanny == "--nanny":  # which, as long as it is starting, has nothing to hand over
+        worker.line("Start Nanny at: ")
     with client_of(home, address) as client:
         future = submit_endless_task(home, client)
         worker.process.send_signal(signal.SIGTERM)
