@@ -6,6 +6,7 @@ workers that are asked at a time; a worker is asked for more when it has answere
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -42,7 +43,7 @@ MAX_FETCH_BYTES, MAX_FETCH_KEYS = 64 * 2**20, 500
 MAX_PEERS, MAX_BYTES_IN_FLIGHT = 16, 256 * 2**20
 
 
-class Fetching:
+class Fetching(abc.ABC):
     """The tables of a worker, and the part of it that gets inputs."""
 
     def __init__(self, address: str) -> None:
@@ -61,20 +62,25 @@ class Fetching:
 
     # -- What the other part does -----------------------------------------------------------------
 
+    @abc.abstractmethod
     def _to_memory(self, task: HeldTask, value: Any, nbytes: int) -> None:
-        raise NotImplementedError
+        """An input, or the value of a run, is here."""
 
+    @abc.abstractmethod
     def _start_more(self) -> None:
-        raise NotImplementedError
+        """Run what can be run now."""
 
+    @abc.abstractmethod
     def _withdraw(self, task: HeldTask) -> None:
-        raise NotImplementedError
+        """Drop a task, and hand back what waits for it here."""
 
+    @abc.abstractmethod
     def _drop(self, task: HeldTask) -> None:
-        raise NotImplementedError
+        """Forget a task in whatever state."""
 
+    @abc.abstractmethod
     def _hand_back(self, tasks: Iterable[HeldTask]) -> None:
-        raise NotImplementedError
+        """Tell that tasks will not run here."""
 
     # -- Events -----------------------------------------------------------------------------------
 

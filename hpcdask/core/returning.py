@@ -9,6 +9,7 @@ each task the value or the run that was kept for it, and has the rest computed.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable
 
 from hpcdask.core.definition import definition_of
@@ -34,7 +35,7 @@ QUIET, LONGEST_HOLD = 2.0, 15.0
 UNCLAIMED = 120.0
 
 
-class Returning(Transitions):
+class Returning(Transitions, abc.ABC):
     """The part of the scheduler that takes up what survived."""
 
     def __init__(self, first_attempt: int) -> None:
@@ -329,8 +330,9 @@ class Returning(Transitions):
         self.lanes.open.uses += 1
         return task
 
+    @abc.abstractmethod
     def _find_scattered(self, client: ClientRecord, key: str) -> Task | None:
-        raise NotImplementedError
+        """Return the task of data that the client is scattering, or None."""
 
     # -- Time -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import itertools
 import os
@@ -29,7 +30,7 @@ _START = 60.0
 _END = 30.0
 
 
-class Cluster:
+class Cluster(abc.ABC):
     """What the two have in common: nannies in processes of their own, and clients."""
 
     kind = ""
@@ -104,8 +105,9 @@ class Cluster:
     # -- What is there ----------------------------------------------------------------------------
 
     @property
+    @abc.abstractmethod
     def scheduler_pid(self) -> int:
-        raise NotImplementedError
+        """Process in which the scheduler lives."""
 
     def workers(self) -> list[psutil.Process]:
         """Worker processes that are alive, whoever watches them."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import pytest
-from waiting import wait_for_file
+from waiting import on_a_loop, wait_for_file
 
 from hpcdask import (
     Client,
@@ -31,23 +28,6 @@ def increment(x: int) -> int:
 
 def fail(exc: BaseException) -> None:
     raise exc
-
-
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a coroutine as a test, and fail it for whatever its loop complains of."""
-
-    @wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        complaints: list[dict[str, Any]] = []
-
-        async def work() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda _, c: complaints.append(c))
-            await asyncio.wait_for(test(*args, **kwargs), 60)
-
-        asyncio.run(work())
-        assert complaints == []
-
-    return run
 
 
 @on_a_loop

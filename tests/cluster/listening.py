@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from functools import wraps
+from collections.abc import Callable
 from typing import Any
 
 from hpcdask import Scheduler
@@ -62,20 +61,3 @@ async def until(condition: Callable[[], object], timeout: float = 20.0) -> None:
     while not condition():
         assert loop.time() < deadline, f"not within {timeout:g} s: {condition}"
         await asyncio.sleep(0.01)
-
-
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a coroutine as a test, and fail it for whatever its loop complains of."""
-
-    @wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        complaints: list[dict[str, Any]] = []
-
-        async def work() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda _, c: complaints.append(c))
-            await asyncio.wait_for(test(*args, **kwargs), 60)
-
-        asyncio.run(work())
-        assert complaints == []
-
-    return run

@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from listening import LOCAL, on_a_loop, until
+from listening import LOCAL, until
+from waiting import on_a_loop
 
 from hpcdask import Client, Nanny, Scheduler
 from hpcdask.comm import Comm, connect

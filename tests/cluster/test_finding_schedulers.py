@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from listening import LOCAL, on_a_loop
+from listening import LOCAL
+from waiting import on_a_loop
 
 from hpcdask import Scheduler, Worker
 from hpcdask.comm.options import CommOptions

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from listening import ListeningScheduler, on_a_loop, until
-from waiting import wait_until
+from listening import ListeningScheduler, until
+from waiting import on_a_loop, wait_until
 
 from hpcdask import Client, Nanny, Worker, wait
 from hpcdask.errors import LaunchError, WorkerStartError

@@ -9,12 +9,10 @@ import socket
 import stat
 import sys
 import textwrap
-from collections.abc import Callable, Coroutine
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import pytest
+from waiting import on_a_loop
 
 from hpcdask import Client, Nanny, Scheduler, Worker
 from hpcdask.errors import (
@@ -31,23 +29,6 @@ LOCAL = {"host": "127.0.0.1"}
 
 def increment(x: int) -> int:
     return x + 1
-
-
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a coroutine as a test, and fail it for whatever its loop complains of."""
-
-    @wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        complaints: list[dict[str, Any]] = []
-
-        async def work() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda _, c: complaints.append(c))
-            await asyncio.wait_for(test(*args, **kwargs), 60)
-
-        asyncio.run(work())
-        assert complaints == []
-
-    return run
 
 
 @on_a_loop

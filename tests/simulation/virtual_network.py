@@ -7,6 +7,7 @@ connection ends meanwhile. A process can be stopped (SIGSTOP): it handles and se
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
@@ -32,7 +33,7 @@ class Batch(NamedTuple):
     connection: int  # number of the connection between a process and the scheduler; 0 of others
 
 
-class Process:
+class Process(abc.ABC):
     """Somebody with an address, who can be stopped and go on, or die."""
 
     def __init__(self, name: str, clock: VirtualClock) -> None:
@@ -71,9 +72,11 @@ class Process:
         """Do nothing any more."""
         self.is_dead = True
 
+    @abc.abstractmethod
     def receive(self, source: str, batch: Batch) -> None:
-        raise NotImplementedError
+        """Messages have come."""
 
+    @abc.abstractmethod
     def refused(self, target: str) -> None:
         """Nobody listens at `target`."""
 

@@ -150,6 +150,9 @@ class VirtualScheduler(Process):
         self._said_goodbye: set[str] = set()
         self._planned: list[tuple[str, ScatterPlan]] = []
 
+    def refused(self, target: str) -> None:
+        """Who is gone dials us when it is back."""
+
     def receive(self, source: str, batch: Batch) -> None:
         for message in batch.messages:
             if not isinstance(message, (RegisterWorker, RegisterClient)) and (
