@@ -9,6 +9,7 @@ import importlib
 import io
 import pickle
 import sys
+from collections import ChainMap
 from collections.abc import Callable
 from functools import cache, partial
 from types import CodeType, FunctionType
@@ -197,7 +198,21 @@ class _LargeBytesPickler(_LargeBytes, pickle.Pickler):
 def _by_value_pickler() -> Any:
     import cloudpickle  # 40 ms, and many processes never need it
 
-    return type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), {})
+    reducers = cloudpickle.Pickler.dispatch_table
+
+    def reduce_code(code: CodeType) -> tuple[Any, ...]:
+        """Keep the name of the file: tracebacks of tasks are to show the user's own lines.
+
+        cloudpickle 3.1.3 puts another in its place.
+        """
+        make, arguments = reducers[CodeType](code)
+        # A new string each time: whether it is that of another object decides about the bytes.
+        named = "".join(code.co_filename)
+        return make, tuple(named if a == "<dynamic-code>" else a for a in arguments)
+
+    table = ChainMap({CodeType: reduce_code}, reducers)
+    traits = {"dispatch_table": table}
+    return type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), traits)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -40,6 +40,15 @@ def parts_of(blob: Blob) -> list[Any]:
     return list(blob.parts)
 
 
+def test_a_function_that_goes_by_value_keeps_the_name_of_its_file() -> None:
+    def outer() -> Callable[[], None]:
+        return lambda: None
+
+    back = round_trip(outer)
+    assert back.__code__.co_filename == __file__
+    assert back().__code__.co_filename == __file__
+
+
 # -- Arrays ----------------------------------------------------------------------------------------
 
 ARRAYS = {
