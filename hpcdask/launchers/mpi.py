@@ -278,7 +278,7 @@ async def _serve_script(
     assert options.script is not None
     process = _start_script(options.script, options.scheduler["scheduler_file"])
     ending = asyncio.ensure_future(asyncio.to_thread(process.wait))
-    with stop_signals(with_parent=True) as stopped:
+    with stop_signals(with_parent=True, for_good=True) as stopped:
         living = asyncio.ensure_future(live(services))
         try:
             await _first_of(ending, stopped, living)

@@ -38,13 +38,17 @@ async def _cancel_all() -> None:
 
 
 @contextlib.contextmanager
-def stop_signals(with_parent: bool = False) -> Iterator[asyncio.Future[signal.Signals]]:
+def stop_signals(
+    with_parent: bool = False, for_good: bool = False
+) -> Iterator[asyncio.Future[signal.Signals]]:
     """Give a future that SIGTERM or SIGINT resolves, in place of ending the process.
 
     Parameters
     ----------
     with_parent : bool
         The end of the parent process counts as a SIGTERM.
+    for_good : bool
+        The process ends afterwards: one signal more must not decide with which code.
     """
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[signal.Signals] = loop.create_future()
@@ -64,6 +68,8 @@ def stop_signals(with_parent: bool = False) -> Iterator[asyncio.Future[signal.Si
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+            if for_good:
+                signal.signal(number, signal.SIG_IGN)
         if parent is not None:
             loop.remove_reader(parent)
             os.close(parent)
@@ -114,7 +120,10 @@ async def settle(living: asyncio.Future[None], services: Sequence[Service], reas
 
 
 async def serve(
-    services: Sequence[Service], with_parent: bool = False, leaves: bool = False
+    services: Sequence[Service],
+    with_parent: bool = False,
+    leaves: bool = False,
+    for_good: bool = True,
 ) -> None:
     """Run services until a signal comes or all have ended by themselves.
 
@@ -124,17 +133,19 @@ async def serve(
         End with the parent process, too.
     leaves : bool
         At SIGTERM hand over first what others need; a second one, or SIGINT, ends all at once.
+    for_good : bool
+        As of `stop_signals`.
 
     Raises
     ------
     LaunchError
         If one cannot start, or ended because it could not go on.
     """
-    with stop_signals(with_parent) as stopped:
+    with stop_signals(with_parent, for_good) as stopped:
         living = asyncio.ensure_future(live(services))
         await _first_of(living, stopped)
         if leaves and stopped.done() and stopped.result() == signal.SIGTERM:
-            with stop_signals(with_parent) as stopped_again:
+            with stop_signals(with_parent, for_good) as stopped_again:
                 await _leave(services, stopped_again)
                 await settle(living, services, "asked to end")
         else:

@@ -48,7 +48,7 @@ def run(main):
 def test_one_that_cannot_start_ends_all_and_its_error_is_raised():
     fine, broken = Pretender(), Pretender(LaunchError("no port is free"))
     with pytest.raises(LaunchError, match="no port is free"):
-        run(serve([fine, broken]))
+        run(serve([fine, broken], for_good=False))
     assert fine.status == "closed"
     assert broken.status == "failed"
 
@@ -72,7 +72,7 @@ def test_one_that_could_not_go_on_makes_the_end_an_error():
     service = Pretender()
 
     async def main():
-        living = asyncio.ensure_future(serve([service]))
+        living = asyncio.ensure_future(serve([service], for_good=False))
         while service.status != "running":
             await asyncio.sleep(0)
         await service._fail("lost the scheduler")
@@ -89,7 +89,7 @@ def test_a_signal_ends_them_in_order_whether_running_or_starting(number, slow):
     service = Pretender(slow=slow)
 
     async def main():
-        living = asyncio.ensure_future(serve([service]))
+        living = asyncio.ensure_future(serve([service], for_good=False))
         while service.status != ("starting" if slow else "running"):
             await asyncio.sleep(0)
         os.kill(os.getpid(), number)
@@ -101,7 +101,7 @@ def test_a_signal_ends_them_in_order_whether_running_or_starting(number, slow):
 
 async def signalled(service, number):
     """Serve, and get a signal; return what is still living then."""
-    living = asyncio.ensure_future(serve([service], leaves=True))
+    living = asyncio.ensure_future(serve([service], leaves=True, for_good=False))
     while service.status != "running":
         await asyncio.sleep(0)
     os.kill(os.getpid(), number)
@@ -153,7 +153,7 @@ def test_who_is_not_allowed_to_leave_ends_at_sigterm_at_once():
     service = Pretender()
 
     async def main():
-        living = asyncio.ensure_future(serve([service]))
+        living = asyncio.ensure_future(serve([service], for_good=False))
         while service.status != "running":
             await asyncio.sleep(0)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -172,7 +172,7 @@ def test_a_service_that_is_closed_while_it_starts_is_no_error():
             raise LaunchError("the worker was killed before it had started")
 
     service = ClosedMeanwhile()
-    run(serve([service]))
+    run(serve([service], for_good=False))
     assert service.status == "closed"
     assert service.closed_because == "the scheduler says so"
 
@@ -221,6 +221,22 @@ def test_a_signal_handler_is_removed_at_the_end():
 
     run(main())
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_comes_after_all_has_ended_does_not_change_the_exit_code(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, os, signal, sys\n"
+        "from hpcdask.launchers.process import stop_signals\n"
+        "async def main():\n"
+        "    with stop_signals(for_good=True):\n"
+        "        pass\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "asyncio.run(main())\n"
+        "sys.exit(7)\n"
+    )
+    assert subprocess.run([sys.executable, program]).returncode == 7
 
 
 def test_a_pid_file_goes_even_after_an_error(tmp_path):
