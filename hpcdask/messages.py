@@ -285,6 +285,7 @@ class KeyCancelled(NamedTuple):
 
     key: str
     reason: str
+    is_unknown: bool = False  # the scheduler has lost or never known it: nobody gave it up
 
 
 class LocateKeys(NamedTuple):

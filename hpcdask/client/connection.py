@@ -489,7 +489,7 @@ class Connection:
                     state.lost()
             elif kind is KeyCancelled:
                 state = self._meant_by(message)
-                if state is not None and not self._outlives(state):
+                if state is not None and not (message.is_unknown and self._outlives(state)):
                     state.reason = message.reason
                     state.end("cancelled")
             elif kind is SchedulerClosing:

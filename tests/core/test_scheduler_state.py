@@ -105,10 +105,10 @@ def test_a_task_with_an_unknown_dependency_is_refused_with_its_dependants() -> N
     state = started(A)
     submit(state, {"x": ["?"], "y": ["x"]}, wanted=["y"])
     reason = "it depends on 'x', which the scheduler does not know (any more)"
-    assert_sent(state, {"c": [KeyCancelled("y", reason)]})
+    assert_sent(state, {"c": [KeyCancelled("y", reason, True)]})
     submit(state, {"x": ["?"]})
     reason = "it depends on '?', which the scheduler does not know (any more)"
-    assert_sent(state, {"c": [KeyCancelled("x", reason)]})
+    assert_sent(state, {"c": [KeyCancelled("x", reason, True)]})
     assert not state.tasks
 
 
@@ -122,7 +122,7 @@ def test_a_task_whose_function_did_not_come_is_refused() -> None:
     state = started(A)
     msg = SubmitTasks(1, (F,), (TaskSpec("x", 1, b"", ()),), None, 0, 0.0, 0, True)
     state.tasks_submitted(0.0, "c", msg)
-    assert_sent(state, {"c": [KeyCancelled("x", "its function was not sent")]})
+    assert_sent(state, {"c": [KeyCancelled("x", "its function was not sent", True)]})
 
 
 def test_earlier_chunks_of_a_graph_are_held_until_its_last_has_come() -> None:
@@ -323,7 +323,7 @@ def test_a_key_can_be_wanted_by_name() -> None:
     submit(state, {"x": []})
     sent(state)
     state.keys_wanted(0.0, "d", WantKeys(("x", "?")))
-    assert_sent(state, {"d": [KeyCancelled("?", "the scheduler does not know this key")]})
+    assert_sent(state, {"d": [KeyCancelled("?", "the scheduler does not know this key", True)]})
     release(state, "x")
     finish(state, A, "x")
     assert_sent(state, {"d": [done("x")]})

@@ -218,7 +218,7 @@ class VirtualClient(Process):
 
     def _cancelled(self, message: KeyCancelled, future: KnownFuture) -> None:
         is_here = future.status == "error" or future.value is not None
-        if future.since <= self._told_again and is_here:
+        if message.is_unknown and future.since <= self._told_again and is_here:
             future.is_orphan = True
             return
         assert future.may_be_cancelled, (message, future.status, future.since)
