@@ -173,6 +173,7 @@ class Scheduler(Service):
         self.last_words: dict[str, WorkerDied] = {}  # by nanny id
         self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
         self._absences: dict[str, asyncio.Task[None]] = {}  # of clients that may come back
+        self._letting_go: asyncio.Task[None] | None = None
         self.worker_ttl = hosts.parse_timedelta(worker_ttl or 0)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
@@ -617,6 +618,8 @@ class Scheduler(Service):
 
     def flush(self) -> None:
         """Send what the state has to say."""
+        if self.state.departed and self._letting_go is None:
+            self._letting_go = self._spawn(self._let_go())
         outbox = self.state.outbox
         if not outbox:
             return
@@ -625,6 +628,14 @@ class Scheduler(Service):
             comm = self.workers.get(address) or self.clients.get(address)
             if comm is not None:
                 comm.send_now(messages)
+
+    async def _let_go(self) -> None:
+        """Go on with what would have been too much for one event, a little at a time."""
+        while self.state.departed:
+            await asyncio.sleep(0)
+            self.state.had_time(self.now())
+            self.flush()
+        self._letting_go = None
 
     def _vouched_for(self, nanny: str) -> None:
         """A worker that cannot speak, since code of a task keeps the interpreter, is at work."""

@@ -34,12 +34,16 @@ class Lane:
         What each task takes of its worker's resources while it runs.
     workers : dict of WorkerRecord to None
         Those that may run its tasks.
+    prefers : bool
+        Whether workers that it does not name may run them while none of those is there.
     """
 
     __slots__ = (
         "_queue",
+        "n_named",
         "n_queued",
         "placement",
+        "prefers",
         "resources",
         "restriction",
         "stranded",
@@ -52,6 +56,8 @@ class Lane:
         self.resources = () if restriction is None else restriction.resources
         self.placement = Placement(self.resources)
         self.workers = self.placement.workers
+        self.prefers = restriction is not None and restriction.allow_others
+        self.n_named = 0  # of `workers`, those that a lane which `prefers` them names
         self.uses = 0  # tasks that refer to it
         self.n_queued = 0
         self.stranded: dict[Task, None] = {}  # tasks in state no-worker
@@ -149,9 +155,13 @@ class Lanes:
         self._workers[worker] = None
         self.open.placement.add(worker)
         for lane in self.restricted.values():
-            if lane.restriction is not None and lane.restriction.allow_others:
-                self._renew(lane)
-            elif lane.has_enough(worker) and lane.is_named(worker):
+            if not lane.has_enough(worker):
+                continue
+            if lane.is_named(worker):
+                if lane.prefers and not lane.n_named:
+                    self._stop_serving(lane)  # those that stood in
+                self._serve(lane, worker)
+            elif lane.prefers and not lane.n_named:
                 self._serve(lane, worker)
 
     def remove(self, worker: WorkerRecord) -> None:
@@ -161,24 +171,22 @@ class Lanes:
         lanes, worker.lanes = worker.lanes, []
         for lane in lanes:
             lane.placement.forget(worker)
-            if lane.restriction is not None and lane.restriction.allow_others:
-                self._renew(lane)
+            if lane.prefers and lane.is_named(worker):
+                lane.n_named -= 1
+                if not lane.n_named:
+                    for other in self._fitting(lane):
+                        self._serve(lane, other)
 
-    def _renew(self, lane: Lane) -> None:
-        """Let those workers serve a lane that now should."""
-        fitting = dict.fromkeys(self._fitting(lane))
-        for worker in [worker for worker in lane.workers if worker not in fitting]:
+    def _stop_serving(self, lane: Lane) -> None:
+        for worker in list(lane.workers):
             lane.placement.forget(worker)
             worker.lanes.remove(lane)
-        for worker in fitting:
-            if worker not in lane.workers:
-                self._serve(lane, worker)
 
     def _fitting(self, lane: Lane) -> Iterable[WorkerRecord]:
         assert lane.restriction is not None
         able = [worker for worker in self._workers if lane.has_enough(worker)]
         named = [worker for worker in able if lane.is_named(worker)]
-        return named or able if lane.restriction.allow_others else named
+        return named or able if lane.prefers else named
 
     def why_stranded(self, lane: Lane) -> str:
         """Say what kind of worker is missing."""
@@ -198,6 +206,7 @@ class Lanes:
     def _serve(self, lane: Lane, worker: WorkerRecord) -> None:
         lane.placement.add(worker)
         worker.lanes.append(lane)
+        lane.n_named += lane.prefers and lane.is_named(worker)
         self._new.append(worker)
 
     def take_new(self) -> list[WorkerRecord]:

@@ -13,9 +13,10 @@ import abc
 from collections.abc import Iterable
 
 from hpcdask.core.definition import definition_of
+from hpcdask.core.departing import Departing
 from hpcdask.core.lanes import Lane
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
-from hpcdask.core.transitions import TO_RUN, Transitions
+from hpcdask.core.transitions import TO_RUN
 from hpcdask.messages import (
     FreeKeys,
     HeldRun,
@@ -35,14 +36,12 @@ QUIET, LONGEST_HOLD = 2.0, 15.0
 UNCLAIMED = 120.0
 
 
-class Returning(Transitions, abc.ABC):
+class Returning(Departing, abc.ABC):
     """The part of the scheduler that takes up what survived."""
 
     def __init__(self, first_attempt: int) -> None:
         super().__init__(first_attempt)
         self._first_attempt = first_attempt
-        #: Values that nobody has asked for yet: of each key by worker and attempt.
-        self._values: dict[str, dict[tuple[WorkerRecord, int], HeldValue]] = {}
         self._hold_since = self._hold_until = 0.0  # until 0: nothing is held
         self._has_predecessor = False  # somebody has come back who knew another scheduler
         self._unclaimed_until = 0.0
@@ -65,11 +64,17 @@ class Returning(Transitions, abc.ABC):
         # Where they are claimed as soon as their tasks could be placed.
         for run in info.runs:
             self._runs.setdefault(run.key, (worker, run))
+        for value in info.values:
+            self._values.setdefault(value.key, {})[worker, value.attempt] = value
         useless = []
         # Dependants first: what they need is not to be given to others for their sake.
         for value in sorted(info.values, key=lambda value: -value.attempt):
+            if (worker, value.attempt) not in self._values.get(value.key, ()):
+                continue  # claimed meanwhile
+            version = Version(value.key, value.attempt)
+            self._drop_kept(worker, version)
             if not self._take_up_value(now, worker, value):
-                useless.append(Version(value.key, value.attempt))
+                useless.append(version)
         for run in info.runs:
             if not self._take_up_run(now, worker, run):
                 useless.append(Version(run.key, run.attempt))
@@ -220,8 +225,7 @@ class Returning(Transitions, abc.ABC):
             before.is_told = False
             client.turn = before.turn
             self._former.setdefault(name, []).extend([before, *self._told.pop(name, ())])
-            for wants in self._held_wants.values():  # it tells them again
-                wants.pop(before, None)
+            self._drop_held_wants(before)  # it tells them again
 
     def all_told(self, now: float, name: str) -> None:
         """A returned client has told all that it holds; it wants nothing else."""
@@ -250,16 +254,9 @@ class Returning(Transitions, abc.ABC):
         for hold in self._told.pop(name, ()):
             self._drop_wants(hold)
 
-    def _drop_wants(self, client: ClientRecord) -> None:
-        """Nobody wants any more what this client did."""
-        released = []
-        for holder in (client, *(hold for _, hold in client.generations.values())):
-            for task in list(holder.wants):
-                task.drop_client(holder)
-                released.append(task)
+    def _drop_held_wants(self, client: ClientRecord) -> None:
         for wants in self._held_wants.values():
             wants.pop(client, None)
-        self._release_unneeded(released)
 
     def _of_this_life(
         self, client: ClientRecord, task: Task, spec: TaskSpec, functions: list[FunctionRecord]
@@ -300,18 +297,19 @@ class Returning(Transitions, abc.ABC):
             self._move(task, "released")
             task.error = None
 
-    def _hold_tasks(self, now: float, tasks: Iterable[Task]) -> None:
-        """Demand what a returning client submits only when all are back."""
-        self._hold(now)
-        for task in tasks:
-            if task.state == "released":
-                self.held[task] = None
+    def _hold_tasks(self, client: ClientRecord, tasks: Iterable[Task]) -> None:
+        """Demand what comes of a submission only when all are back, if there are some to be.
 
-    def _hold_dependents(self, tasks: Iterable[Task]) -> None:
-        """Hold what needs tasks that are held."""
+        Of a scheduler before this one there may be values of these very keys, and others to come
+        that want them: nothing may be claimed, and be let go of as unneeded, before that is known.
+        """
+        holds_all = client.is_returning or self._has_predecessor
+        if not holds_all and not self.held:
+            return
         for task in tasks:
-            is_held = any(dependency in self.held for dependency in task.dependencies)
-            if is_held and task.state == "released":
+            if task.state == "released" and (
+                holds_all or any(dependency in self.held for dependency in task.dependencies)
+            ):
                 self.held[task] = None
 
     def _forget(self, task: Task) -> None:
@@ -364,7 +362,7 @@ class Returning(Transitions, abc.ABC):
                     self._want(client, task)
                     self.held[task] = None
                 else:
-                    self._write(client, KeyCancelled(key, _LOST))
+                    self._write(client, KeyCancelled(key, _LOST, True))
         self._held_wants = {}
         for task in list(self.held):
             self._claim_value(task)
@@ -411,6 +409,10 @@ class Returning(Transitions, abc.ABC):
                 self.send(worker.address, FreeKeys((Version(value.key, value.attempt),)))
 
     def _place(self, task: Task) -> None:
+        if self._values and task.key in self._values:
+            self._claim_value(task)
+            if task.state != "waiting":
+                return
         if not self._runs or not self._claim_run(task):
             super()._place(task)
 

@@ -218,11 +218,13 @@ class SchedulerState(Scattering, Retirement):
         self._drop_plans(name)
         self._drop_former(name)
         self._drop_told(name)
-        self._drop_wants(client)
+        self._drop_held_wants(client)
+        self._depart(client)
         self._settle()
 
     def tasks_submitted(self, now: float, name: str, msg: SubmitTasks) -> None:
         """A client sends a chunk of a graph, dependencies first."""
+        self._make_way(msg)
         client = self.clients[name]
         client.wants_read = msg.want or client.wants_read
         generation, hold = client.generations.get(msg.submission, (0, None))
@@ -234,6 +236,7 @@ class SchedulerState(Scattering, Retirement):
                 client.generations[msg.submission] = (generation, hold)
         functions = [self.functions.declare(function) for function in msg.functions]
         lane = self.lanes.lane(msg.restriction)
+        lane.uses += 1  # by this event, which may release the last task that it had
         tasks = []
         refused: dict[str, str] = {}
         # Clients take turns, task by task; the tasks of one stay in their order.
@@ -250,14 +253,13 @@ class SchedulerState(Scattering, Retirement):
             if hold is not None and msg.wanted is not None:  # else the client holds them itself
                 task.add_client(hold)
         if client.is_returning:
-            self._hold_tasks(now, tasks)
-        elif self.held:
-            self._hold_dependents(tasks)
+            self._hold(now)
+        self._hold_tasks(client, tasks)
         if msg.wanted is None:
             for task in tasks:
                 self._want(client, task)
             for key, reason in refused.items():
-                self._write(client, KeyCancelled(key, reason))
+                self._write(client, KeyCancelled(key, reason, True))
         else:
             self._keys_wanted(now, client, msg.wanted, refused)
         for task in tasks:
@@ -269,10 +271,11 @@ class SchedulerState(Scattering, Retirement):
                 for task in (*tasks, *(hold.wants if hold is not None else ())):
                     task.add_client(self._until_told(client))
             if hold is not None:
-                self._drop_wants(hold)
+                self._depart(hold)
             self._release_unneeded(tasks)
         for function in functions:
             self.functions.keep_or_forget(function)
+        lane.uses -= 1
         self.lanes.drop_if_unused(lane)
         self._settle()
 
@@ -352,7 +355,7 @@ class SchedulerState(Scattering, Retirement):
             if task is not None and client in task.wanted_by:
                 task.drop_client(client)
                 released.append(task)
-            elif self._held_wants:
+            if self._held_wants:
                 self._held_wants.get(key, {}).pop(client, None)
         self._release_unneeded(released)
         self._settle()
@@ -523,7 +526,7 @@ class SchedulerState(Scattering, Retirement):
         if client.is_returning:
             self._want_all(now, client, (key for key in keys if key not in refused))
             for key, reason in refused.items():
-                self._write(client, KeyCancelled(key, reason))
+                self._write(client, KeyCancelled(key, reason, True))
             return
         for key in keys:
             task = self.tasks.get(key)
@@ -534,7 +537,7 @@ class SchedulerState(Scattering, Retirement):
                 self._held_wants.setdefault(key, {})[client] = None
             else:
                 reason = refused.get(key, "the scheduler does not know this key")
-                self._write(client, KeyCancelled(key, reason))
+                self._write(client, KeyCancelled(key, reason, True))
 
     def _forget(self, task: Task) -> None:
         super()._forget(task)

@@ -30,6 +30,7 @@ from hpcdask.messages import (
     Dependency,
     FreeKeys,
     HeldRun,
+    HeldValue,
     KeyCancelled,
     KeyLost,
     Message,
@@ -78,6 +79,8 @@ class Transitions:
         self._vacated: dict[WorkerRecord, None] = {}  # runs were taken back from these
         #: Runs that returning workers go on with and that no task has claimed yet.
         self._runs: dict[str, tuple[WorkerRecord, HeldRun]] = {}
+        #: Values of theirs, likewise: of each key by worker and attempt.
+        self._values: dict[str, dict[tuple[WorkerRecord, int], HeldValue]] = {}
         self._attempt = first_attempt
         #: The latest turn that a task has had. What a client submits that has had none for long
         #: comes next, and not after the million tasks that another one sent before.
@@ -311,7 +314,7 @@ class Transitions:
         stack = [task]
         while stack:
             for dependent in stack.pop().dependents:
-                if dependent.state != "waiting" or dependent.key in self._runs:
+                if dependent.state != "waiting" or self._is_kept(dependent):
                     continue
                 if may_go_ahead(dependent, worker):
                     self._send_to(dependent, worker)
@@ -321,8 +324,12 @@ class Transitions:
     def _send_ahead_of_inputs(self, task: Task) -> None:
         """The same for a task that is new, or of which an input has just come."""
         worker = inputs_come_from(task)
-        if worker is not None and task.key not in self._runs and may_go_ahead(task, worker):
+        if worker is not None and not self._is_kept(task) and may_go_ahead(task, worker):
             self._assign(task, worker)
+
+    def _is_kept(self, task: Task) -> bool:
+        """Whether a run or a value may be claimed for a task that has waited until now."""
+        return task.key in self._runs or task.key in self._values
 
     # -- A run ends -------------------------------------------------------------------------------
 

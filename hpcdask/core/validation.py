@@ -50,6 +50,10 @@ def validate_scheduler(state: SchedulerState) -> None:
     for client in state.clients.values():
         for holder in (client, *(hold for _, hold in client.generations.values())):
             assert all(holder in task.wanted_by for task in holder.wants)
+    for holder in state.departed:
+        assert not holder.is_told
+        assert holder not in state.clients.values()
+        assert all(holder in task.wanted_by for task in holder.wants)
     assert state.outbox.keys() <= state.workers.keys() | state.clients.keys(), state.outbox.keys()
     for function in state.functions.records.values():
         uses = sum(task.function is function for task in state.tasks.values())
@@ -71,6 +75,9 @@ def _validate_lanes(state: SchedulerState) -> None:
         assert lane.stranded.keys() == {task for task in mine if task.state == "no-worker"}
         assert not (lane.stranded and lane.workers)
         assert not (queued and not lane.workers)
+        assert lane.n_named == (sum(map(lane.is_named, lane.workers)) if lane.prefers else 0)
+        if lane is not state.lanes.open:
+            assert lane.workers.keys() == set(state.lanes._fitting(lane)), lane.restriction
         for worker in lane.workers:
             assert state.workers.get(worker.address) is worker
             assert not worker.is_leaving

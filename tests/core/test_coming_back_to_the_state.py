@@ -13,6 +13,7 @@ from core_helpers import (
     finish,
     free,
     release,
+    scatter,
     sent,
     started,
     submit,
@@ -33,9 +34,12 @@ from hpcdask.messages import (
     KeysDropped,
     PlacedValue,
     RegisterWorker,
+    Restriction,
+    SubmitTasks,
     TaskDone,
     TaskErred,
     TaskFinished,
+    TaskSpec,
     Version,
     WantKeys,
 )
@@ -287,6 +291,21 @@ def test_a_dependant_that_survived_keeps_its_inputs_from_being_given_to_others()
     assert state.tasks["y"].state == "memory"
 
 
+def test_a_dependant_that_survived_is_found_before_its_recomputed_input_lets_it_run() -> None:
+    state = started(A, B)
+    submit(state, {"x": [], "y": ["x"]}, wanted=["x", "y"])
+    attempts = {key: state.tasks[key].attempt for key in ("x", "y")}
+    assert computed(state, A) == ["x", "y"]
+    state.worker_lost(1.0, A, planned=True)
+    assert computed(state, B) == ["x", "y"]
+    # What x is by now was computed after what y is.
+    x = HeldValue("x", attempts["y"] + 9, 8, MEANT)
+    state.worker_joined(2.0, back(A, x, HeldValue("y", attempts["y"], 8, MEANT)))
+    assert {key: state.tasks[key].state for key in ("x", "y")} == {"x": "memory", "y": "memory"}
+    found = [message for messages in sent(state).values() for message in messages]
+    assert not any(isinstance(message, ComputeTask) for message in found)
+
+
 def test_a_copy_counts_as_what_the_original_is() -> None:
     state = successor(back(A, HeldValue("x", 1, 8, 0)), back(B, HeldValue("x", 1, 8, MEANT)))
     submit(state, {"x": []})
@@ -329,6 +348,33 @@ def test_what_is_submitted_meanwhile_waits_for_what_it_builds_on() -> None:
     state.worker_joined(1.0, back(B, HeldValue("x", 1, 8, MEANT)))
     state.tick(QUIET + 1.1)
     assert computed(state, B) == ["y"]
+
+
+def test_what_is_submitted_meanwhile_frees_nothing_that_others_may_come_for() -> None:
+    """It names a key whose value it does not need, but a client that is still to come does."""
+    state = successor(back(A, HeldValue("x", 1, 8, MEANT), HeldValue("y", 2, 8, MEANT)))
+    submit(state, {"w": []}, wanted=[], final=False)
+    state.all_told(0.0, "c")
+    submit(state, {"x": [], "y": ["w", "x"]}, wanted=["y"], first=1)
+    state.client_returned(1.0, "d")
+    state.keys_wanted(1.0, "d", WantKeys(("x",)))
+    state.all_told(1.0, "d")
+    assert sent(state) == {}
+    state.tick(QUIET + 1.1)
+    assert {key: state.tasks[key].state for key in ("x", "y")} == {"x": "memory", "y": "memory"}
+    assert A not in sent(state)
+
+
+def test_a_key_that_is_scattered_and_let_go_meanwhile_is_not_wanted_at_the_end() -> None:
+    state = successor(back(A))
+    state.keys_wanted(0.0, "c", WantKeys(("x",)))
+    state.all_told(0.0, "c")
+    scatter(state, "x")
+    release(state, "x")
+    sent(state)
+    state.tick(QUIET + 0.1)
+    assert not state.tasks
+    assert sent(state) == {}
 
 
 def test_a_lent_future_waits_for_its_lender_to_come_back() -> None:
@@ -411,3 +457,21 @@ def test_a_key_used_anew_before_all_are_back_has_its_new_meaning() -> None:
     state.tick(QUIET + 0.1)
     (run,) = [m for m in sent(state)[A] if isinstance(m, ComputeTask)]
     assert run.function_id == other.function_id
+
+
+def test_a_restriction_is_known_although_the_last_task_with_it_gives_way_to_a_new_one() -> None:
+    state = started(A)
+    restrictions = [Restriction((A, str(number)), False, ()) for number in range(6)]
+
+    def submit_restricted(number: int, function: Function) -> None:
+        specs = (TaskSpec(f"x{number}", 0, b"", ()),)
+        how = (0, 0.0, 0, True, 0, restrictions[number])
+        state.tasks_submitted(0.0, "c", SubmitTasks(number, (function,), specs, None, *how))
+
+    for number in range(6):
+        submit_restricted(number, F)
+    state.client_returned(1.0, "c")
+    submit_restricted(0, Function(b"g" * 16, "g", b"code of g"))
+    state.all_told(1.0, "c")
+    assert state.tasks["x0"].lane in list(state.lanes)
+    sent(state)

@@ -65,6 +65,25 @@ def test_others_may_run_it_while_the_named_one_is_not_there() -> None:
     assert computed(state, A) == ["y"]
 
 
+def test_those_that_stand_in_for_named_ones_do_so_only_when_the_last_of_these_is_gone() -> None:
+    state = started(A)
+    loose = Restriction((B, C), True, ())
+    submit(state, loose, "x")
+    assert computed(state, A) == ["x"]
+    for address in (B, C):
+        state.worker_joined(1.0, worker_info(address))
+        sent(state)
+    state.worker_lost(2.0, B, planned=True)
+    submit(state, loose, "y")
+    assert computed(state, C) == ["y"]
+    state.worker_joined(3.0, worker_info("tcp://10.0.0.4:1"))
+    state.worker_lost(4.0, C, planned=True)
+    finish(state, A, "x")
+    submit(state, loose, "z")
+    assert {key: state.tasks[key].state for key in ("y", "z")} == dict.fromkeys("yz", "processing")
+    sent(state)
+
+
 def test_a_restricted_task_goes_to_its_worker_and_not_to_its_input() -> None:
     state = started(A, B)
     submit(state, Restriction((A,), False, ()), "x")

@@ -79,7 +79,9 @@ def check_nothing_is_left(simulation: Simulation) -> None:
         assert not record.processing
         assert not record.has_what
         assert (record.nbytes, record.occupancy) == (0, 0.0)
-    assert state.workers.keys() == simulation.workers.keys()
+    assert state.workers.keys() == simulation.workers.keys(), (
+        state.workers.keys() ^ simulation.workers.keys()
+    )
     for name, process in simulation.workers.items():
         worker = process.state
         assert worker.tasks.keys() <= planned, (name, worker.tasks)

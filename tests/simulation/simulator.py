@@ -22,6 +22,7 @@ from virtual_network import SCHEDULER, Closed, VirtualNetwork
 from virtual_scheduler import TICK, VirtualScheduler
 from virtual_worker import Ledger, VirtualWorker
 
+from hpcdask.core.returning import LONGEST_HOLD, UNCLAIMED
 from hpcdask.messages import CancelKeys, RegisterClient, WantKeys
 
 #: Things that are done to a cluster, some of them faults, before it may come to rest.
@@ -204,7 +205,7 @@ class Simulation:
         work = sum([DURATIONS[r.function] for r in recipes if r.function != DATA])
         # A run takes up to 3.2 times as long as usual, ten times on a slow worker, and may be
         # repeated.
-        limit = self.clock.busy_until + 120 + 4 * 10 * 4 * work
+        limit = self.clock.busy_until + LONGEST_HOLD + UNCLAIMED + 4 * 10 * 4 * work
         last = self.clock.n_events + _MAX_EVENTS
         while self._is_busy():
             self.clock.step()

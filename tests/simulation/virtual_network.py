@@ -207,3 +207,5 @@ class VirtualNetwork:
             self.link(peer, name).on_its_way.clear()
             if peer in self.processes:
                 self.end_connection(name, peer, connection if peer == SCHEDULER else 0)
+            else:  # nor should it reach who may take the peer's place
+                self.link(name, peer).on_its_way.clear()

@@ -142,11 +142,13 @@ class VirtualScheduler(Process):
         self.random = random
         last_attempt = before.state._attempt if before is not None else 0
         self.state = SchedulerState(allowed_failures, max(int(clock.now * 1e6), last_attempt))
+        self.state.drop_at_once = random.choice([1, 5, 1000])
         self.connections: dict[str, int] = {}
         self.on_message = on_message
         self.n_lost = before.n_lost if before is not None else 0  # that tasks may be blamed for
         self.survivors = Survivors()
         self._ticked = clock.now
+        self._lets_go = False  # later, with some more of what it drops
         self._said_goodbye: set[str] = set()
         self._planned: list[tuple[str, ScatterPlan]] = []
 
@@ -211,6 +213,12 @@ class VirtualScheduler(Process):
             validate_scheduler(self.state)
             self.flush()
 
+    def _let_go(self) -> None:
+        self._lets_go = False
+        self.state.had_time(self.clock.now)
+        validate_scheduler(self.state)
+        self.flush()
+
     def lose(self, address: str) -> None:
         """A worker is gone."""
         self.survivors.worker_lost(address)
@@ -235,6 +243,9 @@ class VirtualScheduler(Process):
 
     def flush(self) -> None:
         """Send all that the state has to say."""
+        if self.state.departed and not self._lets_go:
+            self._lets_go = True
+            self.later(self.random.expovariate(100.0), self._let_go)
         outbox, self.state.outbox = self.state.outbox, {}
         self.survivors.check(outbox)
         self._check_preferred(outbox)
