@@ -153,7 +153,7 @@ class ClientRequests:
         return answer
 
     async def _await_workers(self, name: str, msg: AwaitWorkers) -> Reply:
-        await self._scheduler.until(
+        await self._scheduler.members.until(
             lambda: len(self._scheduler.workers) >= msg.n_workers, msg.timeout
         )
         return Reply(msg.request, len(self._scheduler.workers))
@@ -177,7 +177,7 @@ class ClientRequests:
             present = (worker.info for worker in self._scheduler.state.workers.values())
             return expected - {w.nanny for w in present if (w.nanny, w.pid) not in ended}
 
-        if not await self._scheduler.until(lambda: not missing(), msg.timeout):
+        if not await self._scheduler.members.until(lambda: not missing(), msg.timeout):
             raise WaitTimeoutError(
                 f"{len(missing())} of {len(expected)} workers were not back within "
                 f"{msg.timeout:g} s after a restart: {sorted(missing())}"

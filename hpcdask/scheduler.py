@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -21,14 +20,12 @@ from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.transitions import TO_RUN
-from hpcdask.errors import CommClosedError, LaunchError, TokenError
-from hpcdask.feeding import Feed
+from hpcdask.errors import LaunchError, TokenError
+from hpcdask.membership import Membership
 from hpcdask.messages import (
-    PROTOCOL_VERSION,
     AllTold,
     CallReturned,
     CancelKeys,
-    ClientClosing,
     CloseNanny,
     CloseWorker,
     DataMissing,
@@ -41,11 +38,6 @@ from hpcdask.messages import (
     KeysDropped,
     Message,
     NotAcquired,
-    Refused,
-    RegisterClient,
-    Registered,
-    RegisterNanny,
-    RegisterWorker,
     ReleaseKeys,
     SchedulerClosing,
     Shutdown,
@@ -54,10 +46,7 @@ from hpcdask.messages import (
     TaskFinished,
     ThreadsLent,
     WantKeys,
-    WorkerClosing,
-    WorkerDied,
     WorkerLeaving,
-    WorkerLives,
 )
 from hpcdask.peers import Peers
 from hpcdask.rendezvous import (
@@ -71,22 +60,16 @@ from hpcdask.service import Service
 
 log = logging.getLogger("hpcdask.scheduler")
 
-#: Seconds that a new connection has to say who it is.
-_INTRODUCTION = 10.0
 #: Seconds in which the scheduler of a scheduler file must answer to be taken for running.
 _ONE_LOOK = 2.0
 #: Seconds that workers and nannies have to end when the cluster is shut down.
 _FAREWELL = 3.0
 #: Seconds between two looks at the clock: for idle workers, silent ones, and how busy the loop is.
 _TICK = 0.1
-#: Seconds that a nanny has to tell how its worker died, if a task is to be given up for that.
-_LAST_WORDS = 1.0
 #: Thresholds of the collector in a process of our own: often among new objects, never among all.
 _RARE = (10_000, 3, 1_000_000_000)
 #: Seconds between two collections of all, if there are few tasks.
 _COLLECTION, _FEW_TASKS = 60.0, 10_000
-#: Heartbeats that all workers together send, per second, at most; and seconds between two of one.
-_HEARTBEATS_PER_SECOND, _HEARTBEAT = 100.0, 2.0
 
 
 class Scheduler(Service):
@@ -167,31 +150,25 @@ class Scheduler(Service):
         self.state = SchedulerState(allowed_failures, first_attempt=time.time_ns() // 1000)
         self.address = ""
         self.inproc_address = ""
-        self.workers: dict[str, Comm] = {}
-        self.clients: dict[str, Comm] = {}
-        self.nannies: dict[str, tuple[Comm, RegisterNanny]] = {}
-        self.last_words: dict[str, WorkerDied] = {}  # by nanny id
-        self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
-        self._absences: dict[str, asyncio.Task[None]] = {}  # of clients that may come back
         self._letting_go: asyncio.Task[None] | None = None
         self.worker_ttl = hosts.parse_timedelta(worker_ttl or 0)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
         self._own_process = own_process
-        self._client_grace = self.state.unclaimed = hosts.parse_timedelta(client_grace)
+        self.state.unclaimed = hosts.parse_timedelta(client_grace)
+        self.members = Membership(self, self._spawn, self.state.unclaimed)
+        self.workers, self.clients = self.members.workers, self.members.clients
+        self.nannies = self.members.nannies
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
         #: moment, since one that comes too late would look for us until its deadline.
         self.expected_nannies = 0
-        self._nannies_joined = 0
         self._host, self._port, self._interface = host, port, interface
         self._contact_address, self._protocol = contact_address, protocol
         self._token, self._token_file, self._auth = token, token_file, auth
         self._idle_timeout = None if idle_timeout is None else hosts.parse_timedelta(idle_timeout)
         self._listeners: list[Listener] = []
-        self._comms: set[Comm] = set()
         self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
-        self._progress = asyncio.Event()  # set whenever workers or nannies come or go
 
     @property
     def token(self) -> bytes:
@@ -243,7 +220,7 @@ class Scheduler(Service):
         )
 
     async def _listen(self) -> None:
-        inproc = await listen("inproc://", self._on_comm, self.options)
+        inproc = await listen("inproc://", self.members.on_comm, self.options)
         self._listeners.append(inproc)
         self.address = self.inproc_address = inproc.address
         if self._protocol == "inproc":
@@ -253,7 +230,7 @@ class Scheduler(Service):
             host = network.interface_address(self._interface)
         try:
             address = str(Address("tcp", host, 0))
-            tcp = await listen(address, self._on_comm, self.options, self._port)
+            tcp = await listen(address, self.members.on_comm, self.options, self._port)
         except OSError as exc:
             raise LaunchError(f"the scheduler {exc.strerror or exc}") from exc
         self._listeners.append(tcp)
@@ -299,7 +276,9 @@ class Scheduler(Service):
         for comm in list(self.clients.values()):
             comm.send(SchedulerClosing(reason))
         if self.has_run:
-            await self.until(lambda: self._nannies_joined >= self.expected_nannies, _FAREWELL)
+            await self.members.until(
+                lambda: self.members.n_nannies_joined >= self.expected_nannies, _FAREWELL
+            )
         for listener in self._listeners:
             listener.close()
         if hasattr(self, "peers"):
@@ -309,23 +288,11 @@ class Scheduler(Service):
             comm.send(CloseNanny(reason))
         for comm in list(self.workers.values()):
             comm.send(CloseWorker(reason))
-        await self.until(lambda: not self.workers and not self.nannies, _FAREWELL)
-        for comm in list(self._comms):
+        await self.members.until(lambda: not self.workers and not self.nannies, _FAREWELL)
+        for comm in list(self.members.comms):
             comm.close()
         if self.has_run:
             log.info("Scheduler closed: %s", reason)
-
-    async def until(self, happened: Callable[[], bool], timeout: float) -> bool:
-        """Wait for something that workers' coming and going decides."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        while not happened():
-            self._progress.clear()
-            try:
-                await asyncio.wait_for(self._progress.wait(), deadline - loop.time())
-            except asyncio.TimeoutError:
-                return happened()
-        return True
 
     async def _watch_idle(self) -> None:
         if not self._idle_timeout:
@@ -377,166 +344,7 @@ class Scheduler(Service):
         if silent:
             self.state.workers_gone(tuple(worker.address for worker in silent))
 
-    # -- Connections ------------------------------------------------------------------------------
-
-    def _on_comm(self, comm: Comm) -> None:
-        self._comms.add(comm)
-        self._spawn(self._introduce(comm))
-
-    async def _introduce(self, comm: Comm) -> None:
-        """Find out who has connected."""
-        try:
-            hello = await asyncio.wait_for(comm.receive(), _INTRODUCTION)
-        except (CommClosedError, asyncio.TimeoutError):
-            comm.close()
-            self._comms.discard(comm)
-            return
-        joins: dict[type[Any], Callable[[Comm, Any], None]] = {
-            RegisterClient: self._client_joins,
-            RegisterWorker: self._worker_joins,
-            RegisterNanny: self._nanny_joins,
-        }
-        join = joins.get(type(hello))
-        if join is None:
-            log.warning("closed the connection of %s: it began with %r", comm.peer, hello)
-            comm.close()
-            self._comms.discard(comm)
-        elif hello.protocol != PROTOCOL_VERSION:
-            text = (
-                f"it speaks version {hello.protocol} of the protocol (hpcdask {hello.version}), "
-                f"the scheduler version {PROTOCOL_VERSION} (hpcdask {__version__}): "
-                "install the same hpcdask on all hosts"
-            )
-            log.warning("refused %s: %s", comm.peer, text)
-            comm.send(Refused(text))
-            comm.close()
-            self._comms.discard(comm)
-        else:
-            join(comm, hello)
-
-    def _registered(self) -> Registered:
-        interval = max(_HEARTBEAT, len(self.workers) / _HEARTBEATS_PER_SECOND)
-        if self.worker_ttl:  # an idle worker says nothing else
-            interval = min(interval, self.worker_ttl / 4)
-        return Registered(self.id, interval)
-
-    def _client_joins(self, comm: Comm, hello: RegisterClient) -> None:
-        name = hello.client
-        self._end_absence(name)
-        if hello.returns:
-            self.state.client_returned(self.now(), name)
-        else:
-            self.state.client_joined(self.now(), name)
-        self.clients[name] = comm
-        comm.send(self._registered())
-        has_said_goodbye = False
-
-        def handle(message: Message) -> None:
-            nonlocal has_said_goodbye
-            has_said_goodbye |= type(message) is ClientClosing
-            self._from_client(name, comm, message)
-
-        feed = self._feeds[name] = Feed(handle, self.flush, comm.abort)
-
-        def on_closed(reason: CommClosedError) -> None:
-            self._comms.discard(comm)
-            feed.finish(has_gone)
-
-        def has_gone() -> None:
-            if self.clients.get(name) is not comm:
-                return  # it has come back meanwhile
-            del self.clients[name], self._feeds[name]
-            if has_said_goodbye or not self._client_grace or self.status == "closing":
-                self.state.client_lost(self.now(), name)
-                self.flush()
-            else:
-                self._absences[name] = self._spawn(self._forget_client(name))
-
-        comm.start(feed, on_closed)
-
-    def _end_absence(self, name: str) -> None:
-        """A client is here, and tells all anew: what it said before counts no more."""
-        absence = self._absences.pop(name, None)
-        if absence is not None:
-            absence.cancel()
-        if name in self.clients:  # the old connection is dead and we may not know it yet
-            self._feeds.pop(name).drop()
-            self.clients.pop(name).abort("replaced by a new connection")
-
-    async def _forget_client(self, name: str) -> None:
-        """Forget a client that said no goodbye, unless it comes back."""
-        log.info("client %s has vanished; its work is kept for %g s", name, self._client_grace)
-        await asyncio.sleep(self._client_grace)
-        del self._absences[name]
-        self.state.client_lost(self.now(), name)
-        self.flush()
-
-    def _worker_joins(self, comm: Comm, hello: RegisterWorker) -> None:
-        address = hello.address
-        if address in self.workers:  # the old connection is dead and we do not know it yet
-            self._feeds.pop(address).drop()
-            self.workers.pop(address).abort("replaced by a new connection")
-            self.state.worker_lost(self.now(), address, planned=True)
-        self.workers[address] = comm
-        self._progress.set()
-        again = " again" if hello.returns else ""
-        log.info(
-            "Register worker %s%s, %d threads, at %s", hello.name, again, hello.nthreads, address
-        )
-        comm.send(self._registered())
-        self.state.worker_joined(self.now(), hello)
-        self.flush()
-        leaves_on_purpose = False
-
-        def handle(message: Message) -> None:
-            nonlocal leaves_on_purpose
-            leaves_on_purpose |= type(message) is WorkerClosing
-            self._from_worker(address, message)
-
-        feed = self._feeds[address] = Feed(handle, self.flush, comm.abort)
-
-        def on_batch(batch: list[Message]) -> None:
-            record = self.state.workers.get(address)
-            if record is not None:
-                record.last_seen = self.now()
-            feed(batch)
-
-        def on_closed(reason: CommClosedError) -> None:
-            self._comms.discard(comm)
-            feed.finish(lambda: has_gone(reason))
-
-        def has_gone(reason: CommClosedError) -> None:
-            if self.workers.get(address) is not comm:
-                return  # it has come back meanwhile
-            self.peers.forget(address)
-            planned = leaves_on_purpose or self.status == "closing"
-            level = logging.INFO if planned else logging.WARNING
-            log.log(level, "Remove worker %s at %s: %s", hello.name, address, reason)
-            if not planned and hello.nanny in self.nannies and self.state.would_give_up(address):
-                self._spawn(self._bury(comm, hello, str(reason)))
-            else:
-                self._worker_lost(comm, hello, planned, str(reason))
-
-        comm.start(on_batch, on_closed)
-
-    async def _bury(self, comm: Comm, hello: RegisterWorker, reason: str) -> None:
-        """Wait for what the nanny knows of a worker's end, since a user is to be told."""
-        await self.until(lambda: self._last_words_of(hello) is not None, _LAST_WORDS)
-        self._worker_lost(comm, hello, False, reason)
-
-    def _last_words_of(self, hello: RegisterWorker) -> WorkerDied | None:
-        words = self.last_words.get(hello.nanny)
-        return words if words is not None and words.pid == hello.pid else None
-
-    def _worker_lost(self, comm: Comm, hello: RegisterWorker, planned: bool, reason: str) -> None:
-        if self.workers.get(hello.address) is not comm:
-            return  # it has come back meanwhile
-        del self.workers[hello.address], self._feeds[hello.address]
-        self._progress.set()
-        words = self._last_words_of(hello)
-        how = reason if words is None else last_words(words)
-        self.state.worker_lost(self.now(), hello.address, planned, how)
-        self.flush()
+    # -- Leaving ---------------------------------------------------------------------------------
 
     def _let_leave(self, address: str, reason: str) -> None:
         self.state.worker_leaving(self.now(), address, reason)
@@ -572,44 +380,16 @@ class Scheduler(Service):
         def have_gone() -> bool:
             return not set(leaving) & self.workers.keys()
 
-        if patience is not None and not await self.until(have_gone, min(patience, timeout)):
+        if patience is not None and not await self.members.until(have_gone, min(patience, timeout)):
             for address in leaving:
                 self.state.wait_no_longer(address)
             self.flush()
-        if not await self.until(have_gone, timeout):
+        if not await self.members.until(have_gone, timeout):
             for address in leaving:
                 if address in self.workers:
                     self.workers[address].send(CloseWorker("it was retired"))
-            await self.until(have_gone, _FAREWELL)
+            await self.members.until(have_gone, _FAREWELL)
         return [address for address in leaving if address not in self.workers]
-
-    def _nanny_joins(self, comm: Comm, hello: RegisterNanny) -> None:
-        self.nannies[hello.name] = (comm, hello)
-        self._nannies_joined += 1
-        self._progress.set()
-        comm.send(self._registered())
-
-        def on_batch(batch: list[Message]) -> None:
-            for message in batch:
-                if type(message) is WorkerDied:
-                    self.last_words[hello.name] = message
-                    self._progress.set()
-                    log.warning(
-                        "worker %s (pid %d) %s", message.name, message.pid, last_words(message)
-                    )
-                elif type(message) is WorkerLives:
-                    self._vouched_for(hello.name)
-                elif type(message) in (CallReturned, Failure):
-                    self.requests.call_answered(message)
-
-        def on_closed(reason: CommClosedError) -> None:
-            self._comms.discard(comm)
-            if self.nannies.get(hello.name, (None,))[0] is comm:
-                del self.nannies[hello.name]
-                self.last_words.pop(hello.name, None)
-            self._progress.set()
-
-        comm.start(on_batch, on_closed)
 
     # -- Messages ---------------------------------------------------------------------------------
 
@@ -637,13 +417,8 @@ class Scheduler(Service):
             self.flush()
         self._letting_go = None
 
-    def _vouched_for(self, nanny: str) -> None:
-        """A worker that cannot speak, since code of a task keeps the interpreter, is at work."""
-        for worker in self.state.workers.values():
-            if worker.info.nanny == nanny:
-                worker.last_seen = self.now()
-
-    def _from_worker(self, address: str, message: Message) -> None:
+    def worker_said(self, address: str, message: Message) -> None:
+        """Deal with a message of a worker."""
         kind = type(message)
         event = _WORKER_EVENTS.get(kind)
         if event is not None:
@@ -654,7 +429,8 @@ class Scheduler(Service):
         elif kind in (CallReturned, Failure):
             self.requests.call_answered(message)
 
-    def _from_client(self, name: str, comm: Comm, message: Message) -> None:
+    def client_said(self, name: str, comm: Comm, message: Message) -> None:
+        """Deal with a message of a client."""
         kind = type(message)
         event = _CLIENT_EVENTS.get(kind)
         if event is not None:
@@ -674,19 +450,6 @@ class Scheduler(Service):
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.address!r}, workers: {len(self.workers)}, {self.status}>"
-
-
-def last_words(died: WorkerDied) -> str:
-    """What a nanny tells of its worker's end, in words."""
-    code = died.exit_code
-    how = f"exited with code {code}"
-    if code < 0:
-        try:
-            how = f"was killed by {signal.Signals(-code).name}"
-        except ValueError:
-            how = f"was killed by signal {-code}"
-    lines = died.stderr.strip()
-    return f"{how}; " + (f"the last lines on stderr:\n{lines}" if lines else "nothing on stderr")
 
 
 _WORKER_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None]] = {

@@ -307,7 +307,7 @@ class LocalCluster:
             deadline = time.monotonic() + seconds
             left = seconds
             while left >= 0:
-                if await self.scheduler.until(
+                if await self.scheduler.members.until(
                     lambda: len(self.scheduler.workers) >= n_workers, min(left, 5.0)
                 ):
                     return

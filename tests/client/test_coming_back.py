@@ -620,17 +620,17 @@ def test_nothing_is_kept_of_what_is_done(client: Client) -> None:
 
 def test_a_client_that_returns_says_so(cluster: LocalCluster, client: Client) -> None:
     heard: list[RegisterClient] = []
-    joins = cluster.scheduler._client_joins
+    joins = cluster.scheduler.members._client_joins
 
     def listen(comm: Any, hello: RegisterClient) -> None:
         heard.append(hello)
         joins(comm, hello)
 
-    cluster.scheduler._client_joins = listen  # type: ignore[method-assign]
+    cluster.scheduler.members._client_joins = listen  # type: ignore[method-assign]
     try:
         cut(client, cluster, "client")
     finally:
-        cluster.scheduler._client_joins = joins  # type: ignore[method-assign]
+        cluster.scheduler.members._client_joins = joins  # type: ignore[method-assign]
     assert [(hello.client, hello.returns) for hello in heard] == [(client.id, True)]
 
 

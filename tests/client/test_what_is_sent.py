@@ -36,13 +36,13 @@ class Heard:
 @pytest.fixture
 def heard(lonely: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Heard:
     heard = Heard()
-    read = lonely.scheduler._from_client
+    read = lonely.scheduler.client_said
 
     def note_and_read(name: str, comm: Any, what: Message | list[Message]) -> None:
         read(name, comm, what)
         heard.messages += what if isinstance(what, list) else [what]
 
-    monkeypatch.setattr(lonely.scheduler, "_from_client", note_and_read)
+    monkeypatch.setattr(lonely.scheduler, "client_said", note_and_read)
     return heard
 
 

@@ -112,9 +112,9 @@ async def test_an_earlier_absence_does_not_shorten_a_later_one() -> None:
     async with Scheduler(**LOCAL, client_grace=60) as scheduler:
         for returns in (False, True):
             comm, _ = await join(scheduler, returns)
-            assert not scheduler._absences
+            assert not scheduler.members.absences
             comm.abort("as a broken link does")
-            await until(lambda: bool(scheduler._absences))
+            await until(lambda: bool(scheduler.members.absences))
         timers = [task for task in asyncio.all_tasks() if "_forget_client" in repr(task)]
         assert len(timers) == 1
 

@@ -44,7 +44,7 @@ def test_a_killed_worker_costs_time_and_not_answers() -> None:
         assert total.result(timeout=30) == sum(x * x for x in range(60))
         assert client.gather(squares, timeout=30) == [x * x for x in range(60)]
         wait_until(lambda: victim.pid != pid and len(client.nthreads(timeout=5)) == 2)
-        assert cluster.scheduler.last_words[victim.id].exit_code == -signal.SIGKILL
+        assert cluster.scheduler.members.last_words[victim.id].exit_code == -signal.SIGKILL
 
 
 def test_a_worker_that_is_killed_again_and_again_comes_back() -> None:

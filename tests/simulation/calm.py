@@ -9,6 +9,9 @@ from __future__ import annotations
 import faults
 import outcome_checks
 from simulator import Simulation, failing_as_reported
+from virtual_network import SCHEDULER
+
+from hpcdask.messages import FreeKeys
 
 #: What users do, with no change of mind that a restart might forget.
 DEEDS = [
@@ -80,8 +83,13 @@ def _held_or_failed(simulation: Simulation) -> tuple[set[str], set[str]]:
 def _survivors(simulation: Simulation) -> list[str]:
     """Keys of which a value, or a run that can only end well, is on a worker."""
     found = {}
+    freed = set()  # by what the scheduler has said last
     recipes = simulation.recipes.by_key
     for worker in simulation.workers.values():
+        for batch in simulation.network.link(SCHEDULER, worker.name).on_its_way:
+            for message in batch.messages:
+                if isinstance(message, FreeKeys):
+                    freed |= {version.key for version in message.versions}
         for task in worker.state.tasks.values():
             if task.state == "memory" and task.definition:
                 found[task.key] = None
@@ -91,7 +99,7 @@ def _survivors(simulation: Simulation) -> list[str]:
             takes = recipe.restriction is not None and recipe.restriction.resources
             if recipe.function not in ("raise", "flaky") and not is_abandoned and not takes:
                 found[run.key] = None
-    return list(found)
+    return [key for key in found if key not in freed]
 
 
 def take_turns(seed: int) -> Simulation:

@@ -192,8 +192,8 @@ def forget_all_tasks(simulation: Simulation) -> None:
     simulation.note("all tasks are forgotten")
     for client in simulation.clients.values():
         client.note_cancelled(simulation.recipes.by_key)
-        if not client.is_connected:  # it will not hear of that
-            simulation.uncovered |= client.futures.keys()
+        # One whose connection ends just now does not hear of it, and will rely on what is gone.
+        simulation.uncovered |= client.futures.keys()
     simulation.scheduler.do(simulation.scheduler.restart, "restart")
 
 

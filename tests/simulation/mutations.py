@@ -27,14 +27,10 @@ BREAKAGES: list[Breakage] = []
 
 #: Seeds that notice those which few others do, to begin with; they change with the simulator.
 FIRST_SEEDS = {
-    "the_answer_of_a_run_that_was_given_up_is_believed": 36,
-    "a_leaving_worker_ends_before_its_values_are_safe": 24,
-    "a_dropped_value_still_counts_as_held": 8,
-    "an_old_copy_counts_as_the_present_value": 6,
-    "what_others_want_is_cancelled_too": 19,
-    "scattered_data_that_nobody_takes_stays": 6,
-    "the_end_of_a_run_that_nobody_has_come_for_is_not_heard": 7,
-    "a_run_does_not_wait_for_resources": 6,
+    "the_answer_of_a_run_that_was_given_up_is_believed": 26,
+    "a_leaving_worker_ends_before_its_values_are_safe": 34,
+    "a_value_is_believed_to_be_of_any_life_of_its_key": 132,
+    "a_key_begins_anew_although_it_is_still_there_for_want_of_time": 10,
 }
 
 
@@ -261,7 +257,17 @@ def any_worker_may_run_what_is_restricted_to_some(patch: Patch) -> None:
 
 @breakage
 def workers_that_come_are_not_preferred_by_those_they_are_named_by(patch: Patch) -> None:
-    patch.setattr(Lanes, "_renew", lambda self, lane: None)
+    patch.setattr(Lanes, "_stop_serving", lambda self, lane: None)
+
+
+@breakage
+def half_of_what_a_lost_client_wants_is_kept(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "had_time", lambda self, now: self.departed.clear())
+
+
+@breakage
+def a_key_begins_anew_although_it_is_still_there_for_want_of_time(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_make_way", lambda self, msg: None)
 
 
 @breakage

@@ -267,7 +267,9 @@ class VirtualScheduler(Process):
                 assert lane.has_enough(worker), (task, address)
                 if lane.is_named(worker):
                     continue
-                staying = [w for w in self.state.workers.values() if not w.is_leaving]
+                # One that comes back in this very moment is first taken for gone.
+                others = [w for w in self.state.workers.values() if w.last_seen < self.clock.now]
+                staying = [w for w in others if not w.is_leaving]
                 better = [w for w in staying if lane.is_named(w) and lane.has_enough(w)]
                 assert not better, (task, "goes to", address, "and not to", better)
 

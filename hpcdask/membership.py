@@ -1,0 +1,325 @@
+"""Who is connected with a scheduler: workers, nannies and clients, as they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from hpcdask._version import __version__
+from hpcdask.comm import Comm
+from hpcdask.errors import CommClosedError
+from hpcdask.feeding import Feed
+from hpcdask.messages import (
+    PROTOCOL_VERSION,
+    CallReturned,
+    ClientClosing,
+    Failure,
+    Message,
+    Refused,
+    RegisterClient,
+    Registered,
+    RegisterNanny,
+    RegisterWorker,
+    WorkerClosing,
+    WorkerDied,
+    WorkerLives,
+)
+
+if TYPE_CHECKING:
+    from hpcdask.scheduler import Scheduler
+
+log = logging.getLogger("hpcdask.scheduler")
+
+#: Seconds that a new connection has to say who it is.
+_INTRODUCTION = 10.0
+#: Seconds that a nanny has to tell how its worker died, if a task is to be given up for that.
+_LAST_WORDS = 1.0
+#: Heartbeats that all workers together send, per second, at most; and seconds between two of one.
+_HEARTBEATS_PER_SECOND, _HEARTBEAT = 100.0, 2.0
+
+
+class Membership:
+    """Lets processes into a cluster, hands on what they say, and tells the state who is gone.
+
+    Parameters
+    ----------
+    scheduler : Scheduler
+        Whose state it tells, and who deals with what members say.
+    spawn : callable
+        Runs a coroutine that ends with the scheduler at the latest.
+    client_grace : float
+        Seconds that the work of a client is kept which has vanished without a word.
+
+    Attributes
+    ----------
+    workers, clients : dict of str to Comm
+        Connections by the worker's address and by the client's id.
+    nannies : dict of str to (Comm, RegisterNanny)
+        By the nanny's id.
+    comms : set of Comm
+        All connections, of those who have not said yet who they are as well.
+    last_words : dict of str to WorkerDied
+        What each nanny has told last of a worker's end, by its id.
+    n_nannies_joined : int
+        All that ever came.
+    progress : asyncio.Event
+        Set whenever workers or nannies come or go.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]],
+        client_grace: float,
+    ) -> None:
+        self._scheduler, self._state, self._spawn = scheduler, scheduler.state, spawn
+        self._client_grace = client_grace
+        self.workers: dict[str, Comm] = {}
+        self.clients: dict[str, Comm] = {}
+        self.nannies: dict[str, tuple[Comm, RegisterNanny]] = {}
+        self.comms: set[Comm] = set()
+        self.last_words: dict[str, WorkerDied] = {}
+        self.n_nannies_joined = 0
+        self.progress = asyncio.Event()
+        self.absences: dict[str, asyncio.Task[None]] = {}  # of clients that may come back
+        self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
+
+    # -- Introductions ----------------------------------------------------------------------------
+
+    def on_comm(self, comm: Comm) -> None:
+        """Somebody has connected who holds the token."""
+        self.comms.add(comm)
+        self._spawn(self._introduce(comm))
+
+    async def _introduce(self, comm: Comm) -> None:
+        """Find out who it is."""
+        try:
+            hello = await asyncio.wait_for(comm.receive(), _INTRODUCTION)
+        except (CommClosedError, asyncio.TimeoutError):
+            self._hang_up(comm)
+            return
+        joins: dict[type[Any], Callable[[Comm, Any], None]] = {
+            RegisterClient: self._client_joins,
+            RegisterWorker: self._worker_joins,
+            RegisterNanny: self._nanny_joins,
+        }
+        join = joins.get(type(hello))
+        if join is None:
+            log.warning("closed the connection of %s: it began with %r", comm.peer, hello)
+            self._hang_up(comm)
+        elif hello.protocol != PROTOCOL_VERSION:
+            text = (
+                f"it speaks version {hello.protocol} of the protocol (hpcdask {hello.version}), "
+                f"the scheduler version {PROTOCOL_VERSION} (hpcdask {__version__}): "
+                "install the same hpcdask on all hosts"
+            )
+            log.warning("refused %s: %s", comm.peer, text)
+            comm.send(Refused(text))
+            self._hang_up(comm)
+        else:
+            join(comm, hello)
+
+    def _hang_up(self, comm: Comm) -> None:
+        comm.close()
+        self.comms.discard(comm)
+
+    def _registered(self) -> Registered:
+        interval = max(_HEARTBEAT, len(self.workers) / _HEARTBEATS_PER_SECOND)
+        if self._scheduler.worker_ttl:  # an idle worker says nothing else
+            interval = min(interval, self._scheduler.worker_ttl / 4)
+        return Registered(self._scheduler.id, interval)
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._scheduler.status == "closing"
+
+    # -- Clients ----------------------------------------------------------------------------------
+
+    def _client_joins(self, comm: Comm, hello: RegisterClient) -> None:
+        name, scheduler = hello.client, self._scheduler
+        self._end_absence(name)
+        if hello.returns:
+            self._state.client_returned(scheduler.now(), name)
+        else:
+            self._state.client_joined(scheduler.now(), name)
+        self.clients[name] = comm
+        comm.send(self._registered())
+        has_said_goodbye = False
+
+        def handle(message: Message) -> None:
+            nonlocal has_said_goodbye
+            has_said_goodbye |= type(message) is ClientClosing
+            scheduler.client_said(name, comm, message)
+
+        feed = self._feeds[name] = Feed(handle, scheduler.flush, comm.abort)
+
+        def on_closed(reason: CommClosedError) -> None:
+            self.comms.discard(comm)
+            feed.finish(lambda: self._client_has_gone(name, comm, has_said_goodbye))
+
+        comm.start(feed, on_closed)
+
+    def _client_has_gone(self, name: str, comm: Comm, has_said_goodbye: bool) -> None:
+        if self.clients.get(name) is not comm:
+            return  # it has come back meanwhile
+        del self.clients[name], self._feeds[name]
+        if has_said_goodbye or not self._client_grace or self._is_closing:
+            self._state.client_lost(self._scheduler.now(), name)
+            self._scheduler.flush()
+        else:
+            self.absences[name] = self._spawn(self._forget_client(name))
+
+    def _end_absence(self, name: str) -> None:
+        """A client is here, and tells all anew: what it said before counts no more."""
+        absence = self.absences.pop(name, None)
+        if absence is not None:
+            absence.cancel()
+        if name in self.clients:  # the old connection is dead and we may not know it yet
+            self._feeds.pop(name).drop()
+            self.clients.pop(name).abort("replaced by a new connection")
+
+    async def _forget_client(self, name: str) -> None:
+        """Forget a client that said no goodbye, unless it comes back."""
+        log.info("client %s has vanished; its work is kept for %g s", name, self._client_grace)
+        await asyncio.sleep(self._client_grace)
+        del self.absences[name]
+        self._state.client_lost(self._scheduler.now(), name)
+        self._scheduler.flush()
+
+    # -- Workers ----------------------------------------------------------------------------------
+
+    def _worker_joins(self, comm: Comm, hello: RegisterWorker) -> None:
+        address, scheduler = hello.address, self._scheduler
+        if address in self.workers:  # the old connection is dead and we do not know it yet
+            self._feeds.pop(address).drop()
+            self.workers.pop(address).abort("replaced by a new connection")
+            self._state.worker_lost(scheduler.now(), address, planned=True)
+        self.workers[address] = comm
+        self.progress.set()
+        again = " again" if hello.returns else ""
+        log.info(
+            "Register worker %s%s, %d threads, at %s", hello.name, again, hello.nthreads, address
+        )
+        comm.send(self._registered())
+        self._state.worker_joined(scheduler.now(), hello)
+        scheduler.flush()
+        leaves_on_purpose = False
+
+        def handle(message: Message) -> None:
+            nonlocal leaves_on_purpose
+            leaves_on_purpose |= type(message) is WorkerClosing
+            scheduler.worker_said(address, message)
+
+        feed = self._feeds[address] = Feed(handle, scheduler.flush, comm.abort)
+
+        def on_batch(batch: list[Message]) -> None:
+            record = self._state.workers.get(address)
+            if record is not None:
+                record.last_seen = scheduler.now()
+            feed(batch)
+
+        def on_closed(reason: CommClosedError) -> None:
+            self.comms.discard(comm)
+            feed.finish(lambda: self._worker_has_gone(comm, hello, leaves_on_purpose, str(reason)))
+
+        comm.start(on_batch, on_closed)
+
+    def _worker_has_gone(
+        self, comm: Comm, hello: RegisterWorker, leaves_on_purpose: bool, reason: str
+    ) -> None:
+        address = hello.address
+        if self.workers.get(address) is not comm:
+            return  # it has come back meanwhile
+        self._scheduler.peers.forget(address)
+        planned = leaves_on_purpose or self._is_closing
+        level = logging.INFO if planned else logging.WARNING
+        log.log(level, "Remove worker %s at %s: %s", hello.name, address, reason)
+        if not planned and hello.nanny in self.nannies and self._state.would_give_up(address):
+            self._spawn(self._bury(comm, hello, reason))
+        else:
+            self._worker_lost(comm, hello, planned, reason)
+
+    async def _bury(self, comm: Comm, hello: RegisterWorker, reason: str) -> None:
+        """Wait for what the nanny knows of a worker's end, since a user is to be told."""
+        await self.until(lambda: self._last_words_of(hello) is not None, _LAST_WORDS)
+        self._worker_lost(comm, hello, False, reason)
+
+    def _last_words_of(self, hello: RegisterWorker) -> WorkerDied | None:
+        words = self.last_words.get(hello.nanny)
+        return words if words is not None and words.pid == hello.pid else None
+
+    def _worker_lost(self, comm: Comm, hello: RegisterWorker, planned: bool, reason: str) -> None:
+        if self.workers.get(hello.address) is not comm:
+            return  # it has come back meanwhile
+        del self.workers[hello.address], self._feeds[hello.address]
+        self.progress.set()
+        words = self._last_words_of(hello)
+        how = reason if words is None else last_words(words)
+        self._state.worker_lost(self._scheduler.now(), hello.address, planned, how)
+        self._scheduler.flush()
+
+    async def until(self, happened: Callable[[], bool], timeout: float) -> bool:
+        """Wait for something that workers' coming and going decides."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while not happened():
+            self.progress.clear()
+            try:
+                await asyncio.wait_for(self.progress.wait(), deadline - loop.time())
+            except asyncio.TimeoutError:
+                return happened()
+        return True
+
+    # -- Nannies ----------------------------------------------------------------------------------
+
+    def _nanny_joins(self, comm: Comm, hello: RegisterNanny) -> None:
+        self.nannies[hello.name] = (comm, hello)
+        self.n_nannies_joined += 1
+        self.progress.set()
+        comm.send(self._registered())
+
+        def on_batch(batch: list[Message]) -> None:
+            for message in batch:
+                self._nanny_said(hello.name, message)
+
+        def on_closed(reason: CommClosedError) -> None:
+            self.comms.discard(comm)
+            if self.nannies.get(hello.name, (None,))[0] is comm:
+                del self.nannies[hello.name]
+                self.last_words.pop(hello.name, None)
+            self.progress.set()
+
+        comm.start(on_batch, on_closed)
+
+    def _nanny_said(self, nanny: str, message: Message) -> None:
+        kind = type(message)
+        if kind is WorkerDied:
+            self.last_words[nanny] = message
+            self.progress.set()
+            log.warning("worker %s (pid %d) %s", message.name, message.pid, last_words(message))
+        elif kind is WorkerLives:
+            self._vouched_for(nanny)
+        elif kind in (CallReturned, Failure):
+            self._scheduler.requests.call_answered(message)
+
+    def _vouched_for(self, nanny: str) -> None:
+        """A worker that cannot speak, since code of a task keeps the interpreter, is at work."""
+        for worker in self._state.workers.values():
+            if worker.info.nanny == nanny:
+                worker.last_seen = self._scheduler.now()
+
+
+def last_words(died: WorkerDied) -> str:
+    """What a nanny tells of its worker's end, in words."""
+    code = died.exit_code
+    how = f"exited with code {code}"
+    if code < 0:
+        try:
+            how = f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            how = f"was killed by signal {-code}"
+    lines = died.stderr.strip()
+    return f"{how}; " + (f"the last lines on stderr:\n{lines}" if lines else "nothing on stderr")
