@@ -38,7 +38,7 @@ class Departing(Transitions):
         while self.departed and len(released) < self.drop_at_once:
             holder = self.departed[-1]
             while holder.wants and len(released) < self.drop_at_once:
-                task = next(reversed(holder.wants))
+                task = holder.wants.latest()
                 task.drop_client(holder)
                 released.append(task)
             if not holder.wants:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hpcdask.core.tables import Wants
 from hpcdask.messages import Blob, Heartbeat, RegisterWorker, TaskError
 
 if TYPE_CHECKING:
@@ -152,12 +153,20 @@ class Task:
     def add_client(self, client: ClientRecord) -> None:
         """Note a client that wants it; also on the client's side."""
         self.wanted_by = _with(self.wanted_by, client)
-        client.wants[self] = None
+        client.wants.add(self)
 
     def drop_client(self, client: ClientRecord) -> None:
         """Undo `add_client`."""
         self.wanted_by = _without(self.wanted_by, client)
-        client.wants.pop(self, None)
+        client.wants.discard(self)
+
+    def change_priority(self, priority: tuple[float, int, int]) -> None:
+        """Give it another, also where it stands by its turn."""
+        for client in self.wanted_by:
+            client.wants.discard(self)
+        self.priority = priority
+        for client in self.wanted_by:
+            client.wants.add(self)
 
     def __lt__(self, other: Task) -> bool:
         """Break ties in queues, where each task stands with its priority."""
@@ -271,7 +280,7 @@ class ClientRecord:
         self.turn = 0  # when its next task will have its turn
         self.is_told = is_told
         self.is_returning = False  # it has lost us, and tells now what it holds
-        self.wants: dict[Task, None] = {}
+        self.wants = Wants()
         self.wants_read = self.wants_told = 0  # its last want, and the last it knows we know of
         # Unfinished submissions: number -> (generation, hold on the tasks sent so far)
         self.generations: dict[int, tuple[int, ClientRecord]] = {}

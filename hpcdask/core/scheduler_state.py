@@ -300,7 +300,8 @@ class SchedulerState(Scattering, Retirement):
         function = functions[spec.function]
         if task is None:
             return self._new_task(spec, function, priority, retries, lane)
-        task.priority, task.retries = priority, retries
+        task.change_priority(priority)
+        task.retries = retries
         self._give_recipe(task, spec, function, lane)
         return task
 
@@ -380,7 +381,7 @@ class SchedulerState(Scattering, Retirement):
 
     def restarted(self, now: float, reason: str) -> None:
         """Forget every task."""
-        self._cancel(list(self.tasks.values()), reason)
+        self._cancel(sorted(self.tasks.values(), key=lambda task: task.priority), reason)
         self._settle()
 
     # -- Events: runs end -----------------------------------------------------------------------

@@ -23,6 +23,7 @@ from hpcdask.core.lanes import Lane, Lanes
 from hpcdask.core.placement import has_room
 from hpcdask.core.records import ClientRecord, Task, WorkerRecord
 from hpcdask.core.stealing import Loaded
+from hpcdask.core.tables import TaskTable
 from hpcdask.core.task_errors import lost_data
 from hpcdask.messages import (
     Blob,
@@ -68,7 +69,7 @@ class Transitions:
     """
 
     def __init__(self, first_attempt: int) -> None:
-        self.tasks: dict[str, Task] = {}
+        self.tasks = TaskTable()
         self.workers: dict[str, WorkerRecord] = {}
         self.clients: dict[str, ClientRecord] = {}
         self.outbox: dict[str, list[Message]] = {}
