@@ -13,7 +13,7 @@ from hpcdask.messages import Message
 log = logging.getLogger("hpcdask.feeding")
 
 #: Seconds after which the messages of other connections get their turn.
-SLICE = 0.002
+SLICE = 0.003
 
 
 class Feed:

@@ -54,7 +54,7 @@ from hpcdask.tracebacks import to_exception
 log = logging.getLogger("hpcdask.client")
 
 #: Keys that one message releases at most: a million at a time would keep both ends from all else.
-_RELEASES = 1000
+_RELEASES = 2500
 
 C = TypeVar("C", bound="Connection")
 

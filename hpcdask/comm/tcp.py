@@ -35,7 +35,7 @@ _SCRATCH_SIZE = 256 * 1024
 _of_thread = threading.local()
 #: Seconds for which one connection is read before others get their turn, what its messages cause
 #: included.
-_READING = 0.002
+_READING = 0.003
 #: Writes of one connection before others get their turn.
 _WRITES_PER_TURN = 16
 #: Most bytes and buffers of one of them: within one machine a call goes on, and the loop with it

@@ -25,23 +25,28 @@ _NOTHING: Any = MappingProxyType({})
 
 
 class Prefix:
-    """How long the tasks of one function take."""
+    """How long the tasks of one function take.
 
-    __slots__ = ("duration", "name")
+    Attributes
+    ----------
+    duration : float or None
+        Seconds, a moving average.
+    cost : float
+        Seconds that one more such task is expected to occupy a thread.
+    """
+
+    __slots__ = ("cost", "duration", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.duration: float | None = None  # seconds, moving average
+        self.duration: float | None = None
+        self.cost = UNKNOWN_DURATION
 
     def observe(self, duration: float) -> None:
         """Take one measured duration into the average."""
         old = self.duration
         self.duration = duration if old is None else 0.5 * old + 0.5 * duration
-
-    @property
-    def cost(self) -> float:
-        """Seconds that one more such task is expected to occupy a thread."""
-        return UNKNOWN_DURATION if self.duration is None else self.duration + OVERHEAD
+        self.cost = self.duration + OVERHEAD
 
 
 class FunctionRecord:
@@ -121,7 +126,10 @@ class Task:
     @property
     def is_awaited(self) -> bool:
         """Whether someone is told of its end, and could use a small value right away."""
-        return any([client.is_told for client in self.wanted_by])
+        for client in self.wanted_by:
+            if client.is_told:
+                return True
+        return False
 
     def add_dependent(self, task: Task) -> None:
         """Note a task that takes this one's value."""
@@ -138,7 +146,7 @@ class Task:
 
     def add_holder(self, worker: WorkerRecord) -> None:
         """Note a worker that has the value; also on the worker's side."""
-        if worker not in self.who_has:
+        if self.who_has is _NOTHING or worker not in self.who_has:
             self.who_has = _with(self.who_has, worker)
             worker.has_what[self] = None
             worker.nbytes += self.nbytes
@@ -152,12 +160,14 @@ class Task:
 
     def add_client(self, client: ClientRecord) -> None:
         """Note a client that wants it; also on the client's side."""
-        self.wanted_by = _with(self.wanted_by, client)
+        wanted_by = self.wanted_by
+        self.wanted_by = client.alone if wanted_by is _NOTHING else _with(wanted_by, client)
         client.wants.add(self)
 
     def drop_client(self, client: ClientRecord) -> None:
         """Undo `add_client`."""
-        self.wanted_by = _without(self.wanted_by, client)
+        wanted_by = self.wanted_by
+        self.wanted_by = _NOTHING if wanted_by is client.alone else _without(wanted_by, client)
         client.wants.discard(self)
 
     def change_priority(self, priority: tuple[float, int, int]) -> None:

@@ -47,7 +47,6 @@ class Returning(Departing, abc.ABC):
         self._unclaimed_until = 0.0
         #: Seconds that values are kept for clients that have not come back yet.
         self.unclaimed = UNCLAIMED
-        self.held: dict[Task, None] = {}  # demanded when the hold ends
         self._held_wants: dict[str, dict[ClientRecord, None]] = {}  # of keys not known yet
         #: Submissions that returning clients have told, until all is told: what is not wanted by
         #: them may be by what they tell later.
@@ -312,11 +311,6 @@ class Returning(Departing, abc.ABC):
             ):
                 self.held[task] = None
 
-    def _forget(self, task: Task) -> None:
-        super()._forget(task)
-        if self.held:
-            self.held.pop(task, None)
-
     def _demand_or_hold(self, task: Task) -> None:
         """Have a task run, unless it or what it needs is held."""
         if task not in self.held:
@@ -408,13 +402,10 @@ class Returning(Departing, abc.ABC):
             if not is_useful or not self._adopt(task, worker, value):
                 self.send(worker.address, FreeKeys((Version(value.key, value.attempt),)))
 
-    def _place(self, task: Task) -> None:
-        if self._values and task.key in self._values:
+    def _claim(self, task: Task) -> bool:
+        if task.key in self._values:
             self._claim_value(task)
-            if task.state != "waiting":
-                return
-        if not self._runs or not self._claim_run(task):
-            super()._place(task)
+        return task.state != "waiting" or self._claim_run(task)
 
     def _claim_run(self, task: Task) -> bool:
         """Let a task have a run that was kept for it."""

@@ -63,7 +63,6 @@ class SchedulerState(Scattering, Retirement):
         super().__init__(first_attempt)
         self.allowed_failures = allowed_failures
         self._generation = 0
-        self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
 
     # -- Events: workers come and go ---------------------------------------------------------------
 
@@ -262,9 +261,10 @@ class SchedulerState(Scattering, Retirement):
                 self._write(client, KeyCancelled(key, reason, True))
         else:
             self._keys_wanted(now, client, msg.wanted, refused)
+        held = self.held
         for task in tasks:
-            if task.is_needed:
-                self._demand_or_hold(task)
+            if (task.waiters or task.wanted_by) and not (held and task in held):
+                self._demand(task)
         if msg.final:
             client.generations.pop(msg.submission, None)
             if client.is_returning:
@@ -391,7 +391,12 @@ class SchedulerState(Scattering, Retirement):
         task, worker = self.tasks.get(msg.key), self.workers.get(address)
         # A run that was given up got a FreeKeys, which reaches the worker after this answer left
         # it: there is nothing to do but not to believe it.
-        if task is None or worker is None or not self._is_current(task, worker, msg.attempt):
+        if (
+            task is None
+            or worker is None
+            or task.attempt != msg.attempt
+            or task.worker is not worker
+        ):
             if self._runs and worker is not None:
                 self._kept_run_ended(now, worker, msg)
             return
@@ -539,11 +544,6 @@ class SchedulerState(Scattering, Retirement):
             else:
                 reason = refused.get(key, "the scheduler does not know this key")
                 self._write(client, KeyCancelled(key, reason, True))
-
-    def _forget(self, task: Task) -> None:
-        super()._forget(task)
-        if self._unreachable:
-            self._unreachable.pop(task, None)
 
     def _settle(self) -> None:
         super()._settle()

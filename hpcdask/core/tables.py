@@ -16,21 +16,24 @@ if TYPE_CHECKING:
 
 #: Parts of a table by key, less one; a power of two, less one.
 _MASK = 63
-#: Turns of tasks that stand in one part of a table of wants.
-_TURNS = 4096
+#: Turns of tasks that stand in one part of a table of wants, as a power of two.
+_TURNS = 12
 
 
 class TaskTable(MutableMapping[str, "Task"]):
     """Tasks by key, in an order that differs from process to process."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_parts", "get")
 
     def __init__(self) -> None:
-        self._parts: list[dict[str, Task]] = [{} for _ in range(_MASK + 1)]
+        parts: list[dict[str, Task]] = [{} for _ in range(_MASK + 1)]
+        self._parts = parts
 
-    def get(self, key: str) -> Task | None:  # type: ignore[override]
-        """Return the task of a key, or None."""
-        return self._parts[hash(key) & _MASK].get(key)
+        def get(key: str) -> Task | None:
+            """Return the task of a key, or None."""
+            return parts[hash(key) & 63].get(key)
+
+        self.get = get  # type: ignore[assignment]
 
     def __getitem__(self, key: str) -> Task:
         return self._parts[hash(key) & _MASK][key]
@@ -61,7 +64,7 @@ class Wants:
 
     def add(self, task: Task) -> None:
         """Note a task, maybe once more."""
-        number = task.priority[1] // _TURNS
+        number = task.priority[1] >> _TURNS
         part = self._parts.get(number)
         if part is None:
             part = self._parts[number] = {}
@@ -69,7 +72,7 @@ class Wants:
 
     def discard(self, task: Task) -> None:
         """Undo `add`."""
-        number = task.priority[1] // _TURNS
+        number = task.priority[1] >> _TURNS
         part = self._parts.get(number)
         if part is not None:
             part.pop(task, None)
@@ -90,4 +93,4 @@ class Wants:
         return chain.from_iterable(self._parts.values())
 
     def __contains__(self, task: Task) -> bool:
-        return task in self._parts.get(task.priority[1] // _TURNS, ())
+        return task in self._parts.get(task.priority[1] >> _TURNS, ())

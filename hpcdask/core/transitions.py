@@ -80,6 +80,9 @@ class Transitions:
         self._vacated: dict[WorkerRecord, None] = {}  # runs were taken back from these
         #: Runs that returning workers go on with and that no task has claimed yet.
         self._runs: dict[str, tuple[WorkerRecord, HeldRun]] = {}
+        #: Tasks that are demanded only when all who may come back are back.
+        self.held: dict[Task, None] = {}
+        self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
         #: Values of theirs, likewise: of each key by worker and attempt.
         self._values: dict[str, dict[tuple[WorkerRecord, int], HeldValue]] = {}
         self._attempt = first_attempt
@@ -135,7 +138,9 @@ class Transitions:
 
     def _demand(self, task: Task) -> None:
         """Have a task run, and before it all that it needs."""
-        if task.state != "released" or self._recall(task):
+        if task.state != "released":
+            return
+        if (self.held or self._values) and self._recall(task):
             return
         if not task.dependencies and task.function is not None:
             self._move(task, "waiting")
@@ -177,8 +182,14 @@ class Transitions:
         """Whether a value had been kept for a task that is to run, which has it now."""
         return False
 
+    def _claim(self, task: Task) -> bool:
+        """Whether a value or a run had been kept for a task that can run, which has it now."""
+        return False
+
     def _place(self, task: Task) -> None:
         """Send a task whose inputs are there to a worker, or queue it."""
+        if (self._runs or self._values) and self._claim(task):
+            return
         lane = task.lane
         if lane.n_queued and not task.dependencies:
             self._enqueue(task)  # others came first
@@ -216,7 +227,8 @@ class Transitions:
                 task = lane.pop()
                 if task is not None:
                     self._assign(task, worker)
-        lane.placement.note(worker)
+        if not lane.n_queued:  # else it has no room
+            lane.placement.note(worker)
 
     def _fill_from_lanes(self, worker: WorkerRecord, lanes: list[Lane]) -> None:
         """Give a worker those tasks first that come first in any of its lanes."""
@@ -403,9 +415,9 @@ class Transitions:
 
     def _keep_no_more(self, task: Task) -> None:
         """A task has ended: fire_and_forget asks for no more than that."""
-        if self._keeper.wants:
+        if self._keeper in task.wanted_by:
             task.drop_client(self._keeper)
-        if not task.is_needed:
+        if not task.waiters and not task.wanted_by:
             self._release_unneeded([task])
 
     def _ran(self, task: Task) -> None:
@@ -507,12 +519,11 @@ class Transitions:
         line = deque(tasks)
         while line:
             task = line.popleft()
-            if task.state == "forgotten" or task.is_needed:
+            if task.waiters or task.wanted_by or task.state == "forgotten":
                 continue
             if task.state != "released":
                 was_to_run = task.state in TO_RUN
-                for address in self._to_released(task):
-                    freed.setdefault(address, []).append(Version(task.key, task.attempt))
+                self._to_released(task, freed)
                 if was_to_run:
                     for dependency in task.dependencies:
                         dependency.waiters -= 1
@@ -523,20 +534,19 @@ class Transitions:
         for address, versions in freed.items():
             self.send(address, FreeKeys(tuple(versions)))
 
-    def _to_released(self, task: Task) -> list[str]:
-        """Drop the value, the error or the run of a task; return the workers that had it."""
+    def _to_released(self, task: Task, freed: dict[str, list[Version]]) -> None:
+        """Drop the value, the error or the run of a task; note it at the workers that had it."""
         if task.state == "memory":
-            holders = list(task.who_has)
-            for holder in holders:
+            for holder in list(task.who_has):
                 task.drop_holder(holder)
+                freed.setdefault(holder.address, []).append(Version(task.key, task.attempt))
         elif task.state == "processing":
-            holders = [self._take_back(task)]
+            worker = self._take_back(task)
+            freed.setdefault(worker.address, []).append(Version(task.key, task.attempt))
         else:
-            holders = []
             self._leave_queue(task)
         self._move(task, "released")
         task.error = None
-        return [holder.address for holder in holders]
 
     def _forget(self, task: Task) -> None:
         self._move(task, "forgotten")
@@ -550,6 +560,10 @@ class Transitions:
             task.function.uses -= 1
             if not task.function.uses:
                 self.functions.keep_or_forget(task.function)
+        if self.held:
+            self.held.pop(task, None)
+        if self._unreachable:
+            self._unreachable.pop(task, None)
 
     def _cancel(self, tasks: Iterable[Task], reason: str, name: str | None = None) -> None:
         """Give up tasks and all that waits for them, and tell who wanted them.
