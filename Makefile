@@ -21,31 +21,36 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 # More ranks than cores are fine, and a rank must not be bound to one core: its worker has threads.
 export MPIRUN := mpirun --map-by :OVERSUBSCRIBE --bind-to none
 
-.PHONY: run test soak chaos bench profile docs clean
+.PHONY: run test soak chaos bench profile docs bytecode clean
 
-run: $(VENV)/.installed-mpi
+run: $(VENV)/.installed-mpi bytecode
 	@$(MPIRUN) -np $(NP) hpc-dask run examples/stdlib_census.py
 
-test: $(VENV)/.installed-mpi,test,docs
+test: $(VENV)/.installed-mpi,test,docs bytecode
 	@tests/run-all.sh
 
 # Half of the time on a LocalCluster, half on hosts in network namespaces, where root can make them.
-chaos: $(VENV)/.installed-mpi,test
+chaos: $(VENV)/.installed-mpi,test bytecode
 	@tests/system-packages.sh
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-600} python -m pytest -s --tb=short tests/chaos/test_chaos.py
 
 soak: $(VENV)/.installed-mpi,test,docs
 	@python tests/simulation/soak.py
 
-bench: $(VENV)/.installed-mpi,bench
+bench: $(VENV)/.installed-mpi,bench bytecode
 	@python -m benchmarks
 
-profile: $(VENV)/.installed-mpi,bench
+profile: $(VENV)/.installed-mpi,bench bytecode
 	@python -m benchmarks.profile $(ROW)
 
 docs: $(VENV)/.installed-docs
 	@sphinx-build -W --keep-going -q docs build/docs
 	@echo "built build/docs/index.html"
+
+# As an installed package has it. In containers Python is often told not to write any, and then each
+# of many processes would compile the whole package again, which takes 0.1 s.
+bytecode: | $(VENV)/bin/python
+	@-$(VENV)/bin/python -m compileall -q hpcdask
 
 # The file name lists the extras that are installed; it is older than pyproject.toml when they may
 # have changed. The package itself is installed in place, so edits to it need nothing.
