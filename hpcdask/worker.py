@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from hpcdask import host as hosts
@@ -53,6 +53,8 @@ from hpcdask.service import Lifetime, Service
 log = logging.getLogger("hpcdask.worker")
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+#: Seconds for which a worker that is to leave waits for a scheduler that is away.
+_AWAY = 5.0
 
 
 class Worker(Service):
@@ -164,6 +166,7 @@ class Worker(Service):
         self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
         self._n_lent = 0  # tasks that wait for others or have seceded
         self._link: Link | None = None
+        self._linked = asyncio.Event()  # set while there is a scheduler
         self._client: Any = None  # of tasks that use the cluster
 
     # -- Life -------------------------------------------------------------------------------------
@@ -180,6 +183,7 @@ class Worker(Service):
 
     def _join(self, link: Link) -> None:
         self._link = link
+        self._linked.set()
         self.scheduler_address = link.address
         link.comm.start(self._from_scheduler, self._scheduler_lost)
         self._act()
@@ -260,12 +264,27 @@ class Worker(Service):
             self._leaving = reason
             log.info("leaving the cluster: %s", reason)
             self._link.comm.send(WorkerLeaving(reason))
-            try:
-                await asyncio.wait_for(self.finished(), self._drain_timeout)
-            except asyncio.TimeoutError:
-                limit = self._drain_timeout
-                log.warning("not all has been handed over within %g s; ending all the same", limit)
+            await self._let_go_of_everything()
         await self.close(reason)
+
+    async def _let_go_of_everything(self) -> None:
+        """Wait until the scheduler, which knows that we leave, says that nothing more is needed."""
+        end = time.monotonic() + self._drain_timeout
+        ended = asyncio.ensure_future(self.finished())
+        why = ""
+        while not ended.done() and not why:
+            assert self._link is not None
+            left = end - time.monotonic()
+            if left <= 0:
+                why = f"it would take more than {self._drain_timeout:g} s"
+            elif self._linked.is_set():
+                await _first_of(ended, self._link.comm.wait_closed(), limit=left)
+            # Who ends a whole job has often killed its scheduler as well: it may not come back.
+            elif not await _first_of(ended, self._linked.wait(), limit=min(_AWAY, left)):
+                why = f"there has been no scheduler for {_AWAY:g} s"
+        ended.cancel()
+        if why:
+            log.warning("ending before all has been handed over: %s", why)
 
     def _has_something_to_lose(self) -> bool:
         return bool(self.state.tasks or self.state.nbytes)
@@ -287,6 +306,7 @@ class Worker(Service):
             log.info("Stopped worker at %s: %s", self.address, reason)
 
     def _scheduler_lost(self, reason: CommClosedError) -> None:
+        self._linked.clear()
         if self._reconnect_timeout and self.status == "running":
             self._spawn(self._find_scheduler_again(reason))
         else:
@@ -431,6 +451,16 @@ _EVENTS: dict[type[Any], Callable[[WorkerState, float, Any], None]] = {
     AcquireKeys: WorkerState.acquire_keys,
     WorkersGone: WorkerState.workers_gone,
 }
+
+
+async def _first_of(*work: Awaitable[Any], limit: float) -> bool:
+    """Wait until one of these is done, or `limit` seconds; say whether one is."""
+    futures = [asyncio.ensure_future(each) for each in work]
+    done, _ = await asyncio.wait(futures, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+    for future, each in zip(futures, work, strict=True):
+        if future is not each:  # the others go on: somebody else has begun them
+            future.cancel()
+    return bool(done)
 
 
 def _own_folder(scratch: str) -> tuple[str, int]:

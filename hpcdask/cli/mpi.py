@@ -54,6 +54,7 @@ mpi_options = options.together(
     ),
     options.lives_of_workers,
     options.worker_ttl,
+    options.allowed_failures,
     click.option(
         "--preload",
         multiple=True,
@@ -78,6 +79,7 @@ def start(script: tuple[str, ...] | None, given: dict[str, Any]) -> None:
             "token_file": given["token_file"],
             "auth": not given["no_auth"],
             "worker_ttl": given["worker_ttl"],
+            "allowed_failures": given["allowed_failures"],
         }
         nanny = {
             "interface": given["interface"],

@@ -76,6 +76,14 @@ lives_of_workers = together(
     ),
 )
 
+allowed_failures = click.option(
+    "--allowed-failures",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Workers that may die under a task before it is given up.",
+)
+
 client_grace = click.option(
     "--client-grace",
     default="30s",

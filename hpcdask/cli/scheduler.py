@@ -33,13 +33,7 @@ from hpcdask.cli import options
     help="File to write our address and token to, mode 0600; workers and clients read it.",
 )
 @click.option("--idle-timeout", metavar="TIME", help="End after so long without tasks: 30s, 1h.")
-@click.option(
-    "--allowed-failures",
-    type=click.IntRange(min=0),
-    default=3,
-    show_default=True,
-    help="Workers that may die under a task before it is given up.",
-)
+@options.allowed_failures
 @options.worker_ttl
 @options.client_grace
 @click.option("--pid-file", type=click.Path(), help="File to keep our process id in.")

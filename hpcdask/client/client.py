@@ -223,23 +223,27 @@ class Client(ClusterCalls):
                         name = fresh_key(str(key or function.name))
                     packed.append(TaskSpec(name, 0, arguments, dependencies))
                 # All of the chunk is packed: from here on nothing fails half-way.
-                specs = []
                 with self._lock:
                     self._check_open()
                     if names is not None and self._released:
                         self._release_keys()
-                    self._wants += 1
-                    for spec in packed:
-                        state = self._futures.get(spec.key)
-                        if state is None or state.status == "cancelled":
-                            state = self._wanted(spec.key, state)
-                            specs.append(spec)
-                        state.refs += 1
-                        futures.append(self._future(state))
-                    tasks, want = tuple(specs), self._wants
-                    submission.send((function,), tasks, None, is_final, want, len(chunk))
+                    new = self._hold_chunk(packed, futures)
+                    submission.send((function,), new, None, is_final, self._wants, len(chunk))
                 submission.keep_pace()
         return futures
+
+    def _hold_chunk(self, packed: list[TaskSpec], futures: list[Future]) -> tuple[TaskSpec, ...]:
+        """Append a future of each task; return the tasks that are new. The lock is held."""
+        self._wants += 1
+        new = []
+        for spec in packed:
+            state = self._futures.get(spec.key)
+            if state is None or state.status == "cancelled":
+                state = self._wanted(spec.key, state)
+                new.append(spec)
+            state.refs += 1
+            futures.append(self._future(state))
+        return tuple(new)
 
     def get(
         self,

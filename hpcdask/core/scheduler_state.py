@@ -226,30 +226,13 @@ class SchedulerState(Scattering, Retirement):
         self._make_way(msg)
         client = self.clients[name]
         client.wants_read = msg.want or client.wants_read
-        generation, hold = client.generations.get(msg.submission, (0, None))
-        if hold is None:
-            self._generation += 1
-            generation = self._generation
-            if not msg.final:
-                hold = ClientRecord(name, is_told=False)
-                client.generations[msg.submission] = (generation, hold)
+        generation, hold = self._submission(client, msg)
         functions = [self.functions.declare(function) for function in msg.functions]
         lane = self.lanes.lane(msg.restriction)
         lane.uses += 1  # by this event, which may release the last task that it had
-        tasks = []
-        refused: dict[str, str] = {}
-        # Clients take turns, task by task; the tasks of one stay in their order.
-        first_turn = max(self._turn, client.turn)
-        first = -msg.priority  # one object for all
-        client.turn = first_turn + len(msg.tasks)
-        for turn, spec in enumerate(msg.tasks, first_turn):
-            priority = (first, turn, generation)
-            task = self._known_or_new(client, spec, functions, priority, msg.retries, lane)
-            if isinstance(task, str):
-                refused[spec.key] = task
-                continue
-            tasks.append(task)
-            if hold is not None and msg.wanted is not None:  # else the client holds them itself
+        tasks, refused = self._tasks_of(client, msg, functions, lane, generation)
+        if hold is not None and msg.wanted is not None:  # else the client holds them itself
+            for task in tasks:
                 task.add_client(hold)
         if client.is_returning:
             self._hold(now)
@@ -266,18 +249,65 @@ class SchedulerState(Scattering, Retirement):
             if (task.waiters or task.wanted_by) and not (held and task in held):
                 self._demand(task)
         if msg.final:
-            client.generations.pop(msg.submission, None)
-            if client.is_returning:
-                for task in (*tasks, *(hold.wants if hold is not None else ())):
-                    task.add_client(self._until_told(client))
-            if hold is not None:
-                self._depart(hold)
-            self._release_unneeded(tasks)
+            self._end_submission(client, msg, hold, tasks)
         for function in functions:
             self.functions.keep_or_forget(function)
         lane.uses -= 1
         self.lanes.drop_if_unused(lane)
         self._settle()
+
+    def _submission(
+        self, client: ClientRecord, msg: SubmitTasks
+    ) -> tuple[int, ClientRecord | None]:
+        """Return the generation of a chunk, and who holds the tasks of those before the last."""
+        generation, hold = client.generations.get(msg.submission, (0, None))
+        if hold is None:
+            self._generation += 1
+            generation = self._generation
+            if not msg.final:
+                hold = ClientRecord(client.name, is_told=False)
+                client.generations[msg.submission] = (generation, hold)
+        return generation, hold
+
+    def _tasks_of(
+        self,
+        client: ClientRecord,
+        msg: SubmitTasks,
+        functions: list[FunctionRecord],
+        lane: Lane,
+        generation: int,
+    ) -> tuple[list[Task], dict[str, str]]:
+        """Make tasks of a chunk; return them, and by key why there can be none."""
+        tasks: list[Task] = []
+        refused: dict[str, str] = {}
+        # Clients take turns, task by task; the tasks of one stay in their order.
+        first_turn = max(self._turn, client.turn)
+        first = -msg.priority  # one object for all
+        client.turn = first_turn + len(msg.tasks)
+        for turn, spec in enumerate(msg.tasks, first_turn):
+            priority = (first, turn, generation)
+            task = self._known_or_new(client, spec, functions, priority, msg.retries, lane)
+            if isinstance(task, str):
+                refused[spec.key] = task
+            else:
+                tasks.append(task)
+        return tasks, refused
+
+    def _end_submission(
+        self,
+        client: ClientRecord,
+        msg: SubmitTasks,
+        hold: ClientRecord | None,
+        tasks: list[Task],
+    ) -> None:
+        """All of a graph is there: what nobody wants of it by now may go."""
+        client.generations.pop(msg.submission, None)
+        if client.is_returning:
+            for task in (*tasks, *(hold.wants if hold is not None else ())):
+                task.add_client(self._until_told(client))
+        if hold is not None:
+            self._depart(hold)
+        self._release_unneeded(tasks)
 
     def _known_or_new(
         self,

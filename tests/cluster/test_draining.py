@@ -22,8 +22,8 @@ class DrainedCluster:
     """A scheduler, the workers a and b, each a command of its own, and a client."""
 
     def __init__(self, home: Home, nanny: str, limit: float = LIMIT) -> None:
-        scheduler = home.hpc_dask("scheduler", "--port", "0")
-        self.address = scheduler.line(r"Scheduler at: +(tcp://\S+)")
+        self.scheduler = home.hpc_dask("scheduler", "--port", "0")
+        self.address = self.scheduler.line(r"Scheduler at: +(tcp://\S+)")
         self.workers: dict[str, Command] = {}
         for name in ("a", "b"):
             options = ("--name", name, "--nthreads", "1", "--drain-timeout", f"{limit}s", nanny)
@@ -109,3 +109,19 @@ def test_a_worker_whose_task_takes_too_long_ends_with_0(home: Home, nanny: str) 
         assert ends == [0, 0]
         go_on.touch()
         del future
+
+
+def test_a_worker_does_not_wait_long_for_a_scheduler_that_is_killed(home: Home, nanny: str) -> None:
+    runs = home.folder / "runs"
+    runs.mkdir()
+    with DrainedCluster(home, nanny, 60) as cluster:
+        futures = [cluster.client.submit(note_and_fill, runs, x, 10_000) for x in range(4)]
+        wait(futures, timeout=30)
+        cluster.scheduler.process.kill()
+        for worker in cluster.workers.values():
+            worker.line("lost the scheduler")
+        for worker in cluster.workers.values():
+            worker.process.send_signal(signal.SIGTERM)
+        assert [worker.code(20) for worker in cluster.workers.values()] == [0, 0]
+        assert "no scheduler" in cluster.workers["a"].err
+        del futures
