@@ -63,9 +63,12 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
     # The part of a worker that moves data.
     "exchange": ABOVE_SHELLS | COMMON,
-    # The part of a scheduler that answers its clients.
+    # The parts of a scheduler that know who is connected with it, and answer its clients.
+    "membership": ABOVE_SHELLS | COMMON | {"scheduler"},
     "client_requests": ABOVE_SHELLS | COMMON | {"scheduler"},
-    **dict.fromkeys(SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange", "client_requests"}),
+    **dict.fromkeys(
+        SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange", "membership", "client_requests"}
+    ),
     # The process that a nanny starts: a worker and its log.
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.
