@@ -38,6 +38,7 @@ from hpcdask.messages import (
     KeysDropped,
     Message,
     NotAcquired,
+    RegisterNanny,
     ReleaseKeys,
     SchedulerClosing,
     Shutdown,
@@ -157,8 +158,6 @@ class Scheduler(Service):
         self._own_process = own_process
         self.state.unclaimed = hosts.parse_timedelta(client_grace)
         self.members = Membership(self, self._spawn, self.state.unclaimed)
-        self.workers, self.clients = self.members.workers, self.members.clients
-        self.nannies = self.members.nannies
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
         #: moment, since one that comes too late would look for us until its deadline.
         self.expected_nannies = 0
@@ -169,6 +168,21 @@ class Scheduler(Service):
         self._listeners: list[Listener] = []
         self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
+
+    @property
+    def workers(self) -> dict[str, Comm]:
+        """Connections of the workers, by address."""
+        return self.members.workers
+
+    @property
+    def clients(self) -> dict[str, Comm]:
+        """Connections of the clients, by id."""
+        return self.members.clients
+
+    @property
+    def nannies(self) -> dict[str, tuple[Comm, RegisterNanny]]:
+        """Connections of the nannies, and what they are, by id."""
+        return self.members.nannies
 
     @property
     def token(self) -> bytes:

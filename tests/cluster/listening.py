@@ -8,6 +8,7 @@ from typing import Any
 
 from hpcdask import Scheduler
 from hpcdask.comm import Comm
+from hpcdask.membership import Membership
 from hpcdask.messages import Message, Registered, RegisterNanny, RegisterWorker
 
 LOCAL = {"host": "127.0.0.1"}
@@ -19,12 +20,21 @@ class ListeningScheduler(Scheduler):
     def __init__(self, heartbeat: float = 0.1, **options: Any) -> None:
         super().__init__(**LOCAL, **options)
         self.heard: list[Message] = []
-        self._heartbeat = heartbeat
         self.answers: dict[type, Callable[[Comm], None]] = {}  # by what is heard
+        self.members = ListeningMembership(self, heartbeat)
 
     def told(self, *kinds: type) -> list[Message]:
         """What it heard of these kinds, in order."""
         return [message for message in self.heard if type(message) in kinds]
+
+
+class ListeningMembership(Membership):
+    """Notes what members say."""
+
+    def __init__(self, scheduler: ListeningScheduler, heartbeat: float) -> None:
+        super().__init__(scheduler, scheduler._spawn, scheduler.state.unclaimed)
+        self._heartbeat = heartbeat
+        self._heard, self._answers = scheduler.heard, scheduler.answers
 
     def _registered(self) -> Registered:
         return super()._registered()._replace(heartbeat=self._heartbeat)
@@ -38,15 +48,15 @@ class ListeningScheduler(Scheduler):
         super()._nanny_joins(comm, hello)
 
     def _note(self, comm: Comm, hello: Message) -> None:
-        self.heard.append(hello)
+        self._heard.append(hello)
         start = comm.start
 
         def noting(on_batch: Any, on_closed: Any) -> None:
             def on_noted(batch: list[Message]) -> None:
-                self.heard += batch
+                self._heard.extend(batch)
                 for message in batch:
-                    if type(message) in self.answers:
-                        self.answers[type(message)](comm)
+                    if type(message) in self._answers:
+                        self._answers[type(message)](comm)
                 on_batch(batch)
 
             start(on_noted, on_closed)

@@ -368,7 +368,7 @@ async def test_workers_take_the_token_of_a_scheduler_that_follows(tmp_path: Path
         for listener in first._listeners:
             listener.close()
         async with ListeningScheduler(scheduler_file=path, token="a5" * 32) as second:
-            for comm in list(first._comms):
+            for comm in list(first.members.comms):
                 comm.abort("the scheduler was killed")
             assert await client.submit(len, data, workers=[b.address]) == 300_000
             assert len(await data) == 300_000
