@@ -67,6 +67,8 @@ class Membership:
         All that ever came.
     progress : asyncio.Event
         Set whenever workers or nannies come or go.
+    absences : dict of str to asyncio.Task
+        By the client's id: forgets it, unless it comes back before.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Membership:
         self.last_words: dict[str, WorkerDied] = {}
         self.n_nannies_joined = 0
         self.progress = asyncio.Event()
-        self.absences: dict[str, asyncio.Task[None]] = {}  # of clients that may come back
+        self.absences: dict[str, asyncio.Task[None]] = {}
         self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
 
     # -- Introductions ----------------------------------------------------------------------------
@@ -203,9 +205,6 @@ class Membership:
         log.info(
             "Register worker %s%s, %d threads, at %s", hello.name, again, hello.nthreads, address
         )
-        comm.send(self._registered())
-        self._state.worker_joined(scheduler.now(), hello)
-        scheduler.flush()
         leaves_on_purpose = False
 
         def handle(message: Message) -> None:
@@ -214,6 +213,9 @@ class Membership:
             scheduler.worker_said(address, message)
 
         feed = self._feeds[address] = Feed(handle, scheduler.flush, comm.abort)
+        comm.send(self._registered())
+        self._state.worker_joined(scheduler.now(), hello)
+        scheduler.flush()
 
         def on_batch(batch: list[Message]) -> None:
             record = self._state.workers.get(address)
@@ -257,7 +259,7 @@ class Membership:
         del self.workers[hello.address], self._feeds[hello.address]
         self.progress.set()
         words = self._last_words_of(hello)
-        how = reason if words is None else last_words(words)
+        how = reason if words is None else in_words(words)
         self._state.worker_lost(self._scheduler.now(), hello.address, planned, how)
         self._scheduler.flush()
 
@@ -299,7 +301,7 @@ class Membership:
         if kind is WorkerDied:
             self.last_words[nanny] = message
             self.progress.set()
-            log.warning("worker %s (pid %d) %s", message.name, message.pid, last_words(message))
+            log.warning("worker %s (pid %d) %s", message.name, message.pid, in_words(message))
         elif kind is WorkerLives:
             self._vouched_for(nanny)
         elif kind in (CallReturned, Failure):
@@ -312,7 +314,7 @@ class Membership:
                 worker.last_seen = self._scheduler.now()
 
 
-def last_words(died: WorkerDied) -> str:
+def in_words(died: WorkerDied) -> str:
     """What a nanny tells of its worker's end, in words."""
     code = died.exit_code
     how = f"exited with code {code}"

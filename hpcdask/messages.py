@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Frames:
@@ -285,7 +285,7 @@ class KeyCancelled(NamedTuple):
 
     key: str
     reason: str
-    is_unknown: bool = False  # the scheduler has lost or never known it: nobody gave it up
+    is_unknown: bool = False  # it cannot, having lost or never known it: nobody gave it up
 
 
 class LocateKeys(NamedTuple):

@@ -19,7 +19,6 @@ from hpcdask.comm import Comm, Listener, connect, listen
 from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
-from hpcdask.core.transitions import TO_RUN
 from hpcdask.errors import LaunchError, TokenError
 from hpcdask.membership import Membership
 from hpcdask.messages import (
@@ -151,7 +150,7 @@ class Scheduler(Service):
         self.state = SchedulerState(allowed_failures, first_attempt=time.time_ns() // 1000)
         self.address = ""
         self.inproc_address = ""
-        self._letting_go: asyncio.Task[None] | None = None
+        self._dropping: asyncio.Task[None] | None = None  # of the wants of those who are gone
         self.worker_ttl = hosts.parse_timedelta(worker_ttl or 0)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
@@ -313,9 +312,8 @@ class Scheduler(Service):
             return
         while True:
             await asyncio.sleep(min(1.0, self._idle_timeout / 4))
-            busy = any(task.state in TO_RUN for task in self.state.tasks.values())
             now = time.monotonic()
-            self._idle_since = None if busy else self._idle_since or now
+            self._idle_since = None if self.state.has_work else self._idle_since or now
             if self._idle_since and now - self._idle_since > self._idle_timeout:
                 text = f"idle for {self._idle_timeout:g} s"
                 log.info("Scheduler ends: %s", text)
@@ -412,8 +410,8 @@ class Scheduler(Service):
 
     def flush(self) -> None:
         """Send what the state has to say."""
-        if self.state.departed and self._letting_go is None:
-            self._letting_go = self._spawn(self._let_go())
+        if self.state.departed and self._dropping is None:
+            self._dropping = self._spawn(self._drop_wants())
         outbox = self.state.outbox
         if not outbox:
             return
@@ -423,13 +421,15 @@ class Scheduler(Service):
             if comm is not None:
                 comm.send_now(messages)
 
-    async def _let_go(self) -> None:
-        """Go on with what would have been too much for one event, a little at a time."""
-        while self.state.departed:
-            await asyncio.sleep(0)
-            self.state.had_time(self.now())
-            self.flush()
-        self._letting_go = None
+    async def _drop_wants(self) -> None:
+        """Drop little by little what would have been too much for one event."""
+        try:
+            while self.state.departed:
+                await asyncio.sleep(0)
+                self.state.drop_more(self.now())
+                self.flush()
+        finally:
+            self._dropping = None
 
     def worker_said(self, address: str, message: Message) -> None:
         """Deal with a message of a worker."""

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from hpcdask import host as hosts
@@ -264,25 +264,23 @@ class Worker(Service):
             self._leaving = reason
             log.info("leaving the cluster: %s", reason)
             self._link.comm.send(WorkerLeaving(reason))
-            await self._let_go_of_everything()
+            await self._hand_over()
         await self.close(reason)
 
-    async def _let_go_of_everything(self) -> None:
+    async def _hand_over(self) -> None:
         """Wait until the scheduler, which knows that we leave, says that nothing more is needed."""
         end = time.monotonic() + self._drain_timeout
-        ended = asyncio.ensure_future(self.finished())
         why = ""
-        while not ended.done() and not why:
+        while self.status == "running" and not why:
             assert self._link is not None
             left = end - time.monotonic()
             if left <= 0:
                 why = f"it would take more than {self._drain_timeout:g} s"
             elif self._linked.is_set():
-                await _first_of(ended, self._link.comm.wait_closed(), limit=left)
+                await _any_within(left, self.finished(), self._link.comm.wait_closed())
             # Who ends a whole job has often killed its scheduler as well: it may not come back.
-            elif not await _first_of(ended, self._linked.wait(), limit=min(_AWAY, left)):
-                why = f"there has been no scheduler for {_AWAY:g} s"
-        ended.cancel()
+            elif not await _any_within(min(_AWAY, left), self.finished(), self._linked.wait()):
+                why = f"there is no scheduler, and none has come within {min(_AWAY, left):.3g} s"
         if why:
             log.warning("ending before all has been handed over: %s", why)
 
@@ -453,13 +451,14 @@ _EVENTS: dict[type[Any], Callable[[WorkerState, float, Any], None]] = {
 }
 
 
-async def _first_of(*work: Awaitable[Any], limit: float) -> bool:
-    """Wait until one of these is done, or `limit` seconds; say whether one is."""
-    futures = [asyncio.ensure_future(each) for each in work]
-    done, _ = await asyncio.wait(futures, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-    for future, each in zip(futures, work, strict=True):
-        if future is not each:  # the others go on: somebody else has begun them
-            future.cancel()
+async def _any_within(seconds: float, *work: Coroutine[Any, Any, Any]) -> bool:
+    """Wait until one of these has ended, and say whether one has; the others are cancelled."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
     return bool(done)
 
 

@@ -55,6 +55,6 @@ def scheduler(pid_file: str | None, log_level: str, no_auth: bool, **given: Any)
         options.import_from_here()
         service = Scheduler(auth=not no_auth, own_process=True, **given)
         with process.pid_file(pid_file), process.event_loop() as loop:
-            loop.run_until_complete(process.serve([service]))
+            loop.run_until_complete(process.serve([service], for_good=True))
 
     options.run("hpc-dask scheduler", log_level, work)

@@ -106,7 +106,7 @@ def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
         _refuse_contradictions(given)
         services = _services(log_level, **given)
         with process.pid_file(pid_file), process.event_loop() as loop:
-            loop.run_until_complete(process.serve(services, leaves=True))
+            loop.run_until_complete(process.serve(services, leaves=True, for_good=True))
 
     options.run("hpc-dask worker", log_level, work)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hpcdask.core.records import ClientRecord, Task
 from hpcdask.core.transitions import Transitions
-from hpcdask.messages import SubmitTasks
 
 #: Wants that are dropped within one event; the rest follows when others have had their turn.
 AT_ONCE = 2000
@@ -19,49 +20,73 @@ class Departing(Transitions):
         self.departed: list[ClientRecord] = []
         self.drop_at_once = AT_ONCE
 
-    def had_time(self, now: float) -> None:
-        """Nothing else is due: drop some more of the wants of those who have departed."""
+    def drop_more(self, now: float) -> None:
+        """Others have had their turn: drop some more of what those wanted who have departed."""
         self._drop_some()
         self._settle()
 
     def _depart(self, client: ClientRecord) -> None:
-        """Drop, as there is time, all that somebody wanted who will not want anything again."""
-        for holder in _holders(client):
-            holder.is_told = False
+        """Drop, in several events if it is much, all that somebody wanted who is gone for good."""
+        for holder in holders(client):
+            holder.is_told, holder.has_departed = False, True
             if holder.wants:
                 self.departed.append(holder)
         self._drop_some()
 
     def _drop_some(self) -> None:
-        """Drop the latest wants first: these tasks are the least likely to run already."""
+        """Drop the latest wants first, which are the least likely to run already."""
         released: list[Task] = []
         while self.departed and len(released) < self.drop_at_once:
             holder = self.departed[-1]
             while holder.wants and len(released) < self.drop_at_once:
-                task = holder.wants.latest()
+                task = holder.wants.take_latest()
                 task.drop_client(holder)
                 released.append(task)
             if not holder.wants:
                 self.departed.pop()
         self._release_unneeded(released)
 
-    def _make_way(self, msg: SubmitTasks) -> None:
-        """Forget what is only there for want of time, if a key is to begin anew."""
-        if self.departed and any(spec.key in self.tasks for spec in msg.tasks):
-            departed, self.departed = self.departed, []
-            for holder in departed:
-                self._drop_wants(holder)
+    def _make_way(self, keys: Iterable[str]) -> None:
+        """Forget those of the keys, which are to begin anew, that are only there for want of time.
+
+        That is if nobody but those who have departed wants them, or what builds on them.
+        """
+        if not self.departed:
+            return
+        for key in keys:
+            task = self.tasks.get(key)
+            doomed = None if task is None else _without_living(task)
+            if doomed is not None:
+                for each in doomed:
+                    for holder in list(each.wanted_by):
+                        each.drop_client(holder)
+                self._release_unneeded(doomed)
+        self.departed = [holder for holder in self.departed if holder.wants]
 
     def _drop_wants(self, client: ClientRecord) -> None:
         """Drop now all that somebody wanted."""
         released = []
-        for holder in _holders(client):
+        for holder in holders(client):
             for task in list(holder.wants):
                 task.drop_client(holder)
                 released.append(task)
         self._release_unneeded(released)
 
 
-def _holders(client: ClientRecord) -> list[ClientRecord]:
+def _without_living(task: Task) -> dict[Task, None] | None:
+    """A task and all that builds on it, unless somebody wants any of it who has not departed."""
+    found: dict[Task, None] = {}
+    stack = [task]
+    while stack:
+        task = stack.pop()
+        if task not in found:
+            if not all([client.has_departed for client in task.wanted_by]):
+                return None
+            found[task] = None
+            stack.extend(task.dependents)
+    return found
+
+
+def holders(client: ClientRecord) -> list[ClientRecord]:
     """A client, and what holds the graphs that it is still sending."""
     return [client, *(hold for _, hold in client.generations.values())]

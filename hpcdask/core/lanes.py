@@ -57,7 +57,7 @@ class Lane:
         self.placement = Placement(self.resources)
         self.workers = self.placement.workers
         self.prefers = restriction is not None and restriction.allow_others
-        self.n_named = 0  # of `workers`, those that a lane which `prefers` them names
+        self.n_named = 0  # of `workers`, those that it names; counted if it `prefers` them
         self.uses = 0  # tasks that refer to it
         self.n_queued = 0
         self.stranded: dict[Task, None] = {}  # tasks in state no-worker
@@ -206,7 +206,8 @@ class Lanes:
     def _serve(self, lane: Lane, worker: WorkerRecord) -> None:
         lane.placement.add(worker)
         worker.lanes.append(lane)
-        lane.n_named += lane.prefers and lane.is_named(worker)
+        if lane.prefers and lane.is_named(worker):
+            lane.n_named += 1
         self._new.append(worker)
 
     def take_new(self) -> list[WorkerRecord]:

@@ -275,6 +275,7 @@ class ClientRecord:
     __slots__ = (
         "alone",
         "generations",
+        "has_departed",
         "is_returning",
         "is_told",
         "name",
@@ -289,6 +290,7 @@ class ClientRecord:
         self.alone: Any = {self: None}
         self.turn = 0  # when its next task will have its turn
         self.is_told = is_told
+        self.has_departed = False  # what it wants is being dropped
         self.is_returning = False  # it has lost us, and tells now what it holds
         self.wants = Wants()
         self.wants_read = self.wants_told = 0  # its last want, and the last it knows we know of

@@ -3,8 +3,8 @@
 To the same scheduler a worker brings values and runs of tasks that are known, and may have been
 given to others meanwhile. To a new one it brings keys that nobody has asked for yet, since the
 clients come back as well, in any order. So a new scheduler that learns that it had a predecessor
-holds for a moment what returning clients submit, until all seem to be back; then it gives
-each task the value or the run that was kept for it, and has the rest computed.
+holds for a moment what clients submit, until all seem to be back; then it gives each task the value
+or the run that was kept for it, and has the rest computed.
 """
 
 from __future__ import annotations
@@ -247,11 +247,11 @@ class Returning(Departing, abc.ABC):
 
     def _drop_former(self, name: str) -> None:
         for former in self._former.pop(name, ()):
-            self._drop_wants(former)
+            self._depart(former)
 
     def _drop_told(self, name: str) -> None:
         for hold in self._told.pop(name, ()):
-            self._drop_wants(hold)
+            self._depart(hold)
 
     def _drop_held_wants(self, client: ClientRecord) -> None:
         for wants in self._held_wants.values():
@@ -318,7 +318,9 @@ class Returning(Departing, abc.ABC):
 
     def _placeholder(self, key: str, born: int) -> Task:
         """A task of which only the value can be had: it was scattered, or its recipe is lost."""
-        task = self.tasks[key] = Task(key, None, b"", (), (0.0, 0, 0), 0, self.lanes.open, born)
+        # A turn of its own, since a million may be scattered: wants stand by their turns.
+        priority = (0.0, born, 0)
+        task = self.tasks[key] = Task(key, None, b"", (), priority, 0, self.lanes.open, born)
         self.lanes.open.uses += 1
         return task
 
@@ -356,7 +358,7 @@ class Returning(Departing, abc.ABC):
                     self._want(client, task)
                     self.held[task] = None
                 else:
-                    self._write(client, KeyCancelled(key, _LOST, True))
+                    self._write(client, KeyCancelled(key, _LOST, is_unknown=True))
         self._held_wants = {}
         for task in list(self.held):
             self._claim_value(task)
@@ -402,13 +404,7 @@ class Returning(Departing, abc.ABC):
             if not is_useful or not self._adopt(task, worker, value):
                 self.send(worker.address, FreeKeys((Version(value.key, value.attempt),)))
 
-    def _claim(self, task: Task) -> bool:
-        if task.key in self._values:
-            self._claim_value(task)
-        return task.state != "waiting" or self._claim_run(task)
-
     def _claim_run(self, task: Task) -> bool:
-        """Let a task have a run that was kept for it."""
         worker, run = self._runs.pop(task.key, (None, None))
         if worker is None or run is None:
             return False

@@ -43,6 +43,7 @@ class Scattering(Returning):
 
     def data_scattered(self, now: float, name: str, msg: DataScattered) -> None:
         """The values are on the workers."""
+        self._make_way([placed.key for placed in msg.placements if placed.addresses])
         client, planned = self.clients[name], self._scattering.get(name, {})
         for placed in msg.placements:
             plan = planned.pop(placed.attempt, None)

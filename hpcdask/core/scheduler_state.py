@@ -150,6 +150,16 @@ class SchedulerState(Scattering, Retirement):
         if worker is not None:
             worker.last_seen, worker.metrics = now, msg
 
+    @property
+    def has_work(self) -> bool:
+        """Whether there are tasks that run or are to run."""
+        # Those that wait do so for others that do not.
+        return (
+            bool(self.held)
+            or any(worker.processing for worker in self.workers.values())
+            or any(lane.n_queued or lane.stranded for lane in self.lanes)
+        )
+
     def silent_workers(self, now: float, ttl: float) -> list[WorkerRecord]:
         """Workers of which nothing was heard for `ttl` seconds."""
         return [worker for worker in self.workers.values() if now - worker.last_seen > ttl]
@@ -223,7 +233,7 @@ class SchedulerState(Scattering, Retirement):
 
     def tasks_submitted(self, now: float, name: str, msg: SubmitTasks) -> None:
         """A client sends a chunk of a graph, dependencies first."""
-        self._make_way(msg)
+        self._make_way([spec.key for spec in msg.tasks])
         client = self.clients[name]
         client.wants_read = msg.want or client.wants_read
         generation, hold = self._submission(client, msg)
@@ -241,7 +251,7 @@ class SchedulerState(Scattering, Retirement):
             for task in tasks:
                 self._want(client, task)
             for key, reason in refused.items():
-                self._write(client, KeyCancelled(key, reason, True))
+                self._write(client, KeyCancelled(key, reason, is_unknown=True))
         else:
             self._keys_wanted(now, client, msg.wanted, refused)
         held = self.held
@@ -411,7 +421,9 @@ class SchedulerState(Scattering, Retirement):
 
     def restarted(self, now: float, reason: str) -> None:
         """Forget every task."""
-        self._cancel(sorted(self.tasks.values(), key=lambda task: task.priority), reason)
+        self._cancel(
+            sorted(self.tasks.values(), key=lambda task: (task.priority, task.key)), reason
+        )
         self._settle()
 
     # -- Events: runs end -----------------------------------------------------------------------
@@ -436,7 +448,7 @@ class SchedulerState(Scattering, Retirement):
         self._fill(worker)
         if self.loaded and not worker.n_runnable:
             self._relieve_others(worker, patience=True)
-        if self._vacated or self.leaving:
+        if self._vacated or self._to_claim or self.leaving:
             self._settle()
 
     def task_erred(self, now: float, address: str, msg: TaskErred) -> None:
@@ -562,7 +574,7 @@ class SchedulerState(Scattering, Retirement):
         if client.is_returning:
             self._want_all(now, client, (key for key in keys if key not in refused))
             for key, reason in refused.items():
-                self._write(client, KeyCancelled(key, reason, True))
+                self._write(client, KeyCancelled(key, reason, is_unknown=True))
             return
         for key in keys:
             task = self.tasks.get(key)
@@ -573,7 +585,7 @@ class SchedulerState(Scattering, Retirement):
                 self._held_wants.setdefault(key, {})[client] = None
             else:
                 reason = refused.get(key, "the scheduler does not know this key")
-                self._write(client, KeyCancelled(key, reason, True))
+                self._write(client, KeyCancelled(key, reason, is_unknown=True))
 
     def _settle(self) -> None:
         super()._settle()

@@ -7,9 +7,9 @@ small dicts one grows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcdask.core.records import Task
@@ -27,13 +27,16 @@ class TaskTable(MutableMapping[str, "Task"]):
 
     def __init__(self) -> None:
         parts: list[dict[str, Task]] = [{} for _ in range(_MASK + 1)]
+        mask = _MASK
         self._parts = parts
 
-        def get(key: str) -> Task | None:
-            """Return the task of a key, or None."""
-            return parts[hash(key) & 63].get(key)
+        def get(key: str, default: Any = None) -> Any:
+            """Return the task of a key, or the default."""
+            return parts[hash(key) & mask].get(key, default)
 
-        self.get = get  # type: ignore[assignment]
+        # Several times per task, and a function finds its own variables faster than a method
+        # those of an object.
+        self.get = get  # type: ignore[method-assign]
 
     def __getitem__(self, key: str) -> Task:
         return self._parts[hash(key) & _MASK][key]
@@ -53,9 +56,17 @@ class TaskTable(MutableMapping[str, "Task"]):
     def __iter__(self) -> Iterator[str]:
         return chain.from_iterable(self._parts)
 
+    def values(self) -> Iterable[Task]:  # type: ignore[override]
+        """Give the tasks, once."""
+        return chain.from_iterable([part.values() for part in self._parts])
+
+    def items(self) -> Iterable[tuple[str, Task]]:  # type: ignore[override]
+        """Give keys and tasks, once."""
+        return chain.from_iterable([part.items() for part in self._parts])
+
 
 class Wants:
-    """Tasks that somebody wants, about in the order in which they have their turns."""
+    """Tasks that somebody wants, those with neighbouring turns together."""
 
     __slots__ = ("_parts",)
 
@@ -79,9 +90,13 @@ class Wants:
             if not part:
                 del self._parts[number]
 
-    def latest(self) -> Task:
-        """Return one of those that came last."""
-        return next(reversed(next(reversed(self._parts.values()))))
+    def take_latest(self) -> Task:
+        """Take out one of those with the latest turns that were added."""
+        number, part = next(reversed(self._parts.items()))
+        task, _ = part.popitem()  # unlike a look from the end it leaves no holes to be skipped
+        if not part:
+            del self._parts[number]
+        return task
 
     def __bool__(self) -> bool:
         return bool(self._parts)

@@ -80,11 +80,12 @@ class Transitions:
         self._vacated: dict[WorkerRecord, None] = {}  # runs were taken back from these
         #: Runs that returning workers go on with and that no task has claimed yet.
         self._runs: dict[str, tuple[WorkerRecord, HeldRun]] = {}
+        #: Values of theirs, likewise: of each key by worker and attempt.
+        self._values: dict[str, dict[tuple[WorkerRecord, int], HeldValue]] = {}
+        self._to_claim: list[Task] = []  # that could run, but for which there are such values
         #: Tasks that are demanded only when all who may come back are back.
         self.held: dict[Task, None] = {}
         self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
-        #: Values of theirs, likewise: of each key by worker and attempt.
-        self._values: dict[str, dict[tuple[WorkerRecord, int], HeldValue]] = {}
         self._attempt = first_attempt
         #: The latest turn that a task has had. What a client submits that has had none for long
         #: comes next, and not after the million tasks that another one sent before.
@@ -182,13 +183,19 @@ class Transitions:
         """Whether a value had been kept for a task that is to run, which has it now."""
         return False
 
-    def _claim(self, task: Task) -> bool:
-        """Whether a value or a run had been kept for a task that can run, which has it now."""
+    def _claim_run(self, task: Task) -> bool:
+        """Whether a run had been kept for a task that can run, which has it now."""
         return False
+
+    def _claim_value(self, task: Task) -> None:
+        """Let a task have what was kept for it, if it is right."""
 
     def _place(self, task: Task) -> None:
         """Send a task whose inputs are there to a worker, or queue it."""
-        if (self._runs or self._values) and self._claim(task):
+        if task.key in self._values:
+            self._to_claim.append(task)  # not now: each of a long chain would have the next placed
+            return
+        if self._runs and self._claim_run(task):
             return
         lane = task.lane
         if lane.n_queued and not task.dependencies:
@@ -265,6 +272,12 @@ class Transitions:
         Not earlier: a client that releases ten thousand tasks would have each of them sent to a
         worker in the place of the one before.
         """
+        while self._to_claim:
+            task = self._to_claim.pop()
+            if task.state == "waiting" and not task.missing:
+                self._claim_value(task)
+                if task.state == "waiting":
+                    self._place(task)
         for worker in self.lanes.take_new():
             self._vacated[worker] = None
         while self._vacated:
@@ -582,7 +595,8 @@ class Transitions:
                 stack.extend(d for d in task.dependents if d.state in TO_RUN)
         for task in doomed:
             for client in list(task.wanted_by):
-                if name is None or client.name == name or client is self._keeper:
+                is_caller = name is None or client.name == name
+                if is_caller or client is self._keeper or client.has_departed:
                     if client.is_told:
                         self._write(client, KeyCancelled(task.key, reason))
                     task.drop_client(client)

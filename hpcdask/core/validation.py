@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hpcdask.core.departing import holders
 from hpcdask.core.records import WorkerRecord
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.transitions import MOVES, TO_RUN
@@ -48,17 +49,29 @@ def validate_scheduler(state: SchedulerState) -> None:
         _validate_resources(worker)
         assert abs(worker.occupancy - sum(worker.processing.values())) < 1e-6
     for client in state.clients.values():
-        for holder in (client, *(hold for _, hold in client.generations.values())):
+        for holder in holders(client):
             assert all(holder in task.wanted_by for task in holder.wants)
-    for holder in state.departed:
-        assert not holder.is_told
-        assert holder not in state.clients.values()
-        assert all(holder in task.wanted_by for task in holder.wants)
+    assert not state._to_claim
+    _validate_wants(state)
     assert state.outbox.keys() <= state.workers.keys() | state.clients.keys(), state.outbox.keys()
     for function in state.functions.records.values():
         uses = sum(task.function is function for task in state.tasks.values())
         assert function.uses == uses, function.function_id
         assert all(state.workers.get(w.address) is w for w in function.known_by), function.known_by
+
+
+def _validate_wants(state: SchedulerState) -> None:
+    """Whoever wants something will let go of it some time."""
+    for holder in state.departed:
+        assert not holder.is_told
+        assert holder not in state.clients.values()
+        assert all(holder in task.wanted_by for task in holder.wants)
+    records = [*state.clients.values(), *state.departed, state._keeper]
+    for aside in (*state._former.values(), *state._told.values()):
+        records += aside
+    known = {holder for record in records for holder in holders(record)}
+    for task in state.tasks.values():
+        assert known.issuperset(task.wanted_by), (task, task.wanted_by)
 
 
 def _validate_lanes(state: SchedulerState) -> None:

@@ -126,7 +126,7 @@ def launch(options: MPIOptions) -> int:
             services.append(_nanny(options, world, contact))
         if world.is_scheduler and options.script is not None:
             return loop.run_until_complete(_serve_script(services, options, files.close))
-        loop.run_until_complete(serve(services, with_parent=True))
+        loop.run_until_complete(serve(services, with_parent=True, for_good=True))
         return 0
 
 

@@ -15,6 +15,9 @@ from hpcdask.service import Service
 
 log = logging.getLogger("hpcdask.process")
 
+#: Seconds that a process which ends gives to what still runs in it.
+_CANCELLING = 3.0
+
 
 @contextlib.contextmanager
 def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
@@ -34,7 +37,9 @@ async def _cancel_all() -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if tasks:  # with a limit: a preload's may not let itself be cancelled
+        done, _ = await asyncio.wait(tasks, timeout=_CANCELLING)
+        await asyncio.gather(*done, return_exceptions=True)
 
 
 @contextlib.contextmanager
@@ -66,10 +71,13 @@ def stop_signals(
     try:
         yield stopped
     finally:
+        # Blocked, or one could come while there is no handler.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         for number in numbers:
             loop.remove_signal_handler(number)
             if for_good:
                 signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if parent is not None:
             loop.remove_reader(parent)
             os.close(parent)
@@ -123,7 +131,7 @@ async def serve(
     services: Sequence[Service],
     with_parent: bool = False,
     leaves: bool = False,
-    for_good: bool = True,
+    for_good: bool = False,
 ) -> None:
     """Run services until a signal comes or all have ended by themselves.
 

@@ -203,16 +203,22 @@ def _by_value_pickler() -> Any:
     def reduce_code(code: CodeType) -> tuple[Any, ...]:
         """Keep the name of the file: tracebacks of tasks are to show the user's own lines.
 
-        cloudpickle 3.1.3 puts another in its place.
+        cloudpickle 3.1.3 puts another in its place. So the pickle, and with it the key of a pure
+        call, depends on the file; that of a notebook's cell is another in each kernel.
         """
         make, arguments = reducers[CodeType](code)
-        # A new string each time: whether it is that of another object decides about the bytes.
-        named = "".join(code.co_filename)
-        return make, tuple(named if a == "<dynamic-code>" else a for a in arguments)
+        # A string of its own: one that the pickle has already would be referred to, and whether
+        # two are the same object depends on more than the function.
+        file = "".join(code.co_filename)
+        return make, tuple([file if _is_no_file(a) else a for a in arguments])
 
-    table = ChainMap({CodeType: reduce_code}, reducers)
-    traits = {"dispatch_table": table}
+    traits = {"dispatch_table": ChainMap({CodeType: reduce_code}, *reducers.maps)}
     return type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), traits)
+
+
+def _is_no_file(argument: object) -> bool:
+    """Whether it is what cloudpickle puts in the place of a file name."""
+    return type(argument) is str and argument == "<dynamic-code>"
 
 
 class _Unpickler(pickle.Unpickler):

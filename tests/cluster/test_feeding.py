@@ -141,3 +141,15 @@ async def test_a_worker_with_a_fixed_port_comes_back_from_a_restart() -> None:
         await client.restart(timeout=20)
         assert list(scheduler.workers) == [address]
         assert scheduler.state.workers[address].info.pid != pid
+
+
+@on_a_loop
+async def test_all_that_a_client_wanted_goes_with_it_although_that_takes_several_turns() -> None:
+    async with Scheduler(**LOCAL) as scheduler:
+        scheduler.state.drop_at_once = 100
+        async with Client(scheduler.address, asynchronous=True) as client:
+            futures = client.map(abs, range(1000))
+            await until(lambda: len(scheduler.state.tasks) == 1000)
+        await until(lambda: not scheduler.state.tasks)
+        assert not scheduler.state.departed
+        del futures

@@ -306,6 +306,18 @@ def test_a_dependant_that_survived_is_found_before_its_recomputed_input_lets_it_
     assert not any(isinstance(message, ComputeTask) for message in found)
 
 
+def test_a_long_chain_that_survived_is_found_whatever_the_order_of_its_attempts() -> None:
+    state = started(A, B)
+    keys = [f"x{number}" for number in range(2000)]
+    submit(state, {key: keys[max(i - 1, 0) : i] for i, key in enumerate(keys)}, wanted=keys)
+    state.worker_lost(1.0, A, planned=True)
+    first = HeldValue(keys[0], 10_000, 8, MEANT)
+    rest = [HeldValue(key, 5_000 + i, 8, MEANT) for i, key in enumerate(keys[1:])]
+    state.worker_joined(2.0, back(A, first, *rest))
+    assert {task.state for task in state.tasks.values()} == {"memory"}
+    sent(state)
+
+
 def test_a_copy_counts_as_what_the_original_is() -> None:
     state = successor(back(A, HeldValue("x", 1, 8, 0)), back(B, HeldValue("x", 1, 8, MEANT)))
     submit(state, {"x": []})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from core_helpers import A, computed, finish, free, sent, started, submit
+from core_helpers import A, F, cancel, computed, finish, free, scatter, sent, started, submit
 
 from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.messages import ComputeTask, Function, WantKeys
 
 MANY = [f"x{number}" for number in range(10)]
 
@@ -24,7 +25,7 @@ def test_the_wants_of_a_lost_client_are_dropped_in_several_goes() -> None:
     while state.departed:
         sizes.append(len(state.tasks))
         sent(state)
-        state.had_time(1.0)
+        state.drop_more(1.0)
     assert sizes == [6, 2]
     assert not state.tasks
     assert sent(state)[A][-1] == free(("x1", 2), ("x0", 1))
@@ -36,7 +37,7 @@ def test_what_others_want_outlives_the_goes() -> None:
     submit(state, {MANY[0]: [], MANY[-1]: []}, client="d")
     state.client_lost(1.0, "c")
     while state.departed:
-        state.had_time(1.0)
+        state.drop_more(1.0)
     assert state.tasks.keys() == {MANY[0], MANY[-1]}
 
 
@@ -66,5 +67,82 @@ def test_the_hold_on_a_large_graph_ends_in_several_goes() -> None:
     submit(state, {key: [] for key in MANY}, wanted=[], final=False)
     submit(state, {"y": []}, wanted=["y"], first=len(MANY))
     while state.departed:
-        state.had_time(1.0)
+        state.drop_more(1.0)
     assert state.tasks.keys() == {"y"}
+
+
+def departing(*others: str) -> SchedulerState:
+    """The client c has gone, and most of what it wanted is still there."""
+    state = patient("c", *others)
+    scatter(state, "data")
+    submit(state, {key: [] for key in MANY})
+    submit(state, {"z": [MANY[0]]}, submission=2)
+    state.client_lost(1.0, "c")
+    sent(state)
+    assert {"data", MANY[0], MANY[1]} < state.tasks.keys()
+    return state
+
+
+def test_a_key_that_is_used_for_something_else_meanwhile_has_its_new_meaning() -> None:
+    state = departing("d")
+    submit(state, {MANY[0]: []}, client="d", function=Function(b"g" * 16, "g", b"code of g"))
+    assert state.tasks[MANY[0]].function is state.functions.records[b"g" * 16]
+    assert MANY[1] in state.tasks, "what is not in the way is left for later"
+    while state.departed:
+        state.drop_more(1.0)
+    assert state.tasks.keys() == {MANY[0]}
+    sent(state)
+
+
+def test_a_key_that_somebody_else_builds_on_keeps_its_meaning() -> None:
+    state = patient("c", "d")
+    submit(state, {key: [] for key in MANY})
+    submit(state, {"y": [MANY[0]]}, client="d")
+    state.client_lost(1.0, "c")
+    submit(state, {MANY[0]: []}, client="d", function=Function(b"g" * 16, "g", b"code of g"))
+    assert state.tasks[MANY[0]].function is state.functions.records[F.function_id]
+    sent(state)
+
+
+def test_data_that_is_scattered_anew_meanwhile_is_the_new_data() -> None:
+    state = departing("d")
+    before = state.tasks["data"].attempt
+    scatter(state, "data", client="d")
+    assert state.tasks["data"].attempt > before
+    assert free(("data", before)) in sent(state)[A]
+
+
+def test_a_key_that_is_wanted_meanwhile_stays() -> None:
+    state = departing("d")
+    state.keys_wanted(1.0, "d", WantKeys((MANY[0],)))
+    while state.departed:
+        state.drop_more(1.0)
+    assert state.tasks.keys() == {MANY[0]}
+    sent(state)
+
+
+def test_who_has_departed_keeps_nobody_from_cancelling() -> None:
+    state = departing("d")
+    state.keys_wanted(1.0, "d", WantKeys((MANY[0],)))
+    cancel(state, MANY[0], client="d")
+    assert MANY[0] not in state.tasks
+    sent(state)
+
+
+def test_a_restart_forgets_what_is_still_to_be_dropped() -> None:
+    state = departing()
+    state.restarted(2.0, "restart")
+    assert not state.tasks
+    while state.departed:
+        state.drop_more(1.0)
+    sent(state)
+
+
+def test_a_client_of_the_same_name_wants_only_what_it_says() -> None:
+    state = departing()
+    state.client_joined(2.0, "c")
+    submit(state, {MANY[0]: []})
+    while state.departed:
+        state.drop_more(1.0)
+    assert state.tasks.keys() == {MANY[0]}
+    assert not any(isinstance(m, ComputeTask) and m.key == "z" for m in sent(state)[A])

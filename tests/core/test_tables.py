@@ -32,14 +32,15 @@ def test_a_table_of_tasks_is_a_mapping() -> None:
     assert not table
 
 
-def test_wants_keep_the_order_of_turns_and_forget_what_is_discarded() -> None:
+def test_wants_hold_what_was_added_and_not_discarded() -> None:
     wants = Wants()
     assert not wants
     for one in [*TASKS, *TASKS]:
         wants.add(one)
     assert list(wants) == TASKS
     assert len(wants) == len(TASKS)
-    assert wants.latest() is TASKS[-1]
+    assert wants.take_latest() is TASKS[-1]
+    assert list(wants) == TASKS[:-1]
     for one in [*TASKS[10:], *TASKS[10:]]:
         wants.discard(one)
     assert list(wants) == TASKS[:10]

@@ -48,7 +48,7 @@ def run(main):
 def test_one_that_cannot_start_ends_all_and_its_error_is_raised():
     fine, broken = Pretender(), Pretender(LaunchError("no port is free"))
     with pytest.raises(LaunchError, match="no port is free"):
-        run(serve([fine, broken], for_good=False))
+        run(serve([fine, broken]))
     assert fine.status == "closed"
     assert broken.status == "failed"
 
@@ -72,7 +72,7 @@ def test_one_that_could_not_go_on_makes_the_end_an_error():
     service = Pretender()
 
     async def main():
-        living = asyncio.ensure_future(serve([service], for_good=False))
+        living = asyncio.ensure_future(serve([service]))
         while service.status != "running":
             await asyncio.sleep(0)
         await service._fail("lost the scheduler")
@@ -89,7 +89,7 @@ def test_a_signal_ends_them_in_order_whether_running_or_starting(number, slow):
     service = Pretender(slow=slow)
 
     async def main():
-        living = asyncio.ensure_future(serve([service], for_good=False))
+        living = asyncio.ensure_future(serve([service]))
         while service.status != ("starting" if slow else "running"):
             await asyncio.sleep(0)
         os.kill(os.getpid(), number)
@@ -101,7 +101,7 @@ def test_a_signal_ends_them_in_order_whether_running_or_starting(number, slow):
 
 async def signalled(service, number):
     """Serve, and get a signal; return what is still living then."""
-    living = asyncio.ensure_future(serve([service], leaves=True, for_good=False))
+    living = asyncio.ensure_future(serve([service], leaves=True))
     while service.status != "running":
         await asyncio.sleep(0)
     os.kill(os.getpid(), number)
@@ -153,7 +153,7 @@ def test_who_is_not_allowed_to_leave_ends_at_sigterm_at_once():
     service = Pretender()
 
     async def main():
-        living = asyncio.ensure_future(serve([service], for_good=False))
+        living = asyncio.ensure_future(serve([service]))
         while service.status != "running":
             await asyncio.sleep(0)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -172,7 +172,7 @@ def test_a_service_that_is_closed_while_it_starts_is_no_error():
             raise LaunchError("the worker was killed before it had started")
 
     service = ClosedMeanwhile()
-    run(serve([service], for_good=False))
+    run(serve([service]))
     assert service.status == "closed"
     assert service.closed_because == "the scheduler says so"
 

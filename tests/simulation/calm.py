@@ -11,7 +11,7 @@ import outcome_checks
 from simulator import Simulation, failing_as_reported
 from virtual_network import SCHEDULER
 
-from hpcdask.messages import FreeKeys
+from hpcdask.messages import FreeKeys, Version
 
 #: What users do, with no change of mind that a restart might forget.
 DEEDS = [
@@ -82,24 +82,24 @@ def _held_or_failed(simulation: Simulation) -> tuple[set[str], set[str]]:
 
 def _survivors(simulation: Simulation) -> list[str]:
     """Keys of which a value, or a run that can only end well, is on a worker."""
-    found = {}
-    freed = set()  # by what the scheduler has said last
+    found: dict[Version, None] = {}
+    freed: set[Version] = set()  # by what the scheduler has said last
     recipes = simulation.recipes.by_key
     for worker in simulation.workers.values():
         for batch in simulation.network.link(SCHEDULER, worker.name).on_its_way:
             for message in batch.messages:
                 if isinstance(message, FreeKeys):
-                    freed |= {version.key for version in message.versions}
+                    freed.update(message.versions)
         for task in worker.state.tasks.values():
             if task.state == "memory" and task.definition:
-                found[task.key] = None
+                found[Version(task.key, task.attempt)] = None
         for run in worker.busy:
             recipe = recipes[run.key]
             is_abandoned = (run.key, run.attempt) in worker.state.abandoned
             takes = recipe.restriction is not None and recipe.restriction.resources
             if recipe.function not in ("raise", "flaky") and not is_abandoned and not takes:
-                found[run.key] = None
-    return [key for key in found if key not in freed]
+                found[Version(run.key, run.attempt)] = None
+    return list({version.key: None for version in found if version not in freed})
 
 
 def take_turns(seed: int) -> Simulation:

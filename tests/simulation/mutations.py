@@ -262,12 +262,12 @@ def workers_that_come_are_not_preferred_by_those_they_are_named_by(patch: Patch)
 
 @breakage
 def half_of_what_a_lost_client_wants_is_kept(patch: Patch) -> None:
-    patch.setattr(SchedulerState, "had_time", lambda self, now: self.departed.clear())
+    patch.setattr(SchedulerState, "drop_more", lambda self, now: self.departed.clear())
 
 
 @breakage
 def a_key_begins_anew_although_it_is_still_there_for_want_of_time(patch: Patch) -> None:
-    patch.setattr(SchedulerState, "_make_way", lambda self, msg: None)
+    patch.setattr(SchedulerState, "_make_way", lambda self, keys: None)
 
 
 @breakage

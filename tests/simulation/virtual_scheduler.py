@@ -148,6 +148,7 @@ class VirtualScheduler(Process):
         self.n_lost = before.n_lost if before is not None else 0  # that tasks may be blamed for
         self.survivors = Survivors()
         self._ticked = clock.now
+        self._joined: dict[str, float] = {}  # when each worker came, last
         self._lets_go = False  # later, with some more of what it drops
         self._said_goodbye: set[str] = set()
         self._planned: list[tuple[str, ScatterPlan]] = []
@@ -184,6 +185,7 @@ class VirtualScheduler(Process):
             self.connections[source] = connection
             self.survivors.worker_lost(source)
             self.survivors.worker_joined(message)
+            self._joined[source] = now
             state.worker_joined(now, message)
         elif kind is RegisterClient:
             self.connections[source] = connection
@@ -215,7 +217,7 @@ class VirtualScheduler(Process):
 
     def _let_go(self) -> None:
         self._lets_go = False
-        self.state.had_time(self.clock.now)
+        self.state.drop_more(self.clock.now)
         validate_scheduler(self.state)
         self.flush()
 
@@ -268,8 +270,11 @@ class VirtualScheduler(Process):
                 if lane.is_named(worker):
                     continue
                 # One that comes back in this very moment is first taken for gone.
-                others = [w for w in self.state.workers.values() if w.last_seen < self.clock.now]
-                staying = [w for w in others if not w.is_leaving]
+                staying = [
+                    w
+                    for w in self.state.workers.values()
+                    if not w.is_leaving and self._joined[w.address] < self.clock.now
+                ]
                 better = [w for w in staying if lane.is_named(w) and lane.has_enough(w)]
                 assert not better, (task, "goes to", address, "and not to", better)
 
