@@ -8,40 +8,39 @@ from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 
+from hpcdask.comm import Comm
 from hpcdask.messages import Message
 
 log = logging.getLogger("hpcdask.feeding")
 
 #: Seconds after which the messages of other connections get their turn.
-SLICE = 0.003
+SLICE = 0.005
 
 
 class Feed:
     """Hands on the messages of a connection as fast as others leave time for it.
 
     A million tasks in one submission are ten seconds of work; meanwhile other clients want
-    answers, and the results of workers have to be taken up.
+    answers, and the results of workers have to be taken up. Until it has caught up nothing more is
+    read: who sends too much has to wait, and not the memory of this process.
 
     Parameters
     ----------
+    comm : Comm
+        The connection. It is ended if a message cannot be handled; those behind that one are
+        dropped, since they may build on it.
     handle : callable of Message
         Deals with one of them.
     after : callable
         Called when a slice has ended.
-    on_error : callable of str
-        Ends the connection, if a message cannot be handled; those behind it are dropped, since
-        they may build on it.
     """
 
     def __init__(
-        self,
-        handle: Callable[[Message], None],
-        after: Callable[[], None],
-        on_error: Callable[[str], None],
+        self, comm: Comm, handle: Callable[[Message], None], after: Callable[[], None]
     ) -> None:
-        self._handle, self._after, self._on_error = handle, after, on_error
+        self._comm, self._handle, self._after = comm, handle, after
         self._waiting: deque[Message] = deque()
-        self._is_due = self._is_dropped = False
+        self._is_due = self._is_dropped = self._is_paused = False
         self._then: Callable[[], None] | None = None
 
     def __call__(self, batch: list[Message]) -> None:
@@ -54,27 +53,38 @@ class Feed:
 
     def _go_on(self) -> None:
         self._is_due = False
+        turn_is_over = False
         try:
-            self._handle_some()
-            self._after()
+            if self._waiting:
+                turn_is_over = self._handle_some()
+                self._after()
         except Exception:
             log.exception("cannot handle messages of a connection, which is closed")
             self.drop()
-            self._on_error("its messages could not be handled")
-        if self._waiting:
+            self._comm.abort("its messages could not be handled")
+        if self._waiting or turn_is_over:  # the same read may have brought more frames
             self._is_due = True
+            if not self._is_paused:
+                self._is_paused = True
+                self._comm.pause()
             asyncio.get_running_loop().call_soon(self._go_on)
-        elif self._then is not None:
+            return
+        if self._is_paused:
+            self._is_paused = False
+            self._comm.resume()
+        if self._then is not None:
             then, self._then = self._then, None
             then()
 
-    def _handle_some(self) -> None:
+    def _handle_some(self) -> bool:
+        """Handle messages until none waits, or the slice is over; say whether it is."""
         waiting, handle = self._waiting, self._handle
         end = perf_counter() + SLICE
         while waiting:
             handle(waiting.popleft())
             if perf_counter() > end:
-                break
+                return True
+        return False
 
     def drop(self) -> None:
         """Forget what waits, and take no more: somebody else speaks for the other side now."""

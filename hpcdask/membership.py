@@ -156,7 +156,7 @@ class Membership:
             has_said_goodbye |= type(message) is ClientClosing
             scheduler.client_said(name, comm, message)
 
-        feed = self._feeds[name] = Feed(handle, scheduler.flush, comm.abort)
+        feed = self._feeds[name] = Feed(comm, handle, scheduler.flush)
 
         def on_closed(reason: CommClosedError) -> None:
             self.comms.discard(comm)
@@ -212,7 +212,7 @@ class Membership:
             leaves_on_purpose |= type(message) is WorkerClosing
             scheduler.worker_said(address, message)
 
-        feed = self._feeds[address] = Feed(handle, scheduler.flush, comm.abort)
+        feed = self._feeds[address] = Feed(comm, handle, scheduler.flush)
         comm.send(self._registered())
         self._state.worker_joined(scheduler.now(), hello)
         scheduler.flush()

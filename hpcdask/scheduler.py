@@ -417,9 +417,11 @@ class Scheduler(Service):
             return
         self.state.outbox = {}
         for address, messages in outbox.items():
-            comm = self.workers.get(address) or self.clients.get(address)
-            if comm is not None:
-                comm.send_now(messages)
+            worker = self.workers.get(address)
+            if worker is not None:
+                worker.send_now(messages)
+            elif address in self.clients:
+                self.clients[address].send_first(messages)
 
     async def _drop_wants(self) -> None:
         """Drop little by little what would have been too much for one event."""

@@ -92,6 +92,19 @@ class Comm(abc.ABC):
             self._outbox = []
         self._transmit(messages)
 
+    def send_first(self, messages: list[Message]) -> None:
+        """Send the first messages of a turn of the loop at once, and later ones at its end.
+
+        For a peer of whom much is told in one turn, a little at a time: hundreds of workers that
+        each finish a task in it would else be as many writes.
+        """
+        if self._flush_is_due:
+            self._outbox += messages
+        elif self._reason is None:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
+            self.send_now(messages)
+
     def start(self, on_batch: OnBatch, on_closed: OnClosed) -> None:
         """Deliver messages to `on_batch` from now on, those that wait already included."""
         self._on_batch, self._on_closed = on_batch, on_closed
@@ -120,6 +133,14 @@ class Comm(abc.ABC):
     async def wait_closed(self) -> None:
         """Wait until the connection has ended and its resources are free."""
         await asyncio.shield(self._ended)
+
+    @abc.abstractmethod
+    def pause(self) -> None:
+        """Read nothing more until `resume`; a peer that goes on sending has to wait."""
+
+    @abc.abstractmethod
+    def resume(self) -> None:
+        """Read on."""
 
     @abc.abstractmethod
     async def drained(self) -> None:

@@ -53,6 +53,12 @@ class InprocComm(Comm):
             self.progress += 1
             self._deliver(messages)
 
+    def pause(self) -> None:
+        """Nothing is read here: what the other end sends is handed over as it is."""
+
+    def resume(self) -> None:
+        """See `pause`."""
+
     async def drained(self) -> None:
         """Wait until the other end has been handed all that was sent."""
         self._flush()

@@ -35,7 +35,7 @@ _SCRATCH_SIZE = 256 * 1024
 _of_thread = threading.local()
 #: Seconds for which one connection is read before others get their turn, what its messages cause
 #: included.
-_READING = 0.003
+_READING = 0.005
 #: Writes of one connection before others get their turn.
 _WRITES_PER_TURN = 16
 #: Most bytes and buffers of one of them: within one machine a call goes on, and the loop with it
@@ -73,6 +73,7 @@ class TCPComm(Comm):
         self._packing = False  # a thread compresses; `_behind` has to wait for it
         self._behind: list[Message] = []
         self._unpacking = False  # a thread decompresses; what was read after it has to wait
+        self._paused = False
         self._read_ahead: deque[framing.Frame] = deque()
         self._linger: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -114,13 +115,13 @@ class TCPComm(Comm):
                 self._take(frame)
             if self.closed:
                 return False
-        return nbytes == len(room) and not self._unpacking
+        return nbytes == len(room) and self._reads
 
     def _take(self, frame: framing.Frame) -> None:
         """Deliver a frame, at once or when a thread has decompressed it."""
         if frame.nbytes_to_unpack >= compression.LONG:
             self._unpacking = True
-            self._loop.remove_reader(self._sock.fileno())
+            self._listen_or_not()
             in_thread(framing.unpacked, frame).add_done_callback(self._unpacked)
             return
         if frame.compressed:
@@ -143,8 +144,27 @@ class TCPComm(Comm):
                 self._take(self._read_ahead.popleft())
         except ProtocolError as exc:
             self._complain(exc)
-        if not self._unpacking and not self.closed:
+        self._listen_or_not()
+
+    @property
+    def _reads(self) -> bool:
+        return not (self._unpacking or self._paused)
+
+    def _listen_or_not(self) -> None:
+        if self.closed:
+            return
+        if self._reads:
             self._loop.add_reader(self._sock.fileno(), self._read_ready)
+        else:
+            self._loop.remove_reader(self._sock.fileno())
+
+    def pause(self) -> None:
+        self._paused = True
+        self._listen_or_not()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._listen_or_not()
 
     def _discard_ready(self) -> None:
         """Read what the peer still says to a connection that we are closing.

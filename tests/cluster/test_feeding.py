@@ -18,17 +18,30 @@ from hpcdask.messages import PROTOCOL_VERSION, RegisterClient, Registered
 
 
 class Heard:
-    """What a feed handed on; each message takes a slice, so one is handled at a time."""
+    """What a feed handed on; each message takes a slice, so one is handled at a time.
 
-    def __init__(self, bad: object = None) -> None:
+    It stands for the connection as well.
+    """
+
+    def __init__(self, bad: object = None, seconds: float = 1.2 * SLICE) -> None:
         self.messages: list[Any] = []
         self.errors: list[str] = []
         self.slices = 0
-        self._bad = bad
-        self.feed = Feed(self._handle, self._after, self.errors.append)
+        self.is_read = True
+        self._bad, self._seconds = bad, seconds
+        self.feed = Feed(self, self._handle, self._after)  # type: ignore[arg-type]
+
+    def abort(self, reason: str) -> None:
+        self.errors.append(reason)
+
+    def pause(self) -> None:
+        self.is_read = False
+
+    def resume(self) -> None:
+        self.is_read = True
 
     def _handle(self, message: Any) -> None:
-        end = time.perf_counter() + 1.2 * SLICE
+        end = time.perf_counter() + self._seconds
         while time.perf_counter() < end:
             pass
         if message == self._bad:
@@ -54,6 +67,29 @@ async def test_what_waits_at_the_end_is_handled_in_slices_and_the_end_told_after
     await until(lambda: bool(seen_at_end))
     assert seen_at_end == [[1, 2, 3]]
     assert heard.slices == 3
+
+
+@on_a_loop
+async def test_nothing_more_is_read_while_messages_wait() -> None:
+    heard = Heard(seconds=0)
+    heard.feed([1, 2, 3])
+    assert heard.messages == [1, 2, 3]
+    assert heard.is_read, "none waits"
+    heard = Heard()
+    feed(heard, [1, 2, 3])
+    assert not heard.is_read
+    await until(lambda: heard.is_read)
+    assert heard.messages == [1, 2, 3]
+
+
+@on_a_loop
+async def test_a_turn_ends_when_its_time_is_over_although_more_comes_with_the_same_read() -> None:
+    heard = Heard()
+    feed(heard, [1])
+    heard.feed([2])
+    assert heard.messages == [1]
+    await until(lambda: heard.is_read)
+    assert heard.messages == [1, 2]
 
 
 @on_a_loop

@@ -17,6 +17,7 @@ from hpcdask.comm.options import CommOptions
 from hpcdask.exchange import Budget
 from hpcdask.execution import current_worker
 from hpcdask.messages import (
+    PROTOCOL_VERSION,
     CallReturned,
     DataMissing,
     FetchKeys,
@@ -369,7 +370,7 @@ def test_who_is_cancelled_while_waiting_leaves_the_budget_whole() -> None:
 
 async def ask_and_do_not_read(holder: Desk, key: str) -> Any:
     comm: Any = await connect(holder.address, OPTIONS)
-    comm.send_now([RegisterPeer(1), FetchKeys(1, (Version(key, 1),))])
+    comm.send_now([RegisterPeer(PROTOCOL_VERSION), FetchKeys(1, (Version(key, 1),))])
     asyncio.get_running_loop().remove_reader(comm._sock.fileno())
     return comm
 
@@ -413,7 +414,7 @@ def test_a_fetch_of_nothing_is_answered_while_a_value_is_pickled() -> None:
             holder.hold({"x": Slow(2)})
             comm = await connect(holder.address, OPTIONS)
             ear = Ear(comm)
-            comm.send(RegisterPeer(1))
+            comm.send(RegisterPeer(PROTOCOL_VERSION))
             comm.send(FetchKeys(1, (Version("x", 1),)))
             comm.send(FetchKeys(0, ()))
             await ear.heard(2)

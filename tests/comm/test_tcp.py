@@ -450,6 +450,34 @@ def test_drained_waits_while_the_peer_does_not_read_and_memory_stays_bounded() -
     run(main())
 
 
+def test_who_pauses_reads_no_more_until_it_resumes() -> None:
+    async def main() -> None:
+        async with listening(LOCAL) as (listener, comms):
+            comm = await connect(listener.address, OPTIONS)
+            await eventually(lambda: comms)
+            ear = Ear(comms[0])
+            comm.send(CallReturned(0, b""))
+            await ear.heard(1)
+            comms[0].pause()
+            for number in range(1, 41):
+                comm.send(CallReturned(number, Frames([bytearray(MIB)])))
+            draining = asyncio.ensure_future(comm.drained())
+            done, _ = await asyncio.wait({draining}, timeout=0.2)
+            assert not done, "the sender has to wait"
+            assert len(ear.messages) == 1
+            comms[0].resume()
+            assert [m.request for m in await ear.heard(41)] == list(range(41))
+            await asyncio.wait_for(draining, 10)
+            comms[0].pause()
+            comm.close()
+            comms[0].resume()
+            assert "closed" in str(await ear.told_the_end())
+            comms[0].pause()  # of a connection that has ended means nothing
+            comms[0].resume()
+
+    run(main())
+
+
 @pytest.mark.parametrize("end", ["abort", "close", "vanish"])
 def test_drained_ends_with_the_connection(end: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(tcp, "_LINGER", 0.1)
