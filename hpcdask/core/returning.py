@@ -273,8 +273,9 @@ class Returning(Departing, abc.ABC):
         former = [f for one in former for f in (one, *(h for _, h in one.generations.values()))]
         doomed = _with_dependents(task)
         for old in doomed:
-            for record in former:
-                old.drop_client(record)
+            for record in list(old.wanted_by):
+                if record in former or record.has_departed:
+                    old.drop_client(record)
         self._release_unneeded(doomed)
         return self.tasks.get(spec.key)
 
