@@ -545,9 +545,12 @@ class Heartbeat(NamedTuple):
 
 
 class ThreadsLent(NamedTuple):
-    """worker -> scheduler: tasks here wait for other tasks; their threads run more meanwhile."""
+    """worker -> scheduler: it can run more or fewer tasks at a time than it has threads.
 
-    waiting: int  # such tasks now
+    More while tasks wait for other tasks, fewer while runs go on that were given up.
+    """
+
+    waiting: int  # so many more; negative if fewer
 
 
 class CloseWorker(NamedTuple):

@@ -315,9 +315,9 @@ class Nanny(Service):
             if self._closing is not None:
                 return
             if code != ENDED_AS_ASKED and not child.was_stopped:
-                then = "" if self._is_leaving else "; starting another"
-                log.warning("worker %s (pid %d) %s%s", self.name, child.pid, ending(code), then)
                 self._restarts.died(time.monotonic())
+                then = "" if self._is_leaving else f"; starting another{self._pause_in_words()}"
+                log.warning("worker %s (pid %d) %s%s", self.name, child.pid, ending(code), then)
                 self._report_death(child)
             elif child.restart_reason:
                 log.info("starting another worker %s: %s", self.name, child.restart_reason)
@@ -327,10 +327,15 @@ class Nanny(Service):
             if self._is_leaving or not await self._replace(child):
                 return
 
+    def _pause_in_words(self) -> str:
+        pause = self._restarts.pause()
+        return f" in {pause:.1f} s" if pause else ""
+
     async def _replace(self, child: WorkerChild) -> bool:
         """Start other workers until one has started; False if it is not worth while any more."""
+        pause = 0.0 if child.restart_reason else self._restarts.pause()  # who asks need not wait
         while not self._is_leaving:
-            await asyncio.sleep(self._restarts.pause())
+            await asyncio.sleep(pause)
             await self._linked.wait()  # or it would only wait for the scheduler, too
             assert self._link is not None
             try:
@@ -344,6 +349,7 @@ class Nanny(Service):
                     self._restarts.was_cut_off(time.monotonic())
                 else:
                     self._restarts.failed_to_start()
+            pause = self._restarts.pause()
             if why := self._restarts.why_hopeless(time.monotonic()):
                 self._fail_soon(f"worker {self.name} {why}")
                 return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import traceback
 from types import CodeType, TracebackType
 from typing import Any
@@ -87,8 +88,12 @@ def to_traceback(error: TaskError) -> TracebackType | None:
 
 def _frame(filename: str, line: int, name: str, below: TracebackType | None) -> TracebackType:
     """One entry: a traceback needs a real frame, so run code that claims to be the remote line."""
-    code: CodeType = compile("\n" * (max(line, 1) - 1) + "raise RuntimeError", filename, "exec")
-    code = code.replace(co_name=name)
+    tree = ast.parse("raise RuntimeError")
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.stmt, ast.expr)):
+            node.lineno = node.end_lineno = max(line, 1)
+            node.col_offset = node.end_col_offset = -1  # unknown, or that part would be underlined
+    code: CodeType = compile(tree, filename, "exec").replace(co_name=name)
     try:
         exec(code, {"__name__": name, "__file__": filename})
     except RuntimeError as exc:

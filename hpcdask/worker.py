@@ -55,6 +55,9 @@ log = logging.getLogger("hpcdask.worker")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 #: Seconds for which a worker that is to leave waits for a scheduler that is away.
 _AWAY = 5.0
+#: Seconds for which a run that was given up may go on before its thread is said to be busy, and
+#: seconds between two looks at that.
+_STUCK = 0.1
 
 
 class Worker(Service):
@@ -165,6 +168,9 @@ class Worker(Service):
         self._listener: Listener | None = None
         self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
         self._n_lent = 0  # tasks that wait for others or have seceded
+        self._n_stuck = 0  # threads whose runs were given up and go on, as told
+        self._looks_for_stuck = False
+        self._change_told = 0  # of the number of tasks that can run at a time
         self._link: Link | None = None
         self._linked = asyncio.Event()  # set while there is a scheduler
         self._client: Any = None  # of tasks that use the cluster
@@ -321,10 +327,10 @@ class Worker(Service):
             asyncio.get_running_loop().create_task(self._fail(text))
             return
         self._join(link)
+        self._change_told = 0
         if self._leaving:
             link.comm.send(WorkerLeaving(self._leaving))
-        if self._n_lent:
-            link.comm.send(ThreadsLent(self._n_lent))
+        self._tell_threads()
         log.info("Registered again to: %s", self.scheduler_address)
 
     async def _offer_again(self, scheduler: str, options: CommOptions) -> RegisterWorker:
@@ -382,6 +388,9 @@ class Worker(Service):
                     self._spawn(self._exchange.fetch(instruction))  # type: ignore[arg-type]
                 elif kind is Abandon:
                     self._threads.abandon(instruction)  # type: ignore[arg-type]
+        if state.abandoned and not self._looks_for_stuck:
+            self._looks_for_stuck = True
+            asyncio.get_running_loop().call_later(_STUCK, self._look_for_stuck)
         # While the scheduler is lost it is kept: runs end that were announced to the next one.
         if state.outbox and self._link is not None and not self._link.comm.closed:
             messages, state.outbox = state.outbox, []
@@ -393,10 +402,26 @@ class Worker(Service):
             state.task_ran(now, key, attempt, outcome)
         self._act()
 
+    def _look_for_stuck(self) -> None:
+        """Tell of threads that are busy with what nobody wants, or the scheduler counts on them."""
+        self._looks_for_stuck = bool(self.state.abandoned) and self.status == "running"
+        if self._looks_for_stuck:
+            asyncio.get_running_loop().call_later(_STUCK, self._look_for_stuck)
+        n_stuck = min(len(self.state.abandoned), self.nthreads)
+        if n_stuck != self._n_stuck:
+            self._n_stuck = n_stuck
+            self._tell_threads()
+
+    def _tell_threads(self) -> None:
+        change = self._n_lent - self._n_stuck
+        if self._link is not None and change != self._change_told:
+            self._change_told = change
+            self._link.comm.send(ThreadsLent(change))
+
     def _threads_lent(self, count: int) -> None:
         self._n_lent = count
         if self._link is not None:
-            self._link.comm.send(ThreadsLent(count))  # first: what ends next may fill the room
+            self._tell_threads()  # first: what ends next may fill the room
             self.state.threads_changed(time.monotonic(), self.nthreads + count)
             self._act()
 

@@ -35,9 +35,22 @@ def main() -> int:
     """Run a worker until it is closed; return the exit code."""
     status = os.fdopen(int(sys.argv[1]), "w")
     config = json.loads(sys.stdin.buffer.readline())
+    nanny = _take_stdin()
     sys.path += [folder for folder in config.pop("sys_path", ()) if folder not in sys.path]
     logs.configure(config.pop("log_level", "info"))
-    return asyncio.run(_run(config, status))
+    return asyncio.run(_run(config, status, nanny))
+
+
+def _take_stdin() -> int:
+    """Take the nanny's pipe for ourselves: a task that reads its standard input finds none.
+
+    Nor do its children, that would else read what the nanny says, or wait for it for ever.
+    """
+    nanny = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return nanny
 
 
 class _Wishes:
@@ -65,10 +78,10 @@ class _Wishes:
             self.end.set_result(None)
 
 
-async def _run(config: dict[str, Any], status: Any) -> int:
+async def _run(config: dict[str, Any], status: Any, nanny: int) -> int:
     loop = asyncio.get_running_loop()
     wishes = _Wishes(loop)
-    _watch_nanny(loop, wishes)
+    _watch_nanny(nanny, loop, wishes)
     try:
         worker = Worker(**config)
         starting = asyncio.ensure_future(worker.start())
@@ -115,11 +128,11 @@ def _tell(status: Any, what: dict[str, Any]) -> None:
         status.write("\n")
 
 
-def _watch_nanny(loop: asyncio.AbstractEventLoop, wishes: _Wishes) -> None:
-    """Do as the nanny says, and end with it, whatever ended it: the kernel closes our stdin."""
+def _watch_nanny(nanny: int, loop: asyncio.AbstractEventLoop, wishes: _Wishes) -> None:
+    """Do as the nanny says, and end with it, whatever ended it: the kernel closes its pipe."""
 
     def wait() -> None:
-        while reason := os.read(0, 4096):
+        while reason := os.read(nanny, 4096):
             loop.call_soon_threadsafe(wishes.to_leave, reason.decode().strip())
         loop.call_soon_threadsafe(wishes.to_end)
         threading.Event().wait(_ORPHAN_GRACE)

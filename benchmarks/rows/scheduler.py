@@ -186,9 +186,7 @@ ROWS = {
             Figure("million: all results there", "done_s", "s"),
             Figure("million: forgotten by the scheduler", "forgotten_s", "s"),
             Figure("million", "tasks_per_s", "tasks/s", is_more_better=True),
-            Figure(
-                "million: the scheduler's longest block", "block_ms", "ms", must=(Target(100),)
-            ),
+            Figure("million: the scheduler's longest block", "block_ms", "ms", must=(Target(100),)),
             Figure("million: another client's request p99", "request_ms", "ms", p99),
             Figure("million: another client's request, longest", "request_ms", "ms", max),
             Figure("million: another client's round trip p50", "trip_ms", "ms"),

@@ -110,4 +110,6 @@ def run(script: str, args: tuple[str, ...], **given: Any) -> None:
 
     In SCRIPT a bare 'Client()' connects to the cluster.
     """
+    if script.startswith("-"):  # what click leaves of an option that it does not know
+        raise click.NoSuchOption(script, ctx=click.get_current_context())
     start((script, *args), given)

@@ -88,7 +88,8 @@ async def _come_back(client: Connection, absence: Absence) -> None:
             if await _tell(client, link):
                 absence.has_returned()
                 away = time.monotonic() - start
-                log.info("client %s is back, at %s, after %.1f s", client.name, link.address, away)
+                text = "client %s has found a scheduler again, at %s, after %.1f s"
+                log.warning(text, client.name, link.address, away)  # as loud as the loss
                 return
     except Exception as exc:  # whatever it is, nobody may wait on for ever
         client._is_over(

@@ -27,6 +27,8 @@ MAX_CANDIDATES = 8
 def has_room(worker: WorkerRecord) -> bool:
     """Whether one more task may be sent ahead to this worker."""
     count, nthreads = len(worker.processing) - worker.n_ahead, worker.nthreads
+    if not nthreads:  # all are busy with runs that were given up
+        return False
     return count <= nthreads or (
         worker.occupancy < PREFETCH * nthreads and count < MAX_PREFETCH * nthreads
     )
@@ -119,6 +121,7 @@ class Placement:
             holders = max(popular, key=lambda d: d.nbytes).who_has
             some = [w for w in islice(holders, MAX_CANDIDATES) if w in self.workers]
             candidates.extend(w for w in some if w not in candidates)
+        candidates = [worker for worker in candidates if worker.nthreads]
         if self._resources:
             candidates = [worker for worker in candidates if self.has_room(worker)]
         if len(candidates) < 2:

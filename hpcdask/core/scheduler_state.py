@@ -170,10 +170,14 @@ class SchedulerState(Scattering, Retirement):
             self.send(address, WorkersGone(addresses))
 
     def threads_lent(self, now: float, address: str, msg: ThreadsLent) -> None:
-        """Tasks of a worker wait for others, which must find room or all would wait for ever."""
+        """A worker can run more tasks at a time, or fewer.
+
+        Those that its tasks wait for must find room, or all would wait for ever; and what is behind
+        a run that was given up, and does not end, would.
+        """
         worker = self.workers.get(address)
         if worker is not None:
-            worker.nthreads = worker.info.nthreads + msg.waiting
+            worker.nthreads = max(worker.info.nthreads + msg.waiting, 0)
             if not worker.is_loaded and worker.n_runnable > worker.nthreads:
                 self.loaded.add(worker)  # by fewer threads than it was given tasks for
             self._fill(worker)

@@ -6,6 +6,7 @@ runs twice. No choice looks at all workers or all tasks of one.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from itertools import islice
 
@@ -57,9 +58,14 @@ class Loaded:
             if worker.n_runnable <= worker.nthreads:
                 self._ring.pop()
                 worker.is_loaded = False
-            elif worker is not thief and worker.occupancy / worker.nthreads > most:
-                best, most = worker, worker.occupancy / worker.nthreads
+            elif worker is not thief and (delay := _delay(worker)) > most:
+                best, most = worker, delay
         return [] if best is None else _surplus(best, thief, most + (0.0 if patience else _SLOW))
+
+
+def _delay(worker: WorkerRecord) -> float:
+    """Seconds until what is sent there could start."""
+    return worker.occupancy / worker.nthreads if worker.nthreads else math.inf
 
 
 def _surplus(worker: WorkerRecord, thief: WorkerRecord, delay: float) -> list[Task]:

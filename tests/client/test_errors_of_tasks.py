@@ -156,6 +156,18 @@ def test_an_exception_of_a_called_function_is_only_the_calls(client: Client) -> 
     assert len(client.nthreads(timeout=5)) == 2
 
 
+def test_a_task_that_reads_its_standard_input_finds_none(client: Client) -> None:
+    with pytest.raises(EOFError):
+        client.submit(input).result(timeout=10)
+    ran = client.submit(subprocess.run, ["cat"], stdout=subprocess.PIPE, timeout=10)
+    assert ran.result(timeout=15).stdout == b""
+
+
+def test_no_part_of_a_remote_line_is_underlined(client: Client) -> None:
+    exc = client.submit(outer).exception(timeout=10)
+    assert "^" not in "".join(traceback.format_exception(exc))
+
+
 def test_exceptions_that_cannot_be_pickled_come_as_text(client: Client) -> None:
     def fail() -> None:
         raise UnpicklableError

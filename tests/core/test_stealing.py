@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from core_helpers import A, B, computed, finish, sent, started, submit, worker_info
+from core_helpers import (
+    A,
+    B,
+    assert_sent,
+    computed,
+    finish,
+    sent,
+    started,
+    submit,
+    worker_info,
+)
 
-from hpcdask.messages import GivenBack, TakeBack, Version
+from hpcdask.messages import GivenBack, TakeBack, ThreadsLent, Version
 
 
 def test_a_worker_that_joins_gets_what_another_has_not_started() -> None:
@@ -72,3 +82,35 @@ def test_what_is_given_back_goes_to_who_asked_for_it_although_its_input_is_elsew
     (message,) = sent(state)[A]
     state.given_back(2.1, A, GivenBack(message.versions))
     assert computed(state, B) == ["y1"]
+
+
+def test_a_worker_whose_threads_are_busy_with_what_was_given_up_gets_no_task() -> None:
+    state = started(A, B)
+    state.threads_lent(1.0, A, ThreadsLent(-1))
+    submit(state, {f"x{i}": [] for i in range(4)})
+    assert computed(state, A) == []
+    assert len(state.workers[B].processing) == 2
+    state.threads_lent(2.0, A, ThreadsLent(0))
+    assert len(computed(state, A)) == 2
+
+
+def test_what_a_worker_was_sent_before_its_threads_got_stuck_goes_to_another() -> None:
+    state = started(A)
+    submit(state, {"x": []})
+    sent(state)
+    state.worker_joined(1.0, worker_info(B))
+    state.threads_lent(1.0, A, ThreadsLent(-1))
+    sent(state)
+    state.tick(1.1)
+    assert_sent(state, {A: [TakeBack((Version("x", 1),))]})
+
+
+def test_an_input_at_a_worker_whose_threads_are_stuck_goes_to_one_with_a_thread() -> None:
+    state = started(A, B)
+    submit(state, {"x": []})
+    finish(state, A, "x")
+    sent(state)
+    state.threads_lent(1.0, A, ThreadsLent(-1))
+    submit(state, {"y": ["x"]}, submission=2)
+    assert state.tasks["y"].worker is state.workers[B]
+    sent(state)

@@ -326,6 +326,14 @@ def slow_a_link(simulation: Simulation) -> None:
 
 
 @deed(weight=1, odds=0.3)
+def stick_threads(simulation: Simulation) -> None:
+    """Runs that were given up go on, so that their worker runs fewer than it has threads."""
+    worker = _some_worker(simulation)
+    if worker is not None and not worker.is_paused:
+        worker.stick_threads(simulation.random.randint(0, worker.nthreads))
+
+
+@deed(weight=1, odds=0.3)
 def lend_threads(simulation: Simulation) -> None:
     """Tasks wait for tasks, so that their worker runs more than it has threads."""
     worker = _some_worker(simulation)

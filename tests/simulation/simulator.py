@@ -196,6 +196,7 @@ class Simulation:
                 process.resume()
             if isinstance(process, VirtualWorker):
                 process.refusals = 0.0
+                process.stick_threads(0)
         for host, label in zip(HOSTS, LABELS, strict=True):  # for whatever is restricted
             self.join_worker(host, n_gpus=2.0, label=label)
 

@@ -146,6 +146,7 @@ class VirtualWorker(Process):
         self.is_connected = False
         self.is_leaving = False
         self.n_lent = 0
+        self.n_stuck = 0  # threads that are said to be busy with what was given up
         self.slowest = 0.8  # of its returns, log10 of seconds
         self.nthreads = nthreads
         self.slowness = 1.0
@@ -198,8 +199,8 @@ class VirtualWorker(Process):
         self._register(self._about()._replace(returns=True, values=values, runs=runs))
         if self.is_leaving:
             self._send(WorkerLeaving("enough"))
-        if self.n_lent:
-            self._send(ThreadsLent(self.n_lent))
+        if self.n_lent or self.n_stuck:
+            self._send(ThreadsLent(self.n_lent - self.n_stuck))
         self.act()
 
     def _send(self, message: Any) -> None:
@@ -349,11 +350,19 @@ class VirtualWorker(Process):
             validate_worker(self.state)
             self.act()
 
+    def stick_threads(self, count: int) -> None:
+        """So many threads are busy with runs that were given up."""
+        self.n_stuck = count
+        self._tell_threads()
+
+    def _tell_threads(self) -> None:
+        if self.is_connected:
+            self._send(ThreadsLent(self.n_lent - self.n_stuck))
+
     def lend_threads(self, count: int) -> None:
         """So many tasks here wait for other tasks from now on."""
         self.n_lent = count
-        if self.is_connected:
-            self._send(ThreadsLent(count))
+        self._tell_threads()
         self.state.threads_changed(self.clock.now, self.nthreads + count)
         validate_worker(self.state)
         self.act()
