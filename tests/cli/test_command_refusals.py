@@ -208,3 +208,9 @@ def test_a_scheduler_without_authentication_admits_only_who_asks_for_that(home):
     worker = home.hpc_dask("worker", address, "--no-auth")
     worker.line("Registered to: ")
     assert worker.end() == 0
+
+
+def test_a_misspelt_option_of_run_is_not_taken_for_the_script(home):
+    command = home.hpc_dask("run", "--nthread", "1", "script.py")
+    assert command.code() == 2
+    assert "No such option '--nthread'" in command.err

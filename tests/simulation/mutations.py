@@ -27,10 +27,12 @@ BREAKAGES: list[Breakage] = []
 
 #: Seeds that notice those which few others do, to begin with; they change with the simulator.
 FIRST_SEEDS = {
-    "the_answer_of_a_run_that_was_given_up_is_believed": 26,
-    "a_leaving_worker_ends_before_its_values_are_safe": 34,
-    "a_value_is_believed_to_be_of_any_life_of_its_key": 132,
-    "a_key_begins_anew_although_it_is_still_there_for_want_of_time": 10,
+    "the_answer_of_a_run_that_was_given_up_is_believed": 57,
+    "a_leaving_worker_ends_before_its_values_are_safe": 28,
+    "a_dropped_value_still_counts_as_held": 12,
+    "an_old_copy_counts_as_the_present_value": 52,
+    "half_a_graph_of_a_lost_client_is_kept": 58,
+    "a_value_is_believed_to_be_of_any_life_of_its_key": 34,
 }
 
 
