@@ -2,7 +2,8 @@
 # Every check and test. `make test` calls this with .venv/bin first in PATH and MPIRUN set.
 #
 # All stages run, so that one run shows all that is wrong; the exit code is that of the first stage
-# that failed. The whole of pytest comes last, so its closing line is the last one of a good run.
+# that failed. The largest part of pytest comes last, so its closing line is the last one of a good
+# run. Chaos, which mostly waits, runs beside the stages that compute.
 set -uo pipefail
 # As in the Makefile, for who calls this without it: Open MPI wants to be told twice that root may.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -44,13 +45,38 @@ mpi_tests() {
         </dev/null | tr -d '\0'
 }
 
+# What is started in the background by a script ignores SIGINT, unless it says otherwise.
+interruptible_pytest='
+import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main(sys.argv[1:]))'
+
+start_chaos() {
+    chaos_output=$(mktemp)
+    python -c "$interruptible_pytest" tests/chaos >"$chaos_output" 2>&1 &
+    chaos=$!
+    trap 'kill -INT "$chaos" 2>/dev/null; wait "$chaos"; rm -f "$chaos_output"' EXIT
+}
+
+finish_chaos() {
+    wait "$chaos"
+    local code=$?
+    cat "$chaos_output"
+    return "$code"
+}
+
 stage "system packages" tests/system-packages.sh
+start_chaos
 stage "ruff check" ruff check .
 stage "ruff format" ruff format --check .
 stage "mypy" mypy
 stage "docs" sphinx-build -W --keep-going -q docs build/docs
 stage "pytest under mpirun, 3 ranks" mpi_tests
-stage "pytest" python -m pytest --ignore tests/mpi
+stage "pytest: states, simulated clusters, bytes" \
+    python -m pytest tests/core tests/simulation tests/wire
+stage "pytest: chaos, which has run meanwhile" finish_chaos
+stage "pytest: all else" python -m pytest --ignore tests/mpi --ignore tests/chaos \
+    --ignore tests/core --ignore tests/simulation --ignore tests/wire
 
 if ((${#failed[@]})); then
     printf 'FAILED:' >&2

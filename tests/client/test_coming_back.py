@@ -214,8 +214,8 @@ def test_the_loss_and_the_return_are_each_told_in_one_line(
     lost, back = [r for r in caplog.records if r.name == "hpcdask.client"]
     assert lost.levelno == logging.WARNING
     assert "looks for it for 60 s" in lost.getMessage()
-    assert back.levelno == logging.INFO
-    assert "is back" in back.getMessage()
+    assert back.levelno == logging.WARNING, "as loud as the loss"
+    assert "has found a scheduler again" in back.getMessage()
 
 
 def test_what_is_done_stays_so_although_the_scheduler_has_forgotten_it(
