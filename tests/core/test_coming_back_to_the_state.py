@@ -487,3 +487,19 @@ def test_a_restriction_is_known_although_the_last_task_with_it_gives_way_to_a_ne
     state.all_told(1.0, "c")
     assert state.tasks["x0"].lane in list(state.lanes)
     sent(state)
+
+
+def test_a_key_used_anew_while_an_earlier_return_is_being_let_go_of_has_its_new_meaning() -> None:
+    state = successor(back(A))
+    submit(state, {"x": []})
+    state.all_told(0.0, "c")
+    state.client_returned(1.0, "c")
+    submit(state, {"x": []})
+    state.drop_at_once = 0  # nothing of the earlier return has had its turn yet
+    state.all_told(1.0, "c")
+    assert state.departed
+    release(state, "x")
+    other = Function(b"g" * 16, "g", b"code of g")
+    submit(state, {"x": []}, submission=2, function=other)
+    assert state.tasks["x"].function is state.functions.records[other.function_id]
+    sent(state)
