@@ -10,6 +10,7 @@ import contextlib
 import random
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -94,8 +95,11 @@ def drain_nanny(cluster: Cluster, rng: random.Random) -> Acts:
     nanny.process.terminate()
     yield f"SIGTERM to nanny {nanny.process.pid} on {host or 'this machine'}", 0.5
     yield from _another_job(cluster, host)
-    # With the round, when nothing is cut or stopped any more.
-    code = nanny.code(DRAINED)
+    # Not waited for here: what keeps it, as a scheduler that is stopped, is to be healed meanwhile.
+    deadline = time.monotonic() + DRAINED
+    while nanny.process.poll() is None and time.monotonic() < deadline:
+        yield f"nanny {nanny.process.pid} is leaving", 0.5
+    code = nanny.code(0)
     assert code == 0, f"a nanny that got SIGTERM ended with {code}: {nanny}"
 
 
@@ -174,8 +178,9 @@ def _cut(cluster: Cluster, rng: random.Random, host: str | None, seconds: float)
         return
     assert isinstance(cluster, OnHosts)
     cluster.troubled.add(host)
-    # Its end of the cable is dead, and the host sees that; or the switch is, and it does not.
-    is_seen = rng.random() < 0.5
+    # Its end of the cable is dead, and the host sees that; or the switch is, and it does not. On an
+    # interface that is known to be dead nothing can start, and says so.
+    is_seen = rng.random() < 0.5 and not _is_starting_on(cluster, host)
     cluster.hosts.cut(host, is_seen)
     yield f"{'cut' if is_seen else 'mute'} the link of {host} for {seconds:.1f} s", seconds
     cluster.hosts.mend(host)
@@ -262,6 +267,11 @@ def _well(cluster: Cluster) -> list[Command]:
 
 def _running(cluster: Cluster) -> list[psutil.Process]:
     return [worker for worker in cluster.workers() if not _is_stopped(worker.pid)]
+
+
+def _is_starting_on(cluster: Cluster, host: str) -> bool:
+    nannies = [nanny for nanny, where in cluster.nannies.items() if where == host]
+    return not all(children(nanny.process.pid) for nanny in nannies)
 
 
 def _whole(cluster: Cluster, hosts: tuple[str, ...]) -> list[str]:
