@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hpcdask.client.loop import uncarried
+from hpcdask.client.loop import slices, uncarried
 from hpcdask.client.reasons import why_pending
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
 from hpcdask.execution import lent_thread, runs_task
@@ -157,7 +157,7 @@ class Latch:
                 happened = True
             else:
                 with lent_thread():
-                    happened = self._lock.acquire(timeout=_lock_timeout(timeout))
+                    happened = _acquire(self._lock, timeout)
         finally:
             if not happened:  # who asks every second must not leave something behind each time
                 self._leave()
@@ -170,8 +170,11 @@ class Latch:
             state.wait_no_more(self._done)
 
 
-def _lock_timeout(seconds: float | None) -> float:
-    return -1 if seconds is None else min(max(seconds, 0.0), threading.TIMEOUT_MAX)
+def _acquire(lock: threading.Lock, timeout: float | None) -> bool:
+    for piece in slices(timeout):
+        if lock.acquire(timeout=piece):
+            return True
+    return False
 
 
 class Future:

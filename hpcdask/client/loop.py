@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import itertools
 import os
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 from hpcdask.errors import HpcdaskError, WaitTimeoutError
 from hpcdask.execution import lent_thread
 
 T = TypeVar("T")
+
+#: Longest time in seconds for which a signal may stay unseen.
+_SLICE = 0.5
 
 _lock = threading.Lock()
 _shared: asyncio.AbstractEventLoop | None = None
@@ -119,13 +124,33 @@ def run_sync(
         del exc
 
 
+def slices(timeout: float | None) -> Iterator[float]:
+    """Divide a time to wait into pieces, in seconds.
+
+    A signal that comes just before Python begins to wait, or to another thread, is not seen until
+    the waiting ends, and so Ctrl-C would be lost.
+    """
+    if timeout is None:
+        yield from itertools.repeat(_SLICE)
+        return
+    deadline = time.monotonic() + timeout
+    left = timeout
+    while True:
+        yield min(max(left, 0.0), _SLICE)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+
+
 def _result(future: concurrent.futures.Future[T], timeout: float | None) -> T:
     try:
         with lent_thread():
-            return future.result(timeout)
-    except concurrent.futures.TimeoutError:
-        if future.done():  # the coroutine's own error
-            raise
+            for piece in slices(timeout):
+                try:
+                    return future.result(piece)
+                except concurrent.futures.TimeoutError:
+                    if future.done():  # the coroutine's own error
+                        raise
         raise WaitTimeoutError(f"not done within {timeout:g} s") from None
     except HpcdaskError as exc:
         raise exc.with_traceback(

@@ -172,6 +172,33 @@ def test_ctrl_c_that_is_caught_leaves_a_cluster_that_works(tmp_path: Path) -> No
         assert process.communicate(timeout=20)[0] == "7 2\n"
 
 
+@pytest.mark.parametrize(
+    "wait", ["client.submit(time.sleep, 99).result()", "client.wait_for_workers(9)"]
+)
+def test_ctrl_c_that_does_not_wake_who_waits_is_seen_soon(tmp_path: Path, wait: str) -> None:
+    """As when it comes in the moment before Python begins to wait: nothing interrupts that."""
+    program = HEAD + textwrap.dedent(
+        f"""
+        import signal, threading
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who started us may ignore it
+        def interrupt():
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+        other = threading.Thread(target=interrupt)
+        other.start()
+        # Of the threads of the process only the other one takes it now.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            {wait}
+        except KeyboardInterrupt:
+            print("seen", flush=True)
+        """
+    )
+    code, out, _ = run(tmp_path, program)
+    assert code == 0
+    assert out.splitlines()[-1] == "seen"
+
+
 def test_a_program_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     with start(tmp_path, HEAD + "time.sleep(60)") as process:
         assert process.stdout is not None
