@@ -396,11 +396,14 @@ class Connection:
 
     def _requests_flush(self) -> None:
         if not self._flush_is_due:
-            self._flush_is_due = True
             try:
+                self._flush_is_due = True
                 self.loop.call_soon_threadsafe(self._flush)
             except RuntimeError:  # the loop is closed, at interpreter exit
                 pass
+            except BaseException:  # Ctrl-C in this very moment: else nothing would be sent any more
+                self._flush_is_due = False
+                raise
 
     def _flush(self) -> None:
         if self.status != "running" or self._link is None or self._link.comm.closed:

@@ -248,3 +248,16 @@ def test_a_call_on_a_future_that_was_cancelled_is_cancelled(client: Client, gate
     future.cancel()
     with pytest.raises(FutureCancelledError):
         client.submit(increment, future).result(timeout=10)
+
+
+def test_ctrl_c_while_a_call_is_being_sent_leaves_a_client_that_works(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client.loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.submit(abs, -1)
+    assert client.submit(abs, -7).result(timeout=20) == 7
