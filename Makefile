@@ -26,7 +26,7 @@ export MPIRUN := mpirun --map-by :OVERSUBSCRIBE --bind-to none
 run: $(VENV)/.installed-mpi bytecode
 	@$(MPIRUN) -np $(NP) hpc-dask run examples/stdlib_census.py
 
-test: $(VENV)/.installed-mpi,test,docs bytecode
+test: $(VENV)/.installed-mpi,test,docs $(VENV)/mpich/.installed bytecode
 	@tests/run-all.sh
 
 # Half of the time on a LocalCluster, half on hosts in network namespaces, where root can make them.
@@ -57,6 +57,11 @@ bytecode: | $(VENV)/bin/python
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 	@echo "installing hpcdask[$*] into $(VENV); the first time may take a minute"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch '$@'
+
+# A second MPI for the tests, in a folder of its own: both have an mpirun.
+$(VENV)/mpich/.installed: | $(VENV)/bin/python
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --prefix $(VENV)/mpich mpich
 	@touch '$@'
 
 $(VENV)/bin/python:

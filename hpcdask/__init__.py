@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from hpcdask.execution import rejoin, secede
     from hpcdask.launchers.local import LocalCluster
+    from hpcdask.launchers.program import execute, initialize
     from hpcdask.nanny import Nanny
     from hpcdask.scheduler import Scheduler
     from hpcdask.worker import Worker, get_worker
@@ -86,6 +87,8 @@ _WHERE = {
     "rejoin": "execution",
     "secede": "execution",
     "LocalCluster": "launchers.local",
+    "execute": "launchers.program",
+    "initialize": "launchers.program",
     "Nanny": "nanny",
     "Scheduler": "scheduler",
     "Worker": "worker",
@@ -127,10 +130,12 @@ __all__ = [
     "__version__",
     "as_completed",
     "default_client",
+    "execute",
     "fire_and_forget",
     "futures_of",
     "get_client",
     "get_worker",
+    "initialize",
     "rejoin",
     "secede",
     "wait",

@@ -42,6 +42,46 @@ def cpu_count(*, environ: Mapping[str, str] | None = None, root: Path = Path("/"
     return max(1, min(grants))
 
 
+def cpu_count_of_job(
+    *, environ: Mapping[str, str] | None = None, root: Path = Path("/"), parent: int | None = None
+) -> int:
+    """CPUs that this process and its siblings of the same job have on this host together.
+
+    More than `cpu_count` where the launcher has bound each of them to some: the smallest of the
+    CPUs of the nearest cgroup that names any, of those that the parent process, which is the
+    launcher's, may use, and of those that Slurm gave the job on this host.
+
+    Parameters
+    ----------
+    environ, root
+        As of `cpu_count`.
+    parent : int, optional
+        Process id of the launcher; by default that of our parent.
+    """
+    environ = os.environ if environ is None else environ
+    grants = [_positive_number(environ, "SLURM_CPUS_ON_NODE")]
+    try:
+        grants.append(len(os.sched_getaffinity(os.getppid() if parent is None else parent)))
+    except (AttributeError, OSError):  # no Linux; or it has ended
+        pass
+    for folder in _cgroup_folders("cpuset", root):
+        cpus = _read(folder / "cpuset.cpus.effective") or _read(folder / "cpuset.effective_cpus")
+        if cpus:
+            grants.append(_count_listed(cpus))
+            break
+    return max(cpu_count(environ=environ, root=root), min(filter(None, grants), default=1))
+
+
+def _count_listed(cpus: str) -> int:
+    """How many CPUs a list like "0-3,8" has; see cpuset(7)."""
+    count = 0
+    for part in cpus.split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal():
+            count += int(last or first) - int(first) + 1
+    return count
+
+
 def memory_limit(*, environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:
     """Bytes of memory that this process and its siblings of the same job may use on this host.
 
@@ -367,7 +407,7 @@ def local_directory(spec: str | None = None, *, environ: Mapping[str, str] | Non
     ConfigError
         If it cannot be made, or belongs to another user, or is a symbolic link.
     """
-    base = spec or _scratch_base(os.environ if environ is None else environ)
+    base = spec or scratch_base(environ)
     path = os.path.join(os.path.abspath(base), f"hpcdask-{os.geteuid()}")
     try:
         os.makedirs(base, exist_ok=True)
@@ -384,9 +424,11 @@ def local_directory(spec: str | None = None, *, environ: Mapping[str, str] | Non
     return path
 
 
-def _scratch_base(environ: Mapping[str, str]) -> str:
+def scratch_base(environ: Mapping[str, str] | None = None) -> str:
+    """The folder in which scratch folders are made by default, see `local_directory`."""
     import tempfile  # here, since it pulls in shutil, random and hashlib
 
+    environ = os.environ if environ is None else environ
     for name in SCRATCH_VARIABLES:
         folder = environ.get(name, "")
         if folder and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):

@@ -69,6 +69,8 @@ class Membership:
         Set whenever workers or nannies come or go.
     absences : dict of str to asyncio.Task
         By the client's id: forgets it, unless it comes back before.
+    on_client_gone : callable
+        Called with a client's id when its connection has ended, for whatever reason.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Membership:
         self.n_nannies_joined = 0
         self.progress = asyncio.Event()
         self.absences: dict[str, asyncio.Task[None]] = {}
+        self.on_client_gone: Callable[[str], None] = lambda client: None
         self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
 
     # -- Introductions ----------------------------------------------------------------------------
@@ -173,6 +176,7 @@ class Membership:
             self._scheduler.flush()
         else:
             self.absences[name] = self._spawn(self._forget_client(name))
+        self.on_client_gone(name)
 
     def _end_absence(self, name: str) -> None:
         """A client is here, and tells all anew: what it said before counts no more."""

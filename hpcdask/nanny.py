@@ -39,6 +39,7 @@ from hpcdask.resources import checked_resources
 from hpcdask.restarts import MAX_FAILED_STARTS, Restarts
 from hpcdask.service import ENDED_AS_ASKED, Lifetime, Service
 from hpcdask.worker_child import GRACE, CutOffAtStartError, KilledAtStartError, WorkerChild, ending
+from hpcdask.worker_class import path_of
 
 log = logging.getLogger("hpcdask.nanny")
 
@@ -54,6 +55,7 @@ MPI_VARIABLES = (
     "PRTE",
     "MPI_LOCAL",
     "HYDRA_",
+    "HYDI_",
     "I_MPI_",
     "MV2_",
 )
@@ -74,6 +76,8 @@ class Nanny(Service):
         At the end of a worker's lifetime start another; by default the nanny ends with it.
     preload_nanny : iterable of str
         Modules or files with ``dask_setup(nanny)`` and ``dask_teardown(nanny)``.
+    worker_class : type or str, optional
+        A subclass of `Worker` to run, or where to import it from, as in "module.Class".
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class Nanny(Service):
         preload_nanny: Iterable[str] = (),
         preload: Iterable[str] = (),
         preload_argv: Iterable[str] = (),
+        worker_class: type | str | None = None,
         **worker_options: Any,
     ) -> None:
         super().__init__(preload_nanny, preload_argv)
@@ -126,6 +131,7 @@ class Nanny(Service):
             "preload_argv": list(preload_argv),
             "nanny": self.id,
             "auth": auth,
+            "worker_class": None if worker_class is None else path_of(worker_class),
         }
         # Without a restart it is the nanny's own: a worker that died early is no reason to outlive
         # the batch job. With one, each worker has its own.

@@ -146,6 +146,11 @@ def _unscoped(address: str) -> _IPAddress:
     return _ip(address.partition("%")[0])
 
 
+def name_of(address: str) -> str:
+    """The name of this host's interface with that address; empty if there is none."""
+    return next((each.name for each in interfaces() if address in each.addresses), "")
+
+
 def address_towards(host: str, port: int) -> str:
     """The local address from which this host reaches `host`. Nothing is sent to find out.
 

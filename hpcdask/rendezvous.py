@@ -179,7 +179,7 @@ def _named_token_file(path: StrPath, source: str) -> bytes:
 def _make_token_file(path: Path) -> None:
     """Make the token file, unless another process is first. Either way it is there afterwards."""
     try:
-        _make_private_folder(path.parent)
+        make_private_folder(path.parent)
         temporary = _write_private(path, new_token().hex() + "\n")
         try:
             # Unlike rename, link never replaces: of a thousand that come at once, one wins.
@@ -195,10 +195,10 @@ def _make_token_file(path: Path) -> None:
         ) from exc
 
 
-def _make_private_folder(folder: Path) -> None:
+def make_private_folder(folder: Path) -> None:
     """Make `folder` and its missing parents, all with mode 0700 whatever the umask."""
     if not folder.is_dir():
-        _make_private_folder(folder.parent)
+        make_private_folder(folder.parent)
         with suppress(FileExistsError):
             folder.mkdir(0o700)
 
@@ -221,6 +221,28 @@ def _write_private(path: Path, content: str) -> Path:
         os.unlink(temporary)
         raise
     return temporary
+
+
+def replace_private(path: StrPath, content: str) -> None:
+    """Put `content` into the file `path`, mode 0600. A reader sees all of it or none of it."""
+    path = Path(path)
+    temporary = _write_private(path, content)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_private(path: StrPath) -> str:
+    """Content of a file that only its owner, who is us or root, can read.
+
+    Raises
+    ------
+    TokenError
+        If others can read it, or it is another user's.
+    """
+    return _read_approved(path, lambda status: _refuse_exposed_contact(path, status))
 
 
 def _read_approved(path: StrPath, approve: Callable[[os.stat_result], None]) -> str:
@@ -354,12 +376,7 @@ def write_scheduler_file(path: StrPath, contact: Contact) -> None:
     """
     path = Path(path)
     try:
-        temporary = _write_private(path, contact.to_json())
-        try:
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        replace_private(path, contact.to_json())
     except OSError as exc:
         raise RendezvousError(
             f"cannot write the scheduler file {path}: {_why_not_written(path, exc)}. "

@@ -12,7 +12,7 @@ import logging
 import random
 import sys
 import traceback
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -82,6 +82,8 @@ class Service(abc.ABC):
         Whether it ever got as far as "running".
     lifetime : Lifetime or None
         How long it runs before it leaves by itself.
+    on_closing : callable
+        Called when its end begins.
     """
 
     def __init__(self, preload: Iterable[str] = (), preload_argv: Iterable[str] = ()) -> None:
@@ -89,6 +91,7 @@ class Service(abc.ABC):
         self.failure = ""
         self.has_run = False
         self.lifetime: Lifetime | None = None
+        self.on_closing: Callable[[], None] = lambda: None
         self.loop: asyncio.AbstractEventLoop | None = None
         self._preloads = Preloads(self, list(preload), list(preload_argv))
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -149,6 +152,7 @@ class Service(abc.ABC):
             return
         if self._closing is None:
             self.status = "closing"
+            self.on_closing()
             self._closing = asyncio.get_running_loop().create_task(self._close_once(reason))
         await asyncio.shield(self._closing)
 

@@ -24,6 +24,7 @@ from hpcdask import logs
 from hpcdask.errors import HpcdaskError, InterfaceNotFoundError
 from hpcdask.service import ENDED_AS_ASKED
 from hpcdask.worker import Worker
+from hpcdask.worker_class import find_class
 
 #: Seconds that a worker without a nanny has to clean up.
 _ORPHAN_GRACE = 3.0
@@ -83,7 +84,8 @@ async def _run(config: dict[str, Any], status: Any, nanny: int) -> int:
     wishes = _Wishes(loop)
     _watch_nanny(nanny, loop, wishes)
     try:
-        worker = Worker(**config)
+        make = find_class(config.pop("worker_class", None) or Worker)
+        worker = make(**config)
         starting = asyncio.ensure_future(worker.start())
         await _first_of(starting, wishes.leave)
         if not starting.done():

@@ -41,6 +41,7 @@ COMMON = {
     "resources",
     "restarts",
     "worker_child",
+    "worker_class",
     "feeding",
 }
 SHELLS = {"scheduler", "worker", "nanny"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -11,29 +12,57 @@ from hpcdask.cli.scheduler import scheduler
 from hpcdask.cli.worker import worker
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@mpi.mpi_options
-@options.log_level("info")
+class _Group(click.Group):
+    """Where no command is named, `mpi` is meant, and its options stand right behind hpc-dask."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put in the command that is meant, and read the rest."""
+        first = args[0] if args else ""
+        for_all = first in self.commands or first in ("-h", "--help", "--version")
+        is_address = ":" in first or "--no-scheduler" in args
+        if not for_all and (not first or first.startswith("-") or is_address):
+            args = ["mpi", *args]
+        elif first.endswith(".py"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command; of the ranks of an mpirun one says what is wrong with it."""
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as exc:
+            if options.is_spokesman():
+                exc.show()
+                sys.exit(exc.exit_code)
+            code = 0
+        except click.Abort:
+            code = 130
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show both forms."""
+        formatter.write_usage(ctx.command_path, "[OPTIONS]")
+        formatter.write_usage(ctx.command_path, "COMMAND [OPTIONS] [ARGS]...")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the options of `mpi` as our own."""
+        self.commands["mpi"].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @options.print_version("hpc-dask")
-@click.pass_context
-def main(context: click.Context, /, **given: Any) -> None:
+def main() -> None:
     """Start a task cluster.
 
-    Without a command, under 'mpirun -np N hpc-dask': rank 0 runs the scheduler, every other rank
-    a worker, until 'Client(scheduler_file=...).shutdown()', SIGTERM or Ctrl-C.
+    Without a command, under 'mpirun -np N hpc-dask' or 'srun -n N hpc-dask': rank 0 runs the
+    scheduler, every other rank a worker, until 'Client(scheduler_file=...).shutdown()', SIGTERM or
+    Ctrl-C.
     """
-    if context.invoked_subcommand is None:
-        mpi.start(None, given)
-    misplaced = [
-        name
-        for name in given
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if misplaced:
-        option = f"--{misplaced[0].replace('_', '-')}"
-        raise click.UsageError(f"put {option} behind {context.invoked_subcommand!r}")
 
 
+mpi_command = mpi.mpi
+main.add_command(mpi_command)
 main.add_command(mpi.run)
 main.add_command(scheduler)
 main.add_command(worker)

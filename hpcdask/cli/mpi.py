@@ -2,35 +2,90 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
 from hpcdask.cli import options
+from hpcdask.errors import ConfigError
 
-mpi_options = options.together(
+_network = options.together(
     click.option(
         "--interface",
         metavar="NAME|LIST|GLOB|SUBNET",
         help="Network interface of all ranks: ib0, 'ib*,hsn0', 10.1.0.0/16.",
     ),
     click.option(
+        "--scheduler-interface",
+        metavar="NAME|LIST|GLOB|SUBNET",
+        help="The scheduler's, if it is another one.",
+    ),
+    click.option(
+        "--protocol",
+        type=click.Choice(["tcp"]),
+        default="tcp",
+        show_default=True,
+        help="Transport.",
+    ),
+    click.option(
         "--scheduler-file",
         type=click.Path(),
-        help="File to write the scheduler's address and token to, mode 0600, for other clients.",
+        help="File to write the scheduler's address and token to, mode 0600, for other clients; "
+        "with --no-scheduler, the file of the running cluster.",
     ),
     click.option(
         "--scheduler-port",
-        default="0",
-        show_default=True,
         metavar="N|FIRST:LAST",
-        help="Port of the scheduler; 0 for any free one.",
+        help="Port of the scheduler. Default: one of --port-range, or any free one.",
     ),
+    click.option(
+        "--port-range",
+        metavar="FIRST:LAST",
+        help="Ports for all that listens, as a firewall lets pass. Default: any free ones.",
+    ),
+)
+
+_ranks = options.together(
+    click.option(
+        "--scheduler-rank",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Rank that runs the scheduler.",
+    ),
+    click.option(
+        "--exclusive-workers/--inclusive-workers",
+        default=None,
+        help="Whether the scheduler's rank has no worker. Default: so, if other ranks are left.",
+    ),
+    click.option(
+        "--nworkers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Workers of each rank that has any.",
+    ),
+    click.option(
+        "--mpi/--no-mpi",
+        "use_mpi",
+        default=None,
+        help="Whether ranks agree by MPI or through files beside the scheduler file, else in your "
+        "home. Default: by MPI, where its mpirun or srun has started them and mpi4py is installed.",
+    ),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print the role, host, interface, CPUs and memory of each rank, and exit.",
+    ),
+)
+
+_workers = options.together(
     click.option(
         "--nthreads",
         type=click.IntRange(min=0),
         default=0,
-        help="Threads per worker. Default: the host's CPUs / its worker ranks.",
+        help="Threads per worker. Default: the CPUs that the job has on a host / its workers.",
     ),
     click.option(
         "--memory-limit",
@@ -46,58 +101,170 @@ mpi_options = options.together(
         "--name", default="rank", show_default=True, help="Workers are called NAME-1, NAME-2, ..."
     ),
     click.option(
-        "--death-timeout",
-        default="60s",
+        "--nanny/--no-nanny",
+        default=True,
         show_default=True,
-        metavar="TIME",
-        help="How long a worker rank tries to reach the scheduler.",
+        help="Run workers in processes that are watched and replaced, or in those of the ranks.",
+    ),
+    click.option(
+        "--worker-class",
+        metavar="MODULE.CLASS",
+        help="A subclass of hpcdask.Worker or hpcdask.Nanny to run.",
+    ),
+    click.option(
+        "--worker-options", metavar="JSON", help="More parameters of that class, as an object."
     ),
     options.lives_of_workers,
-    options.worker_ttl,
-    options.allowed_failures,
     click.option(
         "--preload",
         multiple=True,
         metavar="MODULE|FILE",
         help="Import in every worker before it connects. May be repeated.",
     ),
-    options.authentication,
 )
+
+_life = options.together(
+    click.option(
+        "--death-timeout",
+        default="60s",
+        show_default=True,
+        metavar="TIME",
+        help="How long a rank waits for the others, and a worker for the scheduler.",
+    ),
+    click.option(
+        "--shutdown-timeout",
+        default="10s",
+        show_default=True,
+        metavar="TIME",
+        help="How long the end may take; what is left then is ended by force.",
+    ),
+    options.worker_ttl,
+    options.allowed_failures,
+    options.dashboard,
+)
+
+#: Options that are fields of `MPIOptions`, and those that are parameters of the workers.
+_AS_FIELDS = (
+    *("name", "scheduler_rank", "exclusive_workers", "nworkers"),
+    *("nanny", "worker_class", "use_mpi"),
+)
+_OF_WORKERS = (
+    *("interface", "nthreads", "memory_limit", "local_directory", "death_timeout", "resources"),
+    *("lifetime", "lifetime_stagger", "lifetime_restart", "drain_timeout", "preload", "log_level"),
+)
+
+mpi_options = options.together(_network, _ranks, _workers, _life, options.authentication)
 
 
 def start(script: tuple[str, ...] | None, given: dict[str, Any]) -> None:
     """Take this rank's part, and exit."""
-    level = given["log_level"]
+    options.import_from_here()
 
     def work() -> int:
-        from hpcdask.launchers.mpi import MPIOptions, launch
+        from hpcdask.launchers.mpi import launch
 
-        scheduler = {
-            "interface": given["interface"],
-            "port": given["scheduler_port"],
-            "scheduler_file": given["scheduler_file"],
-            "token_file": given["token_file"],
-            "auth": not given["no_auth"],
-            "worker_ttl": given["worker_ttl"],
-            "allowed_failures": given["allowed_failures"],
-        }
-        nanny = {
-            "interface": given["interface"],
-            "nthreads": given["nthreads"],
-            "memory_limit": given["memory_limit"],
-            "local_directory": given["local_directory"],
-            "death_timeout": given["death_timeout"],
-            "resources": given["resources"],
-            "lifetime": given["lifetime"],
-            "lifetime_stagger": given["lifetime_stagger"],
-            "lifetime_restart": given["lifetime_restart"],
-            "drain_timeout": given["drain_timeout"],
-            "preload": given["preload"],
-            "log_level": level,
-        }
-        return launch(MPIOptions(scheduler, nanny, given["name"], script))
+        try:
+            wanted = _mpi_options(script, given)
+        except ConfigError:
+            if options.is_spokesman():
+                raise
+            return 0
+        return launch(wanted, given["dry_run"])
 
-    options.run("hpc-dask", level, work)
+    options.run("hpc-dask", given["log_level"], work)
+
+
+def _mpi_options(script: tuple[str, ...] | None, given: dict[str, Any]) -> Any:
+    from hpcdask import host as hosts
+    from hpcdask.launchers.part import MPIOptions
+
+    options.refuse_dashboard(given)
+    common = {"protocol": given["protocol"]}
+    access = {"token_file": given["token_file"], "auth": not given["no_auth"]}
+    scheduler = {
+        **common,
+        **access,
+        "interface": given["scheduler_interface"] or given["interface"],
+        "port": given["scheduler_port"] or given["port_range"] or 0,
+        "scheduler_file": given["scheduler_file"],
+        "worker_ttl": given["worker_ttl"],
+        "allowed_failures": given["allowed_failures"],
+    }
+    worker = {
+        **common,
+        **{name: given[name] for name in _OF_WORKERS},
+        "port": given["port_range"] or 0,
+        **_json_object(given["worker_options"]),
+    }
+    return MPIOptions(
+        scheduler,
+        worker,
+        script=script,
+        meeting_timeout=hosts.parse_timedelta(given["death_timeout"]),
+        shutdown_timeout=hosts.parse_timedelta(given["shutdown_timeout"]),
+        with_scheduler=given.get("with_scheduler", True),
+        address=given.get("scheduler_address"),
+        **{name: given[name] for name in _AS_FIELDS},
+    )
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as exc:
+        raise ConfigError(f"--worker-options {text!r} is no JSON: {exc}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"--worker-options {text!r} is no JSON object, as in '{{\"port\": 9000}}'"
+        )
+    return value
+
+
+@click.command("mpi")
+@click.argument("arguments", metavar="[SCHEDULER_ADDRESS]", nargs=-1)
+@click.option(
+    "--scheduler/--no-scheduler",
+    "with_scheduler",
+    default=True,
+    show_default=True,
+    help="Without, all ranks are workers of the cluster at SCHEDULER_ADDRESS or --scheduler-file.",
+)
+@mpi_options
+@options.log_level("info")
+@options.print_version("hpc-dask mpi")
+@click.pass_context
+def mpi(context: click.Context, /, arguments: tuple[str, ...], **given: Any) -> None:
+    """Start a cluster on all ranks of an mpirun or srun: the same as 'hpc-dask' alone.
+
+    Rank 0 runs the scheduler, every other rank a worker, until
+    'Client(scheduler_file=...).shutdown()', SIGTERM or Ctrl-C.
+    """
+    _refuse_arguments(context, arguments, given["with_scheduler"])
+    if not given["with_scheduler"] and not (arguments or given["scheduler_file"]):
+        raise click.UsageError("--no-scheduler needs SCHEDULER_ADDRESS or --scheduler-file")
+    start(None, {**given, "scheduler_address": arguments[0] if arguments else None})
+
+
+def _refuse_arguments(
+    context: click.Context, arguments: tuple[str, ...], with_scheduler: bool
+) -> None:
+    group = context.parent.command if context.parent is not None else None
+    if arguments and isinstance(group, click.Group) and arguments[0] in group.commands:
+        first = next(
+            name
+            for name in context.params
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+            and name != "arguments"
+        )
+        parameter = next(p for p in context.command.params if p.name == first)
+        raise click.UsageError(f"put {parameter.opts[0]} behind {arguments[0]!r}")
+    if len(arguments) > 1:
+        raise click.UsageError(f"there is no use for {arguments[1]!r}")
+    if arguments and with_scheduler:
+        raise click.UsageError(
+            f"{arguments[0]!r} is no command; the address of a running scheduler goes with "
+            "--no-scheduler"
+        )
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

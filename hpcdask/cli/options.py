@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +13,9 @@ import click
 
 from hpcdask import logs
 from hpcdask.errors import ConfigError, HpcdaskError
+
+#: Seconds that threads get at the end of a process.
+_ENDING = 0.5
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -100,6 +104,22 @@ worker_ttl = click.option(
     help="A worker that is silent for so long is taken for lost; 0 for never.",
 )
 
+dashboard = together(
+    click.option(
+        "--dashboard/--no-dashboard",
+        default=None,
+        help="This version has no dashboard; accepted where a script says that it wants none.",
+    ),
+    click.option("--dashboard-address", metavar="ADDRESS", help="As --dashboard."),
+)
+
+
+def refuse_dashboard(given: dict[str, Any]) -> None:
+    """Raise if somebody wants a dashboard."""
+    if given["dashboard"] or (given["dashboard_address"] and given["dashboard"] is not False):
+        raise ConfigError("this version has no dashboard; leave --dashboard... out")
+
+
 preload = together(
     click.option(
         "--preload",
@@ -140,13 +160,29 @@ def run(command: str, level: str, work: Callable[[], int | None]) -> None:
     _exit(code)
 
 
+def is_spokesman() -> bool:
+    """Whether this process tells what is wrong with a command line that all ranks have."""
+    from hpcdask.launchers.world import launched_world
+
+    return launched_world().rank == 0
+
+
 def _exit(code: int) -> None:
     """Exit, without waiting for threads that may be in a task or a call that never returns."""
-    waited_for = [t for t in threading.enumerate() if not t.daemon]
-    if len(waited_for) == 1:  # the main thread
+    deadline = time.monotonic() + _ENDING
+    others = {t for t in threading.enumerate() if not t.daemon} - {threading.main_thread()}
+    for thread in others:  # most of them are idle, and just ending
+        thread.join(max(deadline - time.monotonic(), 0.0))
+    if not any(thread.is_alive() for thread in others):
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
+    if "mpi4py.MPI" in sys.modules:
+        # MPICH takes leave of its mpirun not before exit(3), and mpirun kills all ranks when one
+        # ends without.
+        import ctypes
+
+        ctypes.CDLL(None).exit(code)
     os._exit(code)
 
 

@@ -169,6 +169,7 @@ class Connection:
         self._closing: asyncio.Task[None] | None = None
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
+        self._is_internal = False  # whether it is a launcher's, and of no interest to users
         clients.add(self)
 
     @classmethod
@@ -310,7 +311,7 @@ class Connection:
         """There is no scheduler any more."""
         if self.status != "closed":
             self.status, self._ending = "closed", why
-            level = logging.INFO if self._is_end_known else logging.WARNING
+            level = logging.INFO if self._is_end_known or self._is_internal else logging.WARNING
             log.log(level, "client %s has ended: %s", self.name, why)
             self._give_up(why)
 
@@ -606,9 +607,9 @@ def _retrieve(starting: asyncio.Task[Any]) -> None:
 
 @atexit.register
 def close_all() -> None:
-    """Let no client, nor a cluster that it made, outlive the program."""
+    """Let no client, nor a cluster that it made, outlive the program; but for a launcher's own."""
     for client in list(clients):
-        if client._is_open and not client._asynchronous:
+        if client._is_open and not client._asynchronous and not client._is_internal:
             with contextlib.suppress(Exception):
                 client.close(timeout=5)
 

@@ -11,6 +11,9 @@ from hpcdask.errors import ConfigError
 if TYPE_CHECKING:
     from hpcdask.client.connection import Connection
 
+#: The cluster that this very program has become, by `hpcdask.initialize` or `hpcdask.execute`.
+of_program: SchedulerPlace | None = None
+
 
 async def find_place(client: Connection) -> SchedulerPlace:
     """Decide which scheduler is meant; without any a `LocalCluster` is started."""
@@ -24,6 +27,9 @@ async def find_place(client: Connection) -> SchedulerPlace:
     if place.address or place.scheduler_file:
         _refuse_cluster_options(client)
         return place
+    if of_program is not None:
+        _refuse_cluster_options(client)
+        return of_program
     by_file = os.environ.get("HPCDASK_SCHEDULER_FILE")
     by_address = os.environ.get("HPCDASK_SCHEDULER_ADDRESS")
     if by_file or by_address:

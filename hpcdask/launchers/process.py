@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,53 @@ log = logging.getLogger("hpcdask.process")
 
 #: Seconds that a process which ends gives to what still runs in it.
 _CANCELLING = 3.0
+_ENDING = ("closing", "closed", "failed")
+
+
+class Deadline:
+    """Ends the process by force when its end takes longer than it may.
+
+    Parameters
+    ----------
+    seconds : float
+        From `begin` on.
+
+    Attributes
+    ----------
+    code : int
+        With which exit code.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.code = 0
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._seconds = seconds
+
+    def watch(self, services: Sequence[Service]) -> None:
+        """Begin when the last of these begins to end."""
+
+        def begin_with_the_last() -> None:
+            if all(service.status in _ENDING for service in services):
+                self.begin()
+
+        for service in services:
+            service.on_closing = begin_with_the_last
+
+    def begin(self) -> None:
+        """The end has begun; may be called again."""
+        if self._timer.ident is None:
+            self._timer.start()
+
+    def _end(self) -> None:
+        log.error("the end has taken %g s (--shutdown-timeout): leaving by force", self._seconds)
+        os._exit(self.code)
+
+    def __enter__(self) -> Deadline:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._timer.cancel()
 
 
 @contextlib.contextmanager
@@ -132,6 +180,7 @@ async def serve(
     with_parent: bool = False,
     leaves: bool = False,
     for_good: bool = False,
+    deadline: Deadline | None = None,
 ) -> None:
     """Run services until a signal comes or all have ended by themselves.
 
@@ -143,15 +192,21 @@ async def serve(
         At SIGTERM hand over first what others need; a second one, or SIGINT, ends all at once.
     for_good : bool
         As of `stop_signals`.
+    deadline : Deadline, optional
+        Of the end.
 
     Raises
     ------
     LaunchError
         If one cannot start, or ended because it could not go on.
     """
+    if deadline is not None:
+        deadline.watch(services)
     with stop_signals(with_parent, for_good) as stopped:
         living = asyncio.ensure_future(live(services))
         await _first_of(living, stopped)
+        if deadline is not None:
+            deadline.begin()
         if leaves and stopped.done() and stopped.result() == signal.SIGTERM:
             with stop_signals(with_parent, for_good) as stopped_again:
                 await _leave(services, stopped_again)

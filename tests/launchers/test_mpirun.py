@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
-import shutil
 import signal
 import socket
 import sys
@@ -15,46 +13,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mpiruns import AFTER_A_CRASH, MPICH, PROMPT, ROOT, mpirun, needs_mpi, ours
 from waiting import wait_until
 
 from hpcdask import Client, host
 
-MPIRUN = shlex.split(os.environ.get("MPIRUN", "mpirun --map-by :OVERSUBSCRIBE --bind-to none"))
-MPIRUN[0] = shutil.which(MPIRUN[0], path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-#: Seconds after which all ranks must be gone, when asked and when one was killed.
-PROMPT, AFTER_A_CRASH = 5.0, 10.0
-
-pytestmark = [
-    pytest.mark.skipif(MPIRUN[0] is None, reason="no mpirun here: pip install 'hpcdask[mpi]'"),
-    pytest.mark.usefixtures("mpi4py"),
-]
+pytestmark = needs_mpi
 
 
-@pytest.fixture(scope="module")
-def mpi4py():
-    # Not imported: that would make this very process a rank.
-    if not any((Path(folder) / "mpi4py").is_dir() for folder in sys.path):
-        pytest.skip("no mpi4py here: pip install 'hpcdask[mpi]'")
-
-
-def mpirun(home, np, *words, **env):
-    return home.run(*MPIRUN, "-np", str(np), "hpc-dask", *words, **ROOT, **env)
-
-
-def ours(command):
-    """Its lines on stderr without those that mpirun itself adds about exit codes and signals."""
-    text = re.sub(r"(?ms)^-{50,}$.*?^-{50,}$\n?", "", command.err)
-    return [line for line in text.splitlines() if line.strip()]
+def hpc_dask(home, np, *words, **env):
+    return mpirun(home, np, "hpc-dask", *words, **env)
 
 
 class Cluster:
     """A cluster of ranks that stays up, and a client of it in a second terminal."""
 
-    def __init__(self, home, np, *options):
+    def __init__(self, home, np, *options, nworkers=None):
         self.file = home.folder / "scheduler.json"
-        self.command = mpirun(home, np, "--scheduler-file", self.file, *options)
-        self.nworkers = max(np - 1, 1)
+        self.command = hpc_dask(home, np, "--scheduler-file", self.file, *options)
+        self.nworkers = nworkers or max(np - 1, 1)
         wait_until(self.file.exists, 30, f"scheduler file of {self.command}")
         self.contact = json.loads(self.file.read_text())
         self.client = Client(scheduler_file=self.file, set_as_default=False, timeout=30)
@@ -104,7 +81,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("np", "nworkers"), [(1, 1), (2, 1), (4, 3)])
 def test_a_script_computes_on_all_worker_ranks_and_its_output_is_all_there_is(home, np, nworkers):
     home.file("sum.py", SUM)
-    command = mpirun(home, np, "run", "sum.py", str(nworkers), "--name", "x y", "-h")
+    command = hpc_dask(home, np, "run", "sum.py", str(nworkers), "--name", "x y", "-h")
     assert command.code() == 0
     assert command.out.splitlines() == [f"328350 {nworkers}", "['--name', 'x y', '-h']"]
     assert command.err == ""
@@ -112,20 +89,18 @@ def test_a_script_computes_on_all_worker_ranks_and_its_output_is_all_there_is(ho
     assert home.left_in_scratch() == []
 
 
-@pytest.mark.parametrize("np", [1, 3])
 @pytest.mark.parametrize(
-    ("script", "code", "err"),
+    ("np", "script", "code", "err"),
     [
-        ("raise SystemExit(3)", 3, []),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGUSR1)", 128 + signal.SIGUSR1, []),
-        ("raise ValueError('boom')", 1, ["ValueError: boom"]),
+        (1, "raise ValueError('boom')", 1, ["ValueError: boom"]),
         # Before a single worker has come.
-        ("pass", 0, []),
+        (1, "pass", 0, []),
+        (4, "pass", 0, []),
     ],
 )
-def test_the_exit_code_is_that_of_the_script(home, np, script, code, err):
+def test_a_script_without_a_client_ends_as_it_does(home, np, script, code, err):
     home.file("script.py", script)
-    command = mpirun(home, np, "run", "script.py")
+    command = hpc_dask(home, np, "run", "script.py")
     assert command.code(10) == code
     assert ours(command)[-1:] == err
     assert command.out == ""
@@ -143,7 +118,7 @@ def test_modules_beside_the_script_can_be_imported_by_tasks(home):
         "    os.chdir('/')\n"
         "    print(Client().submit(double, 21).result())\n",
     )
-    command = mpirun(home, 2, "run", "--scheduler-file", "s.json", "project/script.py")
+    command = hpc_dask(home, 2, "run", "--scheduler-file", "s.json", "project/script.py")
     assert command.code() == 0
     assert command.out == "42\n"
     assert not (home.folder / "s.json").exists()
@@ -156,17 +131,10 @@ def test_a_script_may_shut_the_cluster_down_and_go_on(home):
         "client = Client()\nclient.shutdown()\n"
         "time.sleep(0.5)\nprint('went on')\nsys.exit(5)\n",
     )
-    command = mpirun(home, 2, "run", "script.py")
+    command = hpc_dask(home, 2, "run", "script.py")
     assert command.code() == 5
     assert command.out == "went on\n"
     assert ours(command) == []
-
-
-def test_a_script_that_is_missing_ends_all_ranks_with_one_line(home):
-    command = mpirun(home, 3, "run", "missing.py")
-    assert command.code() == 1
-    assert ours(command) == ["hpc-dask: there is no script 'missing.py' to run"]
-    command.all_gone(PROMPT)
 
 
 STUBBORN = """\
@@ -182,35 +150,13 @@ while True:
 """
 
 
-@pytest.mark.parametrize("np", [1, 3])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_to_mpirun_ends_even_a_script_that_ignores_it(home, np, number):
+def test_a_signal_to_the_mpirun_of_one_rank_ends_even_a_script_that_ignores_it(home):
     home.file("script.py", STUBBORN)
-    command = mpirun(home, np, "run", "script.py")
+    command = hpc_dask(home, 1, "run", "script.py")
     command.line("runs")
-    assert command.end(number, AFTER_A_CRASH) != 0
+    assert command.end(signal.SIGTERM, AFTER_A_CRASH) != 0
     command.all_gone(AFTER_A_CRASH)
-    if (
-        number == signal.SIGKILL
-    ):  # else mpirun kills the ranks, as a rule after they have cleaned up
-        assert [path for path in home.left_in_scratch() if "hpc" in path] == []
-    else:
-        assert "Traceback" not in command.err
-
-
-def test_a_signal_to_rank_0_ends_the_script_and_the_job(home):
-    home.file("script.py", STUBBORN)
-    command = mpirun(home, 2, "run", "script.py")
-    command.line("runs")
-    [rank0] = [
-        p
-        for p in command.processes()
-        if "hpc-dask" in " ".join(p.cmdline()[:2]) and p.environ()["OMPI_COMM_WORLD_RANK"] == "0"
-    ]
-    rank0.terminate()
-    assert command.code(AFTER_A_CRASH) == 128 + signal.SIGKILL
-    command.all_gone(AFTER_A_CRASH)
-    assert home.left_in_scratch() == []
+    assert "Traceback" not in command.err
 
 
 JOB_SCRIPT = Path(__file__).resolve().parents[2] / "jobscripts/slurm-mpi.sbatch"
@@ -313,26 +259,6 @@ def test_workers_have_the_resources_and_lifetimes_asked_for(home):
         assert cluster.command.code(PROMPT) == 0
 
 
-@pytest.mark.parametrize("rank", [0, 1], ids=["scheduler", "nanny"])
-def test_when_a_rank_is_killed_everything_ends(cluster, rank):
-    cluster.ranks()[rank].kill()
-    assert cluster.command.code(AFTER_A_CRASH) != 0
-    cluster.command.all_gone(AFTER_A_CRASH)
-    assert "Traceback" not in cluster.command.err
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_to_mpirun_ends_every_rank(home, cluster, number):
-    cluster.command.end(number, AFTER_A_CRASH)
-    cluster.command.all_gone(AFTER_A_CRASH)
-    assert "Traceback" not in cluster.command.err
-    assert not cluster.file.exists()
-    if (
-        number == signal.SIGKILL
-    ):  # else mpirun kills the ranks, as a rule after they have cleaned up
-        assert [path for path in home.left_in_scratch() if "hpc" in path] == []
-
-
 def test_mpi_can_be_imported_in_a_task(cluster):
     code = "__import__('mpi4py.MPI').MPI.COMM_WORLD.Get_size()"
     sizes = cluster.client.run(eval, code)
@@ -342,15 +268,121 @@ def test_mpi_can_be_imported_in_a_task(cluster):
     assert cluster.command.code(PROMPT) == 0
 
 
+# -- Other shapes ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_what_each_rank_would_be_and_starts_nothing(home):
+    words = ("--dry-run", "--nworkers", "2", "--scheduler-rank", "1", "--nthreads", "3")
+    command = hpc_dask(home, 3, *words, "--memory-limit", "1 GiB")
+    assert command.code() == 0
+    assert command.out.startswith("started by Open MPI; the ranks meet by MPI (Open MPI ")
+    _, titles, *rows = [line.split() for line in command.out.splitlines()]
+    assert titles == ["RANK", "HOST", "ROLE", "ADDRESS", "INTERFACE", "CPUS", "MEMORY", "SCRATCH"]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert [" ".join(row[2:4]) for row in rows[::2]] == ["2 workers"] * 2
+    assert rows[1][2] == "scheduler"
+    assert [" ".join(row[-8:-1]) for row in rows[::2]] == ["2 x 3 2 x 1.00 GiB"] * 2
+    assert home.left_in_scratch() == []
+
+
+def test_a_dry_run_fails_where_a_rank_could_not_do_its_part(home):
+    command = hpc_dask(home, 2, "--dry-run", "--interface", "nope0", "--no-mpi")
+    assert command.code() == 1
+    assert re.findall(r"rank \d: no network interface 'nope0'", command.err) == [
+        "rank 0: no network interface 'nope0'",
+        "rank 1: no network interface 'nope0'",
+    ]
+    assert not list((home.folder / ".cache").rglob("ranks-*"))
+
+
+def test_without_mpi_ranks_meet_through_files(home):
+    home.file("sum.py", SUM)
+    command = hpc_dask(home, 3, "run", "--no-mpi", "sum.py", "2")
+    assert command.code() == 0
+    assert command.out.splitlines()[0] == "328350 2"
+    assert command.err == ""
+    assert not list((home.folder / ".cache").rglob("ranks-*"))
+
+
+@pytest.mark.skipif(MPICH is None, reason="no MPICH here: make test installs it into .venv/mpich")
+def test_an_mpi_in_which_each_rank_is_alone_is_noticed_and_named(home):
+    home.file("sum.py", SUM)
+    # Its mpirun, and the other MPI: what 'srun' with the wrong --mpi gives as well.
+    words = ("hpc-dask", "run", "sum.py", "2")
+    command = MPICH.start(home, 3, *words, MPI4PY_MPIABI="openmpi", **ROOT)
+    assert command.code() == 0
+    assert command.out.splitlines()[0] == "328350 2"
+    assert "MPICH has started 3 ranks, but each of them is rank 0 of 1 for MPI" in command.err
+    assert "use the mpirun of the MPI that mpi4py is built with" in command.err
+
+
+def test_more_ranks_join_a_cluster_that_runs_and_its_scheduler_ends_them(home):
+    with Cluster(home, 2) as cluster:
+        words = ("--no-scheduler", "--scheduler-file", cluster.file, "--name", "w")
+        joined = hpc_dask(home, 2, *words)
+        cluster.client.wait_for_workers(3, timeout=30)
+        assert {info["name"] for info in cluster.workers()} == {"rank-1", "w-0", "w-1"}
+        address = cluster.contact["address"]
+        again = hpc_dask(home, 1, address, "--no-scheduler", HPCDASK_TOKEN=cluster.contact["token"])
+        cluster.client.wait_for_workers(4, timeout=30)
+        cluster.client.shutdown()
+        assert [c.code(AFTER_A_CRASH) for c in (cluster.command, joined, again)] == [0, 0, 0]
+
+
+def test_a_rank_may_have_several_workers_and_the_schedulers_one_too(home):
+    with Cluster(home, 2, "--nworkers", "2", "--inclusive-workers", nworkers=4) as cluster:
+        names = {info["name"] for info in cluster.workers()}
+        assert names == {"rank-0-0", "rank-0-1", "rank-1-0", "rank-1-1"}
+        assert sum(info["memory_limit"] for info in cluster.workers()) <= host.memory_limit()
+        cluster.client.shutdown()
+        assert cluster.command.code(PROMPT) == 0
+
+
+MINE = """\
+import hpcdask
+class Mine(hpcdask.Worker):
+    def __init__(self, *args, greeting="", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.greeting = greeting
+"""
+
+
+@pytest.mark.parametrize("how", ["--nanny", "--no-nanny"])
+def test_workers_may_be_of_a_class_of_ones_own(home, how):
+    home.file("mine.py", MINE)
+    words = ("--worker-class", "mine.Mine", "--worker-options", '{"greeting": "hi"}', how)
+    with Cluster(home, 2, *words) as cluster:
+        [told] = cluster.client.run(lambda dask_worker: dask_worker.greeting).values()
+        [parent] = cluster.client.run(os.getppid).values()
+        assert told == "hi"
+        assert (parent in [rank.pid for rank in cluster.ranks()]) == (how == "--nanny")
+        cluster.client.shutdown()
+        assert cluster.command.code(PROMPT) == 0
+
+
+def test_all_that_listens_does_so_in_the_range_given(home):
+    with Cluster(home, 2, "--port-range", "23450:23480") as cluster:
+        [worker] = cluster.client.scheduler_info()["workers"]
+        ports = [int(a.rpartition(":")[2]) for a in (worker, cluster.contact["address"])]
+        assert all(23450 <= port <= 23480 for port in ports)
+        cluster.client.shutdown()
+        assert cluster.command.code(PROMPT) == 0
+
+
+def test_python_m_hpcdask_runs_a_script(home):
+    home.file("sum.py", SUM)
+    command = mpirun(home, 2, "python", "-m", "hpcdask", "sum.py", "1", "x")
+    assert command.code() == 0
+    assert command.out.splitlines() == ["328350 1", "['x']"]
+
+
 # -- What cannot work -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("--scheduler-port PORT", "it is in use; choose another"),
-        ("--interface nope0", "no network interface 'nope0'"),
-        ("--scheduler-file missing/s.json", "the folder missing does not exist"),
+        ("--scheduler-file missing/s.json", "/missing does not exist"),
         ("--token-file missing", "there is no token file missing"),
         ("run --scheduler-file missing/s.json script.py", "/missing does not exist"),
     ],
@@ -359,7 +391,7 @@ def test_an_error_on_rank_0_ends_all_ranks_with_one_line(home, options, expected
     home.file("script.py", "pass\n")
     with socket.create_server(("", 0)) as taken:
         words = options.replace("PORT", str(taken.getsockname()[1])).split()
-        command = mpirun(home, 3, *words)
+        command = hpc_dask(home, 3, *words)
         assert command.code() == 1
     assert len(ours(command)) == 1, ours(command)
     assert ours(command)[0].startswith("hpc-dask: ")
@@ -372,19 +404,20 @@ def test_an_error_on_rank_0_ends_all_ranks_with_one_line(home, options, expected
     ("options", "expected"),
     [
         ("--worker-ttl soon", "'soon' is not a duration"),
-        ("--lifetime soon", "'soon' is not a duration"),
-        ("--drain-timeout soon", "'soon' is not a duration"),
         ("--lifetime-restart", "lifetime-restart means nothing without a lifetime"),
         ("--resources GPU", "'GPU' is no resource"),
         ("--memory-limit lots", "'lots' is not a size"),
+        ("--worker-class nope.Nope", "no worker class 'nope.Nope'"),
+        ('--worker-options {"bogus":1}', "a Nanny has no option bogus"),
+        ("--worker-options [1]", "is no JSON object"),
+        ("--dashboard-address :8787", "this version has no dashboard"),
+        ("--bogus", "No such option"),
     ],
 )
 def test_an_option_with_a_wrong_value_ends_all_ranks_with_one_line(home, options, expected):
-    command = mpirun(home, 3, *options.split())
+    command = hpc_dask(home, 3, *options.split())
     assert command.code() == 2
-    assert len(ours(command)) == 1, ours(command)
-    assert ours(command)[0].startswith("hpc-dask: ")
-    assert expected in ours(command)[0]
+    assert command.err.count(expected) == 1
     command.all_gone(PROMPT)
 
 
