@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
     from hpcdask.client.future import Future
+    from hpcdask.client.rpc import rpc
     from hpcdask.client.waiting import (
         ALL_COMPLETED,
         FIRST_COMPLETED,
@@ -64,6 +65,7 @@ _WHERE = {
     "as_completed": "client.waiting",
     "fire_and_forget": "client.waiting",
     "futures_of": "client.waiting",
+    "rpc": "client.rpc",
     "wait": "client.waiting",
     "worker_client": "client.worker_client",
     "AuthenticationError": "errors",
@@ -137,6 +139,7 @@ __all__ = [
     "get_worker",
     "initialize",
     "rejoin",
+    "rpc",
     "secede",
     "wait",
     "worker_client",

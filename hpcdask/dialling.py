@@ -62,6 +62,13 @@ class SchedulerPlace:
         )
 
 
+def host_and_port(scheduler: str | None, port: int | None) -> str | None:
+    """The address of a scheduler that is given in two parts, as early programs do."""
+    if scheduler is None or port is None:
+        return scheduler
+    return str(parse_address(scheduler, port)._replace(port=port))
+
+
 #: Makes the registration message, given the scheduler's address and how to connect.
 Hello = Callable[[str, CommOptions], Awaitable[Message]]
 

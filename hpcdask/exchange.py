@@ -29,6 +29,7 @@ from hpcdask.messages import (
     StoredValue,
     StoreKeys,
     TaskError,
+    Terminate,
     Version,
 )
 from hpcdask.peers import Peers
@@ -67,6 +68,8 @@ class Exchange:
     futures_are_known : async callable
         Waits until the scheduler knows of futures that lay in values which came here: it hears of
         the values on another connection, and may then release what they came from.
+    end : callable
+        Ends the worker, for this reason.
     patience : float
         Seconds that copies count as such although their receiver takes none of them.
     """
@@ -80,12 +83,13 @@ class Exchange:
         act: Callable[[], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         futures_are_known: Callable[[], Awaitable[None]],
+        end: Callable[[str], None],
         patience: float = 15.0,
     ) -> None:
         self._worker, self._address = worker, address
         self._state, self._peers = state, peers
         self._act, self._spawn = act, spawn
-        self._futures_are_known = futures_are_known
+        self._futures_are_known, self._end = futures_are_known, end
         self._patience = patience
         self._copies = Budget(MAX_COPIES)
         self._comms: set[Comm] = set()
@@ -144,6 +148,8 @@ class Exchange:
                     self._asked(comm, message)
                 elif type(message) is StoreKeys:
                     self._spawn(self._store(comm, message))
+                elif type(message) is Terminate:
+                    self._end(message.reason)
                 elif type(message) is not RegisterPeer or message.protocol != PROTOCOL_VERSION:
                     comm.abort(f"it sent {message!r:.80}")
                     return

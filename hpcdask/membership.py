@@ -23,6 +23,7 @@ from hpcdask.messages import (
     Registered,
     RegisterNanny,
     RegisterWorker,
+    Terminate,
     WorkerClosing,
     WorkerDied,
     WorkerLives,
@@ -110,6 +111,7 @@ class Membership:
             RegisterClient: self._client_joins,
             RegisterWorker: self._worker_joins,
             RegisterNanny: self._nanny_joins,
+            Terminate: self._terminate,
         }
         join = joins.get(type(hello))
         if join is None:
@@ -126,6 +128,9 @@ class Membership:
             self._hang_up(comm)
         else:
             join(comm, hello)
+
+    def _terminate(self, comm: Comm, hello: Terminate) -> None:
+        self._scheduler._close_soon(hello.reason)
 
     def _hang_up(self, comm: Comm) -> None:
         comm.close()

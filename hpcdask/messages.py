@@ -184,6 +184,14 @@ class RegisterPeer(NamedTuple):
     protocol: int
 
 
+class Terminate(NamedTuple):
+    """anybody who holds the token -> scheduler or worker: end yourself."""
+
+    protocol: int
+    version: str
+    reason: str
+
+
 class Registered(NamedTuple):
     """scheduler -> worker, nanny, client."""
 
@@ -709,6 +717,7 @@ OPCODES: tuple[type[Any], ...] = (
     WorkerLeaving,
     WorkerLives,
     SchedulerClosing,
+    Terminate,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

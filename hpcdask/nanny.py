@@ -19,7 +19,13 @@ from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.calls import call
 from hpcdask.comm.options import CommOptions
-from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler, reach_scheduler_again
+from hpcdask.dialling import (
+    Link,
+    SchedulerPlace,
+    host_and_port,
+    reach_scheduler,
+    reach_scheduler_again,
+)
 from hpcdask.errors import CommClosedError, HpcdaskError, LaunchError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
@@ -83,6 +89,7 @@ class Nanny(Service):
     def __init__(
         self,
         scheduler: str | None = None,
+        scheduler_port: int | None = None,
         *,
         scheduler_file: str | os.PathLike[str] | None = None,
         nthreads: int | None = None,
@@ -103,10 +110,12 @@ class Nanny(Service):
         preload: Iterable[str] = (),
         preload_argv: Iterable[str] = (),
         worker_class: type | str | None = None,
+        loop: Any = None,
         **worker_options: Any,
     ) -> None:
-        super().__init__(preload_nanny, preload_argv)
+        super().__init__(preload_nanny, preload_argv, loop)
         path = None if scheduler_file is None else os.fspath(scheduler_file)
+        scheduler = host_and_port(scheduler, scheduler_port)
         self.place = SchedulerPlace(scheduler, path, token, token_file, auth)
         self.nthreads = nthreads or hosts.cpu_count()
         self.name = str(name) if name is not None else f"nanny-{uuid.uuid4().hex[:8]}"
@@ -247,6 +256,9 @@ class Nanny(Service):
         else:
             log.info("found the scheduler again: %s", link.address)
             self._listen_to(link)
+
+    def _listen_at(self, where: int | str) -> None:
+        self._worker_options["port"] = where  # what listens is the worker
 
     def _say(self, message: Message) -> None:
         """Tell the scheduler, when it is there again at the latest."""

@@ -112,6 +112,8 @@ class Scheduler(Service):
         Modules or files with ``dask_setup(scheduler)`` and ``dask_teardown(scheduler)``.
     name : str, optional
         For logs and `identity`.
+    loop : asyncio event loop or tornado IOLoop, optional
+        One that runs in another thread, for `start` without await.
 
     Examples
     --------
@@ -141,8 +143,9 @@ class Scheduler(Service):
         preload: Iterable[str] = (),
         preload_argv: Iterable[str] = (),
         name: str | None = None,
+        loop: Any = None,
     ) -> None:
-        super().__init__(preload, preload_argv)
+        super().__init__(preload, preload_argv, loop)
         self.id = f"Scheduler-{uuid.uuid4()}"
         self.name = name or self.id
         self.started = time.time()
@@ -231,6 +234,13 @@ class Scheduler(Service):
             f"{path} is the file of a scheduler that runs: pid {contact.pid} on {contact.host}, at "
             f"{contact.address}. Use another --scheduler-file, or end that one first."
         )
+
+    def _listen_at(self, where: int | str) -> None:
+        if isinstance(where, str) and not where.isdecimal():
+            address = parse_address(where)
+            self._host, self._port = address.host or None, address.port
+        else:
+            self._port = where
 
     async def _listen(self) -> None:
         inproc = await listen("inproc://", self.members.on_comm, self.options)

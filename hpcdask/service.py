@@ -86,13 +86,17 @@ class Service(abc.ABC):
         Called when its end begins.
     """
 
-    def __init__(self, preload: Iterable[str] = (), preload_argv: Iterable[str] = ()) -> None:
+    def __init__(
+        self, preload: Iterable[str] = (), preload_argv: Iterable[str] = (), loop: Any = None
+    ) -> None:
         self.status = "created"
         self.failure = ""
         self.has_run = False
         self.lifetime: Lifetime | None = None
         self.on_closing: Callable[[], None] = lambda: None
         self.loop: asyncio.AbstractEventLoop | None = None
+        # An IOLoop of tornado is a cover of one of asyncio.
+        self._given_loop: asyncio.AbstractEventLoop | None = getattr(loop, "asyncio_loop", loop)
         self._preloads = Preloads(self, list(preload), list(preload_argv))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ended: asyncio.Event | None = None
@@ -106,11 +110,35 @@ class Service(abc.ABC):
     async def _close(self, reason: str) -> None:
         """Undo all that `_start` may have done, in whatever state it was left."""
 
-    async def start(self: Self) -> Self:
+    def start(self, where: int | str | None = None) -> Any:
         """Start, or raise and leave nothing behind.
 
+        To be awaited; but where the service was made with a loop that runs in another thread, this
+        returns when it has started there.
+
         If it is asked to close meanwhile, that is no error: it returns, and is closed.
+
+        Parameters
+        ----------
+        where : int or str, optional
+            Port or address to listen on, instead of what the service was made with.
         """
+        if where is not None:
+            self._listen_at(where)
+        loop = self._given_loop
+        if loop is None or asyncio._get_running_loop() is loop:
+            return self._start_once()
+        if not loop.is_running():
+            raise RuntimeError(
+                "the loop that was given does not run: start it in a thread of its own first"
+            )
+        return asyncio.run_coroutine_threadsafe(self._start_once(), loop).result()
+
+    def _listen_at(self, where: int | str) -> None:
+        """Change what `_start` will listen on."""
+        raise TypeError(f"a {type(self).__name__} listens on nothing, so {where!r} means nothing")
+
+    async def _start_once(self: Self) -> Self:
         if self.status != "created":
             return self
         self.loop = asyncio.get_running_loop()
@@ -162,6 +190,10 @@ class Service(abc.ABC):
             self.failure = reason
         await self.close(reason)
 
+    def _close_soon(self, reason: str) -> None:
+        """As `close`, for a caller whom the end may cancel."""
+        asyncio.get_running_loop().create_task(self.close(reason))
+
     def _fail_soon(self, reason: str) -> None:
         """As `_fail`, for a caller whom the end may cancel."""
         asyncio.get_running_loop().create_task(self._fail(reason))
@@ -196,10 +228,10 @@ class Service(abc.ABC):
             log.error("%s: an internal task failed", self, exc_info=task.exception())
 
     def __await__(self: Self) -> Generator[Any, Any, Self]:
-        return self.start().__await__()
+        return self._start_once().__await__()
 
     async def __aenter__(self: Self) -> Self:
-        return await self.start()
+        return await self._start_once()
 
     async def __aexit__(
         self,

@@ -21,7 +21,13 @@ from hpcdask.comm import Comm, Listener, listen
 from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Abandon, Execute, Fetch, Outcome, WorkerState
-from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler, reach_scheduler_again
+from hpcdask.dialling import (
+    Link,
+    SchedulerPlace,
+    host_and_port,
+    reach_scheduler,
+    reach_scheduler_again,
+)
 from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
 from hpcdask.exchange import Exchange
 from hpcdask.execution import TaskThreads, current_worker
@@ -67,6 +73,8 @@ class Worker(Service):
     ----------
     scheduler : str, optional
         Address of the scheduler.
+    scheduler_port : int, optional
+        Its port, if `scheduler` is a host alone.
     scheduler_file : str, optional
         File that tells the address; read if nobody answers at `scheduler`, should both be given.
     nthreads : int, optional
@@ -107,11 +115,14 @@ class Worker(Service):
         what is held is kept; 0 to end at once.
     preload, preload_argv : iterable of str
         Modules or files with ``dask_setup(worker)`` and ``dask_teardown(worker)``.
+    loop : asyncio event loop or tornado IOLoop, optional
+        One that runs in another thread, for `start` without await.
     """
 
     def __init__(
         self,
         scheduler: str | None = None,
+        scheduler_port: int | None = None,
         *,
         scheduler_file: str | os.PathLike[str] | None = None,
         nthreads: int | None = None,
@@ -137,10 +148,11 @@ class Worker(Service):
         reconnect_timeout: float | str = 60.0,
         preload: Iterable[str] = (),
         preload_argv: Iterable[str] = (),
+        loop: Any = None,
     ) -> None:
-        super().__init__(preload, preload_argv)
+        super().__init__(preload, preload_argv, loop)
         self.place = SchedulerPlace(
-            scheduler,
+            host_and_port(scheduler, scheduler_port),
             None if scheduler_file is None else os.fspath(scheduler_file),
             token,
             token_file,
@@ -212,6 +224,7 @@ class Worker(Service):
             self._act,
             self._spawn,
             self._futures_are_known,
+            self._close_soon,
             options.stall_timeout,
         )
         self._threads = TaskThreads(
@@ -255,6 +268,12 @@ class Worker(Service):
         self.address = str(Address("tcp", host, port))
         if self._contact_address:
             self.address = str(parse_address(self._contact_address, port))
+
+    def _listen_at(self, where: int | str) -> None:
+        if isinstance(where, str) and not where.isdecimal():
+            self._listen_address = where
+        else:
+            self._port = where
 
     def _stop_listening(self) -> None:
         if self._listener is not None:

@@ -71,6 +71,8 @@ class LocalCluster:
         A fresh one by default: only this process's clients can connect.
     scheduler_kwargs : dict, optional
         Further parameters of `Scheduler`.
+    nanny : bool, optional
+        Another name of `processes`.
     **worker_kwargs
         Further parameters of `Worker` or `Nanny`.
 
@@ -100,13 +102,14 @@ class LocalCluster:
         dashboard_address: str | None = None,
         token: bytes | str | None = None,
         scheduler_kwargs: dict[str, Any] | None = None,
+        nanny: bool | None = None,
         **worker_kwargs: Any,
     ) -> None:
         if isinstance(dashboard_address, str) and dashboard_address not in ("", ":0"):
             raise ConfigError("this version has no dashboard; leave dashboard_address out")
         self.name = name or f"LocalCluster-{uuid.uuid4().hex[:8]}"
         self._asynchronous = asynchronous
-        self.processes = processes
+        self.processes = processes if nanny is None else nanny
         self.status = "created"
         self.workers: dict[str, Nanny | Worker] = {}
         self._n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker)
@@ -129,7 +132,7 @@ class LocalCluster:
             "port": scheduler_port,
             "interface": interface,
             "token": self._token,
-            "protocol": "tcp" if processes or interface or host else "inproc",
+            "protocol": "tcp" if self.processes or interface or host else "inproc",
             **(scheduler_kwargs or {}),
         }
         self._host, self._interface = host or "127.0.0.1", interface
