@@ -71,7 +71,7 @@ _ranks = options.together(
         "use_mpi",
         default=None,
         help="Whether ranks agree by MPI or through files beside the scheduler file, else in your "
-        "home. Default: by MPI, where its mpirun or srun has started them and mpi4py is installed.",
+        "home. Default: by MPI, where its mpirun has started them and mpi4py is installed.",
     ),
     click.option(
         "--dry-run",

@@ -16,6 +16,7 @@ from hpcdask.launchers import dry_run
 from hpcdask.launchers.part import MPIOptions, Part, meet
 from hpcdask.launchers.process import Deadline, event_loop, serve
 from hpcdask.launchers.script import serve_script
+from hpcdask.launchers.world import launched_world
 from hpcdask.rendezvous import Contact
 from hpcdask.service import Service
 
@@ -44,7 +45,12 @@ def launch(options: MPIOptions, only_show: bool = False) -> int:
     LaunchError
         If this rank cannot do its part.
     """
-    ranks = meet(options)
+    try:
+        ranks = meet(options)
+    except ConfigError:  # on each host whose ranks cannot meet the others one says it
+        if launched_world().local_rank == 0:
+            raise
+        return 0
     try:
         part = Part(options, ranks)
     except ConfigError:  # all ranks see the same, and one of them says it

@@ -24,7 +24,7 @@ from hpcdask.rendezvous import make_private_folder, read_private, replace_privat
 
 log = logging.getLogger("hpcdask.mpi")
 
-#: What mpi4py calls the kind of MPI that a launcher belongs to.
+#: What mpi4py calls the kind of MPI that a launcher belongs to; others may not fit an MPI.
 _ABIS = {"Open MPI": "openmpi", "MPICH": "mpich", "Intel MPI": "mpich", "MVAPICH": "mpich"}
 #: Longest pause between two looks for a file, in seconds.
 _LONGEST_PAUSE = 1.0
@@ -245,8 +245,9 @@ def find_ranks(
     Parameters
     ----------
     use_mpi : bool, optional
-        Whether to ask MPI. By default it is asked where a launcher that serves it has started this
-        process and mpi4py is installed.
+        Whether to ask MPI. By default it is asked where its own mpirun has started this process and
+        mpi4py is installed. Where Slurm or another launcher has, an MPI that does not fit it may
+        end the process in ``MPI_Init``.
     folder : path, optional
         Where ranks meet without MPI; by default in the user's home.
     timeout : float
@@ -257,18 +258,22 @@ def find_ranks(
     Raises
     ------
     LaunchError
-        If MPI is asked for and cannot be used.
+        If MPI is asked for and cannot be used, or believes each process to be alone.
     ConfigError
         If ranks cannot meet.
     """
     environ = os.environ if environ is None else environ
     launched = launched_world(environ)
     if comm is not None or use_mpi:
-        return MPIRanks(_mpi4py(launched), launched, comm)
-    if use_mpi is None and _serves_mpi(launched, environ):
-        ranks = _by_mpi(launched)
-        if ranks is not None:
-            return ranks
+        ranks = MPIRanks(_mpi4py(launched), launched, comm)
+        if ranks.world.size == 1 < launched.size:
+            ranks.part()
+            raise LaunchError(_contradiction(ranks, launched))
+        return ranks
+    if use_mpi is None and launched.launcher in _ABIS and importlib.util.find_spec("mpi4py"):
+        found = _by_mpi(launched)
+        if found is not None:
+            return found
     if launched.size == 1:
         return Ranks(launched)
     if not launched.launch_id:
@@ -291,27 +296,18 @@ def _by_mpi(launched: World) -> Ranks | None:
     if ranks.world.size == launched.size:
         return ranks
     if launched.rank == 0:
-        log.warning("%s", _contradiction(ranks, launched))
+        log.warning("%s. Going on without MPI", _contradiction(ranks, launched))
     ranks.part()
     return None
 
 
-def _serves_mpi(launched: World, environ: Mapping[str, str]) -> bool:
-    """Whether MPI_Init would find its launcher; else it may even end the process."""
-    if importlib.util.find_spec("mpi4py") is None:
-        return False
-    if launched.launcher == "Slurm's srun":  # with --mpi=none it does not
-        return any(name.startswith(("PMIX_", "PMI_")) for name in environ)
-    return bool(launched.launcher) and "HPCDASK_RANK" not in environ
-
-
 def _contradiction(ranks: MPIRanks, launched: World) -> str:
     cure = "use the mpirun of the MPI that mpi4py is built with"
-    if launched.launcher == "Slurm's srun":
+    if launched.launcher not in _ABIS:
         cure = "choose another 'srun --mpi=' (see 'srun --mpi=list'), or the mpirun of that MPI"
     return (
         f"{launched.launcher} has started {launched.size} ranks, but each of them is rank 0 of 1 "
-        f"for MPI ({ranks.how}): {cure}. Going on without MPI; --no-mpi does so without this line"
+        f"for MPI ({ranks.how}): {cure}; hpcdask itself needs no MPI (--no-mpi)"
     )
 
 

@@ -114,13 +114,13 @@ def test_without_a_launcher_there_is_one_rank():
 
 
 def test_ranks_without_a_common_name_are_told_what_to_do(tmp_path):
-    environ = {"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "0"}
+    environ = {"PMI_RANK": "0", "PMI_SIZE": "3", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "0"}
     with pytest.raises(ConfigError, match="install mpi4py, or set HPCDASK_LAUNCH_ID"):
         find_ranks(use_mpi=False, environ=environ)
     named = {**environ, "HPCDASK_LAUNCH_ID": "one"}
     ranks = find_ranks(use_mpi=False, folder=tmp_path, environ=named)
     assert type(ranks) is FileRanks
-    assert ranks.world.size == 2
+    assert ranks.world.size == 3
 
 
 def test_without_a_scheduler_file_ranks_meet_in_the_users_cache(tmp_path):
