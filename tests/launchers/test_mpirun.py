@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mpiruns import AFTER_A_CRASH, MPICH, PROMPT, ROOT, mpirun, needs_mpi, ours
+from mpiruns import AFTER_A_CRASH, MPICH, OPEN_MPI, PROMPT, ROOT, mpirun, needs_mpi, ours
 from waiting import wait_until
 
 from hpcdask import Client, host
@@ -358,6 +358,22 @@ def test_workers_may_be_of_a_class_of_ones_own(home, how):
         assert (parent in [rank.pid for rank in cluster.ranks()]) == (how == "--nanny")
         cluster.client.shutdown()
         assert cluster.command.code(PROMPT) == 0
+
+
+def test_where_mpirun_lets_it_a_job_survives_the_loss_of_a_rank(home):
+    home.file(
+        "script.py",
+        "import os, signal\nfrom hpcdask import Client\n"
+        "client = Client()\nclient.wait_for_workers(2, timeout=30)\n"
+        "os.kill(min(client.run(os.getppid).values()), signal.SIGKILL)\n"
+        "while len(client.nthreads()) == 2:\n    client.submit(abs, 1).result()\n"
+        "print(sum(client.gather(client.map(abs, range(10)))))\n",
+    )
+    argv = (*OPEN_MPI.argv, "--enable-recovery", "-np", "3", "hpc-dask", "run", "script.py")
+    command = home.run(*argv, **ROOT)
+    command.line("45")
+    command.code(AFTER_A_CRASH)
+    command.all_gone(PROMPT)
 
 
 def test_all_that_listens_does_so_in_the_range_given(home):
