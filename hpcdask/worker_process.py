@@ -23,6 +23,7 @@ from typing import Any
 from hpcdask import logs
 from hpcdask.errors import HpcdaskError, InterfaceNotFoundError
 from hpcdask.service import ENDED_AS_ASKED
+from hpcdask.stdio import print_line_by_line, take_stdin
 from hpcdask.worker import Worker
 from hpcdask.worker_class import find_class
 
@@ -36,22 +37,11 @@ def main() -> int:
     """Run a worker until it is closed; return the exit code."""
     status = os.fdopen(int(sys.argv[1]), "w")
     config = json.loads(sys.stdin.buffer.readline())
-    nanny = _take_stdin()
+    nanny = take_stdin()
+    print_line_by_line()
     sys.path += [folder for folder in config.pop("sys_path", ()) if folder not in sys.path]
     logs.configure(config.pop("log_level", "info"))
     return asyncio.run(_run(config, status, nanny))
-
-
-def _take_stdin() -> int:
-    """Take the nanny's pipe for ourselves: a task that reads its standard input finds none.
-
-    Nor do its children, that would else read what the nanny says, or wait for it for ever.
-    """
-    nanny = os.dup(0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    return nanny
 
 
 class _Wishes:

@@ -43,6 +43,7 @@ COMMON = {
     "worker_child",
     "worker_class",
     "feeding",
+    "stdio",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
 ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS
