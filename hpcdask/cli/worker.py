@@ -134,29 +134,6 @@ def _refuse_contradictions(given: dict[str, Any]) -> None:
         )
 
 
-def _cpus() -> int:
-    from hpcdask import host as hosts
-
-    return hosts.cpu_count()
-
-
-def _shape(nworkers: str, nthreads: int) -> tuple[int, int]:
-    """Numbers of workers and of threads of each."""
-    from hpcdask.launchers.local import default_shape
-
-    cpus = _cpus()
-    if nworkers == "auto":
-        return default_shape(None, nthreads or None)
-    try:
-        n = int(nworkers)
-    except ValueError:
-        raise ConfigError(f"--nworkers {nworkers!r} is neither a number nor 'auto'") from None
-    n = cpus + 1 + n if n < 0 else n
-    if n < 1:
-        raise ConfigError(f"--nworkers {nworkers} gives {n} workers on {cpus} CPUs")
-    return n, nthreads or max(cpus // n, 1)
-
-
 def _try_out(given: dict[str, Any]) -> None:
     """Raise here what would else be raised in a worker process, a second later."""
     from hpcdask import host as hosts
@@ -189,12 +166,13 @@ def _services(
     from hpcdask import host as hosts
     from hpcdask import network
     from hpcdask.comm.addresses import parse_ports
+    from hpcdask.launchers.shape import shape_of_host
     from hpcdask.nanny import Nanny
     from hpcdask.resources import parse_resources
     from hpcdask.worker import Worker
 
     _try_out(given)
-    n, threads = _shape(nworkers, nthreads)
+    n, threads = shape_of_host(nworkers, nthreads)
     ports = parse_ports(given["port"])
     if ports != [0] and len(ports) < n:
         raise ConfigError(f"{n} workers need {n} ports; {given['port']} has {len(ports)}")

@@ -15,7 +15,7 @@ import pytest
 from waiting import wait_until
 
 from hpcdask import Client, host
-from hpcdask.launchers.local import default_shape
+from hpcdask.launchers.shape import default_shape
 
 #: Seconds that a command may take to end when it is told to.
 PROMPT = 3.0

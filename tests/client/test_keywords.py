@@ -40,6 +40,7 @@ PAIRS = [
     ("LocalCluster.scale", ()),
     ("LocalCluster.close", ()),
     ("LocalCluster.wait_for_workers", ()),
+    ("LocalCluster.adapt", ("minimum", "maximum", "interval", "target_duration", "wait_count")),
 ]
 
 
@@ -58,3 +59,13 @@ def parameters(module: object, dotted: str) -> set[str]:
 def test_our_keywords_exist_in_distributed(name: str, known: tuple[str, ...]) -> None:
     ours, theirs = parameters(hpcdask, name), parameters(distributed, name)
     assert ours - theirs - OURS - set(known) == set()
+
+
+def test_the_keywords_of_adapt_are_those_of_their_adaptive() -> None:
+    ours = parameters(hpcdask, "LocalCluster.adapt")
+    assert ours <= parameters(distributed, "deploy.Adaptive.__init__")
+
+
+def test_an_ssh_cluster_takes_what_theirs_takes() -> None:
+    theirs = parameters(distributed, "SSHCluster") - {"worker_module"}  # which is deprecated
+    assert theirs <= parameters(hpcdask, "SSHCluster.__init__")

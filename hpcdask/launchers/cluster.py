@@ -1,0 +1,364 @@
+"""What clusters of every kind have in common: a life on an event loop, and methods for users."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import atexit
+import contextlib
+import logging
+import math
+import os
+import uuid
+import weakref
+from collections.abc import Collection, Coroutine, Generator, Iterable, Mapping
+from typing import Any, TypeVar
+
+from hpcdask import host as hosts
+from hpcdask import logs
+from hpcdask.client.client import Client
+from hpcdask.client.connection import close_all
+from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
+from hpcdask.dialling import SchedulerPlace
+from hpcdask.errors import ConfigError, LaunchError
+from hpcdask.launchers.adaptive import Adaptive, Stock
+
+_clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
+#: Seconds that the end of a cluster may take.
+ENDING = 30.0
+#: Seconds that workers have to hand over what only they hold when the cluster is scaled down, and
+#: before that to end what they run.
+RETIREMENT, PATIENCE = 30.0, 0.5
+
+Self = TypeVar("Self", bound="Cluster")
+
+
+class Cluster(abc.ABC):
+    """A scheduler and workers that live as long as this object is open.
+
+    A constructor stores what it is given, and calls `_begin` last.
+
+    Attributes
+    ----------
+    name : str
+    status : str
+        "created", "starting", "running", "closing", "closed" or "failed".
+    workers : dict
+        By name, those that have registered.
+    """
+
+    workers: dict[str, Any]
+
+    def __init__(
+        self,
+        name: str | None,
+        asynchronous: bool,
+        loop: asyncio.AbstractEventLoop | None,
+        silence_logs: int | bool | str,
+    ) -> None:
+        self.name = name or f"{type(self).__name__}-{uuid.uuid4().hex[:8]}"
+        self._asynchronous = asynchronous
+        self.status = "created"
+        self.workers = {}
+        #: Workers that are being started, by name, each with the position of its host.
+        self._coming: dict[str, int] = {}
+        # As a program that gives True means it: silence.
+        self._log_level: int | str = logging.WARNING if silence_logs is True else silence_logs
+        if silence_logs is False:
+            self._log_level = logging.INFO
+        if not logging.getLogger("hpcdask").handlers:
+            logs.configure(self._log_level)
+        self._starting: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._scaling: asyncio.Lock | None = None
+        self._adaptive: Adaptive | None = None
+        if asynchronous:
+            self.loop = loop or asyncio.get_running_loop()
+        else:
+            self.loop = loop or shared_loop()
+
+    def _begin(self) -> None:
+        """Start, unless that is to be awaited: it is asynchronous, or a client makes it."""
+        if not self.asynchronous:
+            try:
+                run_sync(self.loop, self._started())
+            except BaseException:  # Ctrl-C, say: what has been started until then must end
+                if self.loop.is_running():
+                    run_sync(self.loop, self._close(), ENDING)
+                raise
+        _clusters.add(self)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether methods return awaitables: if it was made so, or when called on its loop."""
+        return self._asynchronous or is_in_loop(self.loop)
+
+    # -- What kinds differ in ---------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def _launch(self) -> None:
+        """Start the scheduler and the first workers."""
+
+    @abc.abstractmethod
+    async def _end(self) -> None:
+        """End all that `_launch` and others may have started, in whatever state it is."""
+
+    @abc.abstractmethod
+    async def _start_workers(self, n: int) -> None:
+        """Start `n` more workers; raise if one of them cannot, after the others have."""
+
+    @abc.abstractmethod
+    async def _retire_workers(
+        self, names: Collection[str], timeout: float = RETIREMENT, patience: float | None = PATIENCE
+    ) -> None:
+        """Let workers hand over what only they hold, and end them; as `Scheduler.retire`."""
+
+    @abc.abstractmethod
+    async def _take_stock(self) -> Stock:
+        """What there is to do, and who does it."""
+
+    @abc.abstractmethod
+    def _threads_of_one(self) -> int:
+        """Threads of a worker, as far as that is known before there is one."""
+
+    @abc.abstractmethod
+    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
+        """Wait for workers; `WaitTimeoutError` if they do not come within `limit` seconds."""
+
+    @abc.abstractmethod
+    async def _scheduler_log(self) -> str:
+        """Last log lines of the scheduler."""
+
+    @abc.abstractmethod
+    async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
+        """Last log lines of workers, by address; of all if none is named."""
+
+    @property
+    @abc.abstractmethod
+    def scheduler_address(self) -> str:
+        """Address of the scheduler; empty until it has one."""
+
+    @property
+    @abc.abstractmethod
+    def place(self) -> SchedulerPlace:
+        """How a client of this process reaches the scheduler."""
+
+    def _forget_ended(self) -> None:  # noqa: B027 - not every kind has to look
+        """Drop from `workers` those that have ended by themselves."""
+
+    def _surplus(self, n: int) -> list[str]:
+        """Names of the `n` workers to end: the youngest."""
+        return list(self.workers)[len(self.workers) - n :] if n > 0 else []
+
+    # -- Life -------------------------------------------------------------------------------------
+
+    async def _started(self) -> None:
+        """Start once; may be awaited again."""
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        self.status = "starting"
+        self._scaling = asyncio.Lock()
+        try:
+            await self._launch()
+        except BaseException:
+            await self._end()
+            self.status = "failed"
+            raise
+        self.status = "running"
+
+    async def _scale_to(self, n: int) -> None:
+        assert self._scaling is not None
+        if self._closing is not None:
+            raise LaunchError(f"{self.name} is closed, and cannot have {n} workers; make a new one")
+        async with self._scaling:
+            self._forget_ended()
+            missing = n - len(self.workers)
+            if missing > 0:
+                await self._start_workers(missing)
+            elif missing < 0:
+                await self._retire_workers(self._surplus(-missing))
+
+    async def _close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close_once())
+        await asyncio.shield(self._closing)
+
+    async def _close_once(self) -> None:
+        self.status = "closing"
+        if self._adaptive is not None:
+            await self._adaptive.stopped()
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
+        await self._end()
+        self.status = "closed"
+
+    def close(self, timeout: float | str | None = None) -> Any:
+        """End all workers and the scheduler."""
+        if self.asynchronous:
+            return self._close()
+        if self.status in ("closed", "created"):
+            return None
+        limit = ENDING if timeout is None else hosts.parse_timedelta(timeout)
+        return run_sync(self.loop, self._close(), limit)
+
+    def __enter__(self: Self) -> Self:
+        if self.asynchronous:
+            raise TypeError("an asynchronous cluster needs 'async with'")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __await__(self: Self) -> Generator[Any, Any, Self]:
+        async def started() -> Self:
+            await self._started()
+            return self
+
+        return started().__await__()
+
+    async def __aenter__(self: Self) -> Self:
+        return await self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._close()
+
+    # -- For users --------------------------------------------------------------------------------
+
+    @property
+    def dashboard_link(self) -> str:
+        """Empty: there is no dashboard yet."""
+        return ""
+
+    def get_client(self) -> Client:
+        """Return a new client of this cluster."""
+        return Client(self, asynchronous=self.asynchronous)
+
+    def scale(self, n: int, timeout: float | str | None = None) -> Any:
+        """Have `n` workers; returns when they have registered, or are gone.
+
+        Those that go are the youngest; values that only they hold are computed again. What `adapt`
+        has begun ends.
+        """
+        if n < 0:
+            raise ValueError(f"a cluster cannot have {n} workers")
+
+        async def work() -> None:
+            if self._adaptive is not None:
+                await self._adaptive.stopped()
+            await self._scale_to(n)
+
+        return self._maybe_sync(work(), timeout)
+
+    def adapt(
+        self,
+        minimum: int = 0,
+        maximum: float = math.inf,
+        *,
+        interval: float | str = "1s",
+        target_duration: float | str = "5s",
+        wait_count: int = 3,
+    ) -> Adaptive:
+        """From now on, have as many workers as the work is worth.
+
+        Workers are added at once when there is more to do, and end when they have had nothing to
+        do for a while. `scale` ends it.
+
+        Parameters
+        ----------
+        minimum, maximum : int
+            Fewest and most workers.
+        interval : float or str
+            Seconds between two looks at the work.
+        target_duration : float or str
+            Seconds in which the work that is known should be done.
+        wait_count : int
+            So many looks in a row must find a worker idle before it ends.
+
+        Returns
+        -------
+        Adaptive
+            Its ``stop()`` lets the cluster be as it is then.
+        """
+        adaptive = Adaptive(
+            self, minimum, maximum, interval, target_duration, wait_count, former=self._adaptive
+        )
+        self._adaptive = adaptive
+        self.loop.call_soon_threadsafe(adaptive.start)
+        return adaptive
+
+    def wait_for_workers(self, n_workers: int, timeout: float | str | None = None) -> Any:
+        """Wait until so many workers have registered."""
+        limit = None if timeout is None else hosts.parse_timedelta(timeout)
+        return self._maybe_sync(self._until_registered(n_workers, limit))
+
+    def get_logs(
+        self,
+        cluster: bool = True,
+        scheduler: bool = True,
+        workers: bool | Iterable[str] = True,
+        timeout: float | str | None = None,
+    ) -> Any:
+        """Last log lines.
+
+        Returns
+        -------
+        dict of str to str
+            "Cluster" (of this process) and "Scheduler", and an entry for each worker's address.
+        """
+
+        async def work() -> dict[str, str]:
+            result = {}
+            if cluster:
+                result["Cluster"] = as_text(logs.recent())
+            if scheduler:
+                result["Scheduler"] = await self._scheduler_log()
+            if workers:
+                names = () if workers is True else tuple(workers)
+                result.update(await self._worker_logs(names))
+            return result
+
+        return self._maybe_sync(work(), timeout)
+
+    def _maybe_sync(
+        self, work: Coroutine[Any, Any, Any], timeout: float | str | None = None
+    ) -> Any:
+        limit = None if timeout is None else hosts.parse_timedelta(timeout)
+        if self.asynchronous:
+            return work if limit is None else asyncio.wait_for(work, limit)
+        return run_sync(self.loop, work, limit)
+
+    def __repr__(self) -> str:
+        nthreads = sum(worker.nthreads for worker in self.workers.values())
+        return (
+            f"{type(self).__name__}({self.name}, {self.scheduler_address!r}, "
+            f"workers={len(self.workers)}, threads={nthreads}, {self.status})"
+        )
+
+
+def as_text(lines: Iterable[tuple[str, str]]) -> str:
+    """What `hpcdask.logs.recent` gives, as one text."""
+    return "\n".join(line for _, line in lines)
+
+
+def refuse_dashboard(options: Mapping[str, Any]) -> None:
+    """Let programs switch the dashboard off, which is not there."""
+    address = options.get("dashboard_address")
+    if isinstance(address, str) and address not in ("", ":0"):
+        raise ConfigError("this version has no dashboard; leave dashboard_address out")
+
+
+@atexit.register
+def _close_all() -> None:
+    """Let no cluster outlive the program that made it."""
+    close_all()  # first, or they would complain that the scheduler is gone
+    for cluster in list(_clusters):
+        if cluster.status == "running" and not cluster._asynchronous:
+            with contextlib.suppress(Exception):
+                cluster.close(timeout=10)
+
+
+os.register_at_fork(after_in_child=_clusters.clear)  # they are the parent's
