@@ -20,14 +20,17 @@ from hpcdask.errors import (
     HandshakeError,
     LaunchError,
     RendezvousTimeoutError,
+    TokenError,
 )
 from hpcdask.messages import Message, Refused, Registered
-from hpcdask.rendezvous import Contact, resolve_token, wait_for_contact
+from hpcdask.rendezvous import Contact, SchedulerFileReader, resolve_token, wait_for_contact
 
 log = logging.getLogger("hpcdask.dialling")
 
 #: Seconds given to one address where there is a scheduler file to be read (again) after it.
 _ONE_TRY = 5.0
+#: Seconds in which the scheduler of a scheduler file must answer to be taken for running.
+_ONE_LOOK = 2.0
 #: Shortest and longest pause before a scheduler is looked for once more, in seconds.
 _PAUSES = (0.1, 1.0)
 
@@ -220,3 +223,32 @@ async def _by_file(
         f"no scheduler within {timeout:g} s: {os.path.abspath(path)} is there, but {problem}. "
         "If it is left from an earlier run, remove it."
     ) from problem
+
+
+async def refuse_taken_file(path: str) -> None:
+    """Do not take the file of a scheduler that still runs, which nobody would find any more.
+
+    Whoever answers at its address and holds its token is that scheduler; else it is stale.
+
+    Raises
+    ------
+    LaunchError
+        If there is one.
+    """
+    try:
+        contact = SchedulerFileReader(path).probe(time.time())
+    except TokenError:  # not a private file: writing it anew mends that
+        return
+    if contact is None:
+        return
+    options = CommOptions(token=contact.token or None)
+    try:
+        comm = await connect(contact.address, options, _ONE_LOOK, was_there=True)
+    except OSError:
+        log.info("replacing %s, left by a scheduler at %s", path, contact.address)
+        return
+    comm.close()
+    raise LaunchError(
+        f"{path} is the file of a scheduler that runs: pid {contact.pid} on {contact.host}, at "
+        f"{contact.address}. Use another --scheduler-file, or end that one first."
+    )

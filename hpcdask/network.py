@@ -207,6 +207,22 @@ def hostname() -> str:
     return socket.gethostname()
 
 
+def is_loopback(address: str) -> bool:
+    """Whether an address leads back to the host where it is used; False for what is no address."""
+    try:
+        return _unscoped(address).is_loopback
+    except ValueError:
+        return False
+
+
+def is_link_local(address: str) -> bool:
+    """Whether an address means nothing without the interface; False for what is no address."""
+    try:
+        return _unscoped(address).is_link_local
+    except ValueError:
+        return False
+
+
 def is_local(host: str) -> bool:
     """Whether `host`, a name or an address, is this machine. May ask the name service."""
     if host in ("localhost", hostname()):

@@ -15,11 +15,12 @@ from hpcdask import host as hosts
 from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.client_requests import REQUESTS, ClientRequests
-from hpcdask.comm import Comm, Listener, connect, listen
+from hpcdask.comm import Comm, Listener, listen
 from hpcdask.comm.addresses import Address, parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
-from hpcdask.errors import LaunchError, TokenError
+from hpcdask.dialling import refuse_taken_file
+from hpcdask.errors import LaunchError
 from hpcdask.membership import Membership
 from hpcdask.messages import (
     AllTold,
@@ -51,7 +52,6 @@ from hpcdask.messages import (
 from hpcdask.peers import Peers
 from hpcdask.rendezvous import (
     Contact,
-    SchedulerFileReader,
     remove_scheduler_file,
     resolve_token,
     write_scheduler_file,
@@ -60,8 +60,6 @@ from hpcdask.service import Service
 
 log = logging.getLogger("hpcdask.scheduler")
 
-#: Seconds in which the scheduler of a scheduler file must answer to be taken for running.
-_ONE_LOOK = 2.0
 #: Seconds that workers and nannies have to end when the cluster is shut down.
 _FAREWELL = 3.0
 #: Seconds between two looks at the clock: for idle workers, silent ones, and how busy the loop is.
@@ -203,7 +201,7 @@ class Scheduler(Service):
         self.peers = Peers(self.options)
         await self._listen()
         if self.scheduler_file is not None:
-            await self._refuse_taken_file(self.scheduler_file)
+            await refuse_taken_file(self.scheduler_file)
             write_scheduler_file(self.scheduler_file, self.contact())
         self._spawn(self._watch_idle())
         self._spawn(self._tick())
@@ -211,29 +209,6 @@ class Scheduler(Service):
             gc.set_threshold(*_RARE)
             self._spawn(self._collect_garbage())
         log.info("Scheduler at: %s", self.address)
-
-    async def _refuse_taken_file(self, path: str) -> None:
-        """Do not take the file of a scheduler that still runs, which nobody would find any more.
-
-        Whoever answers at its address and holds its token is that scheduler; else it is stale.
-        """
-        try:
-            contact = SchedulerFileReader(path).probe(time.time())
-        except TokenError:  # not a private file: writing it anew mends that
-            return
-        if contact is None or contact.id == self.id:
-            return
-        options = CommOptions(token=contact.token or None)
-        try:
-            comm = await connect(contact.address, options, _ONE_LOOK, was_there=True)
-        except OSError:
-            log.info("replacing %s, left by a scheduler at %s", path, contact.address)
-            return
-        comm.close()
-        raise LaunchError(
-            f"{path} is the file of a scheduler that runs: pid {contact.pid} on {contact.host}, at "
-            f"{contact.address}. Use another --scheduler-file, or end that one first."
-        )
 
     def _listen_at(self, where: int | str) -> None:
         if isinstance(where, str) and not where.isdecimal():

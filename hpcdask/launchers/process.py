@@ -204,7 +204,7 @@ async def serve(
         deadline.watch(services)
     with stop_signals(with_parent, for_good) as stopped:
         living = asyncio.ensure_future(live(services))
-        await _first_of(living, stopped)
+        await first_of(living, stopped)
         if deadline is not None:
             deadline.begin()
         if leaves and stopped.done() and stopped.result() == signal.SIGTERM:
@@ -219,7 +219,7 @@ async def _leave(services: Sequence[Service], interrupted: asyncio.Future[signal
     """Let services leave at the same time, unless somebody loses patience."""
     log.info("leaving; SIGINT or another SIGTERM ends at once")
     leaving = asyncio.gather(*(service.leave("asked to end") for service in services))
-    await _first_of(leaving, interrupted)
+    await first_of(leaving, interrupted)
     if leaving.done():
         leaving.result()
     else:
@@ -227,7 +227,8 @@ async def _leave(services: Sequence[Service], interrupted: asyncio.Future[signal
         await asyncio.wait({leaving})
 
 
-async def _first_of(*futures: asyncio.Future[Any]) -> None:
+async def first_of(*futures: asyncio.Future[Any]) -> None:
+    """Wait until one of these is done."""
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
