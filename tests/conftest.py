@@ -11,10 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from janitor import RUN as MARK
 from waiting import wait_until
-
-#: In the environment of every process that this run starts, however many levels down.
-MARK = "HPCDASK_TEST_RUN"
 
 
 @pytest.fixture(scope="session", autouse=True)

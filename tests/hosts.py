@@ -41,6 +41,10 @@ class Hosts:
         """The command that runs this interpreter on a host."""
         return self.on(name, sys.executable, *arguments)
 
+    def namespace(self, name: str) -> str:
+        """What `ip netns` calls a host."""
+        return _namespace(name)
+
     def cut(self, name: str, is_seen: bool = True) -> None:
         """Pull a host's cable: its connections stay open, and hear nothing any more.
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+#: In the environment of every process that a run of the tests starts, however many levels down.
+RUN = "HPCDASK_TEST_RUN"
 #: Seconds that the kernel may take to end killed processes and to take down a namespace.
 _PATIENCE = 20.0
 

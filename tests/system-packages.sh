@@ -7,7 +7,9 @@ set -euo pipefail
 
 # package  a command that it brings  what the tests use it for
 needs="\
-iproute2 ip hosts in network namespaces, and connections that are reset (ss)"
+iproute2 ip hosts in network namespaces, and connections that are reset (ss)
+openssh-server sshd hosts that are reached by SSH
+openssh-client ssh-agent keys for these, and an agent that holds them"
 
 missing=()
 while read -r package command purpose; do
@@ -26,6 +28,13 @@ install="apt-get install --yes --no-install-recommends ${missing[*]}"
 if [[ $(id -u) == 0 && -e /etc/debian_version ]]; then
     echo "installing, as this is root on Debian: $install"
     export DEBIAN_FRONTEND=noninteractive
+    # The tests start servers of their own: let none of Debian's start.
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
     # A fresh machine or container has no package lists yet.
     if output=$({ $install || { apt-get update && $install; }; } 2>&1); then
         exit 0
