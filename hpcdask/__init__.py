@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from hpcdask.execution import rejoin, secede
     from hpcdask.launchers.local import LocalCluster
     from hpcdask.launchers.program import execute, initialize
+    from hpcdask.launchers.ssh import SSHCluster
     from hpcdask.nanny import Nanny
     from hpcdask.scheduler import Scheduler
     from hpcdask.worker import Worker, get_worker
@@ -91,6 +92,7 @@ _WHERE = {
     "LocalCluster": "launchers.local",
     "execute": "launchers.program",
     "initialize": "launchers.program",
+    "SSHCluster": "launchers.ssh",
     "Nanny": "nanny",
     "Scheduler": "scheduler",
     "Worker": "worker",
@@ -122,6 +124,7 @@ __all__ = [
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "SSHCluster",
     "Scheduler",
     "SerializationError",
     "TimeoutError",

@@ -12,7 +12,7 @@ _OURS = {
     f"{module}{name}": f"hpcdask.{name}"
     for name in ("Nanny", "Worker")
     for module in ("", "distributed.", "dask.distributed.")
-}
+} | {"distributed.cli.dask_worker": "hpcdask.Nanny"}  # as dask-ssh names it
 
 
 def find_class(name: str | type) -> type[Any]:
@@ -42,6 +42,11 @@ def find_class(name: str | type) -> type[Any]:
     if not isinstance(found, type):
         raise ConfigError(f"{name!r} is no class, but {found!r:.80}")
     return found
+
+
+def is_ours(name: str) -> bool:
+    """Whether a class of this package is called so."""
+    return _OURS.get(name, name) in ("hpcdask.Nanny", "hpcdask.Worker")
 
 
 def path_of(cls: str | type) -> str:

@@ -9,6 +9,7 @@ import click
 
 from hpcdask.cli import mpi, options
 from hpcdask.cli.scheduler import scheduler
+from hpcdask.cli.ssh import ssh
 from hpcdask.cli.worker import worker
 
 
@@ -65,4 +66,5 @@ mpi_command = mpi.mpi
 main.add_command(mpi_command)
 main.add_command(mpi.run)
 main.add_command(scheduler)
+main.add_command(ssh)
 main.add_command(worker)
