@@ -22,12 +22,22 @@ CPU_VARIABLES = ("SLURM_CPUS_PER_TASK", "NSLOTS", "NCPUS")
 #: memory.high is no hard limit, but above it the kernel slows a process to a crawl.
 CGROUP_MEMORY_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 
+#: How cgroups v1 say that there is no limit: the largest multiple of a page, nearly 2**63.
+_NO_LIMIT = 2**62
+
 
 def cpu_count(*, environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:
-    """CPUs that this process may keep busy, at least 1.
+    """CPUs that this process may keep busy, at least 1: the smallest of `cpu_grants`."""
+    return max(1, min(cpu_grants(environ=environ, root=root).values()))
 
-    The smallest of its affinity mask, the quotas of its own cgroup and all parents of that
-    (v1 and v2, rounded up), and what the batch system says in `CPU_VARIABLES`.
+
+def cpu_grants(
+    *, environ: Mapping[str, str] | None = None, root: Path = Path("/")
+) -> dict[str, int]:
+    """What bounds the CPUs of this process, by who says so.
+
+    Its affinity mask, the smallest quota of its own cgroup and all parents of that (v1 and v2,
+    rounded up), and what the batch system says in `CPU_VARIABLES`.
 
     Parameters
     ----------
@@ -35,11 +45,19 @@ def cpu_count(*, environ: Mapping[str, str] | None = None, root: Path = Path("/"
         Environment to read; by default that of this process.
     root : Path
         Where ``proc`` and ``sys`` are; tests give a folder.
+
+    Returns
+    -------
+    dict
+        CPUs by "affinity", "cgroup" and the names of variables; without those that say nothing.
     """
     environ = os.environ if environ is None else environ
-    promised = [_positive_number(environ, name) for name in CPU_VARIABLES]
-    grants = [_affinity(), *_cgroup_cpus(root), *filter(None, promised)]
-    return max(1, min(grants))
+    grants = {"affinity": _affinity()}
+    quotas = list(_cgroup_cpus(root))
+    if quotas:
+        grants["cgroup"] = min(quotas)
+    promised = {name: _positive_number(environ, name) for name in CPU_VARIABLES}
+    return grants | {name: number for name, number in promised.items() if number}
 
 
 def cpu_count_of_job(
@@ -85,8 +103,18 @@ def _count_listed(cpus: str) -> int:
 def memory_limit(*, environ: Mapping[str, str] | None = None, root: Path = Path("/")) -> int:
     """Bytes of memory that this process and its siblings of the same job may use on this host.
 
-    The smallest of the machine's RAM, the limits of its own cgroup and all parents of that
-    (v1 and v2), the address space and data rlimits, and Slurm's ``--mem`` or ``--mem-per-cpu``.
+    The smallest of `memory_grants`.
+    """
+    return min(memory_grants(environ=environ, root=root).values())
+
+
+def memory_grants(
+    *, environ: Mapping[str, str] | None = None, root: Path = Path("/")
+) -> dict[str, int]:
+    """What bounds the memory of this process and its siblings of the same job, by who says so.
+
+    The machine's RAM, the smallest limit of its own cgroup and all parents of that (v1 and v2),
+    the address space and data rlimits, and Slurm's ``--mem`` or ``--mem-per-cpu``.
 
     Parameters
     ----------
@@ -94,10 +122,19 @@ def memory_limit(*, environ: Mapping[str, str] | None = None, root: Path = Path(
         Environment to read; by default that of this process.
     root : Path
         Where ``proc`` and ``sys`` are; tests give a folder.
+
+    Returns
+    -------
+    dict
+        Bytes by "machine", "cgroup", "rlimit" and the names of Slurm's variables; without those
+        that say nothing.
     """
     environ = os.environ if environ is None else environ
-    limits = [_machine_memory(), *_cgroup_memory(root), *_memory_rlimits()]
-    return min([*limits, *_slurm_memory(environ, root)])
+    grants = {"machine": _machine_memory()}
+    for name, limits in (("cgroup", list(_cgroup_memory(root))), ("rlimit", [*_memory_rlimits()])):
+        if limits:
+            grants[name] = min(limits)
+    return grants | dict(_slurm_memory(environ, root))
 
 
 def _affinity() -> int:
@@ -119,16 +156,17 @@ def _memory_rlimits() -> Iterator[int]:
             yield soft
 
 
-def _slurm_memory(environ: Mapping[str, str], root: Path) -> Iterator[int]:
+def _slurm_memory(environ: Mapping[str, str], root: Path) -> Iterator[tuple[str, int]]:
     """Slurm's promise for this node; its unit is MiB and 0 means all of the node."""
     per_node = _positive_number(environ, "SLURM_MEM_PER_NODE")
     if per_node:
-        yield per_node * 2**20
+        yield "SLURM_MEM_PER_NODE", per_node * 2**20
     per_cpu = _positive_number(environ, "SLURM_MEM_PER_CPU")
     if per_cpu:
         # The limit holds for all tasks of the job on this node together, so it counts their CPUs.
         cpus = _positive_number(environ, "SLURM_CPUS_ON_NODE")
-        yield per_cpu * 2**20 * (cpus or cpu_count(environ=environ, root=root))
+        cpus = cpus or cpu_count(environ=environ, root=root)
+        yield "SLURM_MEM_PER_CPU", per_cpu * 2**20 * cpus
 
 
 def _positive_number(environ: Mapping[str, str], name: str) -> int:
@@ -166,13 +204,19 @@ def network_filesystem(path: str | os.PathLike[str], *, root: Path = Path("/")) 
 
     `path` is taken as it is, symbolic links are not followed.
     """
+    kind = filesystem(path, root=root)
+    return kind if kind in NETWORK_FILESYSTEMS else ""
+
+
+def filesystem(path: str | os.PathLike[str], *, root: Path = Path("/")) -> str:
+    """Type of the file system that holds `path` ("ext4", "tmpfs", "nfs4"), or "" if unknown."""
     place = PurePosixPath(os.path.abspath(path))
     holders = [mount for mount in _mounts(root) if place.is_relative_to(mount.point)]
     if not holders:
         return ""
     # Of equal mount points the later one covers the earlier, and max() would keep the first.
     holder = max(reversed(holders), key=lambda mount: len(PurePosixPath(mount.point).parts))
-    return holder.fstype if holder.fstype in NETWORK_FILESYSTEMS else ""
+    return holder.fstype
 
 
 def _mounts(root: Path) -> list[Mount]:
@@ -198,8 +242,21 @@ def _cgroup_memory(root: Path) -> Iterator[int]:
     for folder in _cgroup_folders("memory", root):
         for name in CGROUP_MEMORY_FILES:
             text = _read(folder / name)
-            if text.isdecimal() and int(text) > 0:
+            if text.isdecimal() and 0 < int(text) < _NO_LIMIT:
                 yield int(text)
+
+
+def cgroup_tasks(root: Path = Path("/")) -> tuple[int, int] | None:
+    """Most tasks (threads of all processes) that a cgroup allows, and how many it has now.
+
+    Of this process's cgroup and its parents the one with the least room; None if none has a limit.
+    """
+    found = []
+    for folder in _cgroup_folders("pids", root):
+        limit, current = _read(folder / "pids.max"), _read(folder / "pids.current")
+        if limit.isdecimal() and current.isdecimal():
+            found.append((int(limit), int(current)))
+    return min(found, key=lambda each: each[0] - each[1], default=None)
 
 
 def _cgroup_folders(controller: str, root: Path) -> Iterator[Path]:

@@ -91,6 +91,45 @@ class TestCpuCount:
         assert host.cpu_count(environ={"SLURM_CPUS_PER_TASK": "2"}, root=root) == 2
 
 
+@pytest.mark.usefixtures("big_machine")
+def test_each_grant_is_known_with_who_gives_it(tmp_path: Path) -> None:
+    limits = {
+        "sys/fs/cgroup/cpu.max": "400000 100000",
+        "sys/fs/cgroup/slurm/cpu.max": "800000 100000",
+        "sys/fs/cgroup/memory.max": f"{3 * GIB}\n",
+    }
+    root = fake_root(tmp_path, CGROUP2 | limits)
+    environ = {"NSLOTS": "7", "SLURM_MEM_PER_NODE": "2048"}
+    cpus = host.cpu_grants(environ=environ, root=root)
+    assert cpus == {"affinity": 64, "cgroup": 4, "NSLOTS": 7}
+    memory = host.memory_grants(environ=environ, root=root)
+    assert memory == {"machine": 256 * GIB, "cgroup": 3 * GIB, "SLURM_MEM_PER_NODE": 2 * GIB}
+
+
+@pytest.mark.usefixtures("big_machine")
+def test_a_limit_of_cgroups_v1_that_is_none_is_no_grant(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "9:memory:/a\n",
+        "proc/self/mountinfo": mount("/", "/cg/memory", "cgroup", "rw,memory"),
+        "cg/memory/a/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    root = fake_root(tmp_path, files)
+    assert host.memory_grants(environ={}, root=root) == {"machine": 256 * GIB}
+
+
+def test_the_cgroup_with_the_least_room_limits_tasks(tmp_path: Path) -> None:
+    files = {
+        "sys/fs/cgroup/slurm/job_1/pids.max": "1000\n",
+        "sys/fs/cgroup/slurm/job_1/pids.current": "10\n",
+        "sys/fs/cgroup/slurm/pids.max": "2000\n",
+        "sys/fs/cgroup/slurm/pids.current": "1900\n",
+        "sys/fs/cgroup/slurm/job_1/step_0/pids.max": "max\n",
+        "sys/fs/cgroup/slurm/job_1/step_0/pids.current": "5\n",
+    }
+    assert host.cgroup_tasks(fake_root(tmp_path, CGROUP2 | files)) == (2000, 1900)
+    assert host.cgroup_tasks(tmp_path / "nothing") is None
+
+
 def test_the_real_machine_grants_at_least_one_cpu_and_some_memory() -> None:
     assert host.cpu_count() >= 1
     assert host.memory_limit() > 2**20
@@ -460,6 +499,8 @@ def test_a_network_file_system_is_recognised_by_its_innermost_mount(tmp_path: Pa
     root = fake_root(tmp_path, {"proc/self/mountinfo": mounts})
     assert host.network_filesystem("/home/x", root=root) == "nfs4"
     assert host.network_filesystem("/home/x/t/y", root=root) == ""
+    assert host.filesystem("/home/x/t/y", root=root) == "tmpfs"
+    assert host.filesystem("/x", root=root) == "ext4"
     assert host.network_filesystem("/homely", root=root) == ""
     assert host.network_filesystem("/x", root=tmp_path / "nothing") == ""
 
