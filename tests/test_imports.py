@@ -80,6 +80,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "launchers": ANYTHING,
     "jobqueue": ABOVE_EDGES | {"launchers"},
     "dashboard": ABOVE_EDGES,
+    "doctor": ABOVE_EDGES | {"launchers"},
     "cli": ANYTHING,
     "__main__": ANYTHING,
     "__init__": ANYTHING,  # the public names, from wherever they are
