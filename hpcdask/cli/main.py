@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hpcdask.cli import mpi, options
+from hpcdask.cli.doctor import doctor
 from hpcdask.cli.scheduler import scheduler
 from hpcdask.cli.ssh import ssh
 from hpcdask.cli.worker import worker
@@ -63,6 +64,7 @@ def main() -> None:
 
 
 mpi_command = mpi.mpi
+main.add_command(doctor)
 main.add_command(mpi_command)
 main.add_command(mpi.run)
 main.add_command(scheduler)
