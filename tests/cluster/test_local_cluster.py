@@ -93,6 +93,16 @@ def test_a_cluster_grows_and_shrinks_with_right_results() -> None:
             cluster.scale(-1)
 
 
+def test_a_growth_that_takes_too_long_leaves_no_worker_that_nobody_knows() -> None:
+    with LocalCluster(n_workers=0, threads_per_worker=1) as cluster, Client(cluster) as client:
+        with pytest.raises(TimeoutError):
+            cluster.scale(2, timeout=0.05)
+        cluster.scale(1, timeout=30)
+        assert len(client.nthreads(timeout=5)) == len(cluster.workers) == 1
+        pids = {nanny.pid for nanny in cluster.workers.values()}
+        wait_until(lambda: {child.pid for child in psutil.Process().children()} == pids)
+
+
 def test_a_shrinking_cluster_is_not_held_up_by_a_busy_worker(tmp_path: Path) -> None:
     with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
         futures = client.map(wait_for_file, [tmp_path / "go"] * 2, range(2))
