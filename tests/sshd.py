@@ -164,24 +164,17 @@ def ssh_server(
     folder: Path, address: str = "127.0.0.1", on: Sequence[str] = (), key: Path | None = None
 ) -> Iterator[SSHServer]:
     """An SSH server for a block; at its end nothing may be left of what it has started."""
-    has_made = False
-    if os.geteuid() == 0 and not _RUN.exists():
-        _RUN.mkdir(mode=0o755)
-        has_made = True
-    try:
-        server = SSHServer(folder, address, on, key)
-        with janitor(mark=server.mark):
+    if os.geteuid() == 0:  # it stays, as Debian's own service has it: others may be using it
+        _RUN.mkdir(mode=0o755, exist_ok=True)
+    server = SSHServer(folder, address, on, key)
+    with janitor(mark=server.mark):
+        try:
+            yield server
+        finally:
             try:
-                yield server
+                server.all_gone()
             finally:
-                try:
-                    server.all_gone()
-                finally:
-                    server.close()
-    finally:
-        if has_made:
-            with contextlib.suppress(OSError):
-                _RUN.rmdir()
+                server.close()
 
 
 def _why_not() -> str:
