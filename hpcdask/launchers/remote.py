@@ -203,6 +203,8 @@ class Agent:
             self._services.pop(name, None)
             is_known = isinstance(exc, (OSError, ValueError, RuntimeError))
             text = str(exc) if is_known and str(exc) else f"{type(exc).__name__}: {exc}"
+            if isinstance(exc, ImportError):
+                text += "; install what hpcdask, or your worker class, needs there"
             self.say("failed", name=name, why=text, is_option=isinstance(exc, ConfigError))
             return
         if service.status == "running":

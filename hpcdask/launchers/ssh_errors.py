@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hpcdask._version import __version__
@@ -14,7 +13,7 @@ from hpcdask.errors import LaunchError
 from hpcdask.launchers.ssh_hosts import SSHHost
 
 
-def import_asyncssh() -> ModuleType:
+def import_asyncssh() -> Any:
     """Return the module.
 
     Raises
@@ -29,7 +28,7 @@ def import_asyncssh() -> ModuleType:
             f"hosts are reached with asyncssh, which cannot be used here: {exc}. Install it with "
             "pip install 'hpcdask[ssh]'"
         ) from exc
-    return asyncssh  # type: ignore[no-any-return]
+    return asyncssh
 
 
 def why_not_connected(host: SSHHost, exc: BaseException, fingerprint: str = "") -> str:
@@ -124,14 +123,14 @@ def why_not_started(host: SSHHost, code: int | None, how: str, said: str) -> str
         What it, or the shell, printed last.
     """
     last = said.strip().splitlines()[-1].strip() if said.strip() else "it printed nothing"
-    cure = "Name the Python to use with --remote-python (remote_python=)"
+    cure = "Name another Python, 3.10 or later, with --remote-python (remote_python=)"
     # As Python's own "-m" says it; a shell calls what it cannot find by its full name.
     if "No module named hpcdask.launchers" in said or "No module named 'hpcdask.launchers" in said:
         return f"hpcdask on {host} is too old: {last}. Install {__version__} there, as it is here"
     if "No module named hpcdask" in said or "No module named 'hpcdask'" in said:
         return (
-            f"{host.python} on {host} has no hpcdask: pip install hpcdask=={__version__} there. "
-            f"{cure}, if another one has it"
+            f"{host.python} on {host} has no hpcdask: pip install hpcdask=={__version__} there, or "
+            "name a Python that has it with --remote-python (remote_python=)"
         )
     if code == 127 or "ommand not found" in said:
         return f"there is no Python {host.python!r} on {host}: {last}. {cure}"

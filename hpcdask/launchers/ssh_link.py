@@ -91,7 +91,7 @@ class SSHLink:
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}  # by what is waited for
         self._gone: asyncio.Future[str] | None = None  # the reason, once it has ended
         self._is_closing = False
-        self._has_said_hello = False
+        self._has_said_hello = self._is_told_settings = False
         self._offered_key = ""  # fingerprint of the host key, if that was not trusted
         self._answer_lines, self._shown_lines = Lines(), Lines()
         self._last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
@@ -150,6 +150,7 @@ class SSHLink:
         if hello["python"].rpartition(".")[0] != here:
             text = "%s has Python %s and we have %s: functions may not be understood there"
             log.warning(text, self.host, hello["python"], here)
+        self._is_told_settings = True
         self._write(self._settings)
         ready = await self._answer("ready")
         self.cpus, self.address = ready["cpus"], ready["address"]
@@ -163,7 +164,8 @@ class SSHLink:
         if self._beating is not None:
             self._beating.cancel()
         if self._channel is not None and self._gone is not None and not self._gone.done():
-            self._write({"do": "quit", "reason": reason})
+            if self._is_told_settings:  # which it reads first; without any it ends, too
+                self._write({"do": "quit", "reason": reason})
             with contextlib.suppress(OSError):
                 self._channel.write_eof()
             await asyncio.wait({self._gone}, timeout=_FAREWELL)

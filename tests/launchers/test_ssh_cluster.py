@@ -86,8 +86,11 @@ def test_a_cluster_grows_and_shrinks_over_its_hosts(sshd, caplog):
         assert client.gather(futures, timeout=20) == [n * n for n in range(50)]
         cluster.scale(0, timeout=30)
         late = client.submit(abs, -3, pure=False)
+        with pytest.raises(TimeoutError):
+            cluster.scale(1, timeout=0.05)
         cluster.scale(1, timeout=30)
         assert late.result(timeout=20) == 3
+        assert list(client.nthreads(timeout=5)) == [w.address for w in cluster.workers.values()]
 
 
 def test_a_cluster_adapts_to_its_work(sshd, tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from hpcdask import __version__
 from hpcdask.errors import ConfigError
+from hpcdask.launchers.ssh_errors import why_another_version, why_not_started
 from hpcdask.launchers.ssh_hosts import (
     Load,
     choose_hosts,
@@ -98,6 +100,32 @@ def test_a_host_is_known_to_the_others_at_the_address_where_it_was_reached():
     assert known_address("127.0.0.1", [""]) == ""
     assert known_address("fe80::1%eth0", ["fe80::2%eth0"]) == ""
     assert known_address("", ["10.0.0.2"]) == ""
+
+
+def test_a_host_with_an_old_python_or_another_version_is_of_no_use():
+    [host] = make_hosts(["node1"], None, None, "python3")
+    assert why_another_version(host, __version__, "3.12.1") == ""
+    assert "python3 on node1 is Python 3.9.18, and" in why_another_version(host, "1.0", "3.9.18")
+    assert why_another_version(host, "0.0.9", "3.10.0").startswith(
+        "node1 has hpcdask 0.0.9, and we"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "why"),
+    [
+        (127, "bash: line 1: /x: No such file", "there is no Python 'p' on node1: bash: line 1"),
+        (1, "p: Command not found.", "there is no Python 'p' on node1: p: Command not found."),
+        (126, "bash: /x: Permission denied", "'p' on node1 cannot be run: bash"),
+        (1, "/x: No module named hpcdask", "p on node1 has no hpcdask: pip install hpcdask=="),
+        (1, "No module named 'hpcdask'", "p on node1 has no hpcdask: pip install hpcdask=="),
+        (1, "No module named hpcdask.launchers.remote", "hpcdask on node1 is too old: No module"),
+        (3, "  \n", "p on node1 exited with code 3 before hpcdask had started: it printed nothing"),
+    ],
+)
+def test_a_process_that_does_not_start_is_explained_by_what_it_says(code, said, why):
+    [host] = make_hosts(["node1"], None, "p", "python3")
+    assert why_not_started(host, code, f"exited with code {code}", said).startswith(why)
 
 
 # -- Which host gets a worker ---------------------------------------------------------------------
