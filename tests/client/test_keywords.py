@@ -35,7 +35,8 @@ PAIRS = [
     ("rejoin", ()),
     ("worker_client", ()),
     # These reach their workers by **kwargs.
-    ("LocalCluster.__init__", ("memory_limit", "local_directory")),
+    # `nanny` is a name that early versions had.
+    ("LocalCluster.__init__", ("memory_limit", "local_directory", "nanny")),
     ("LocalCluster.get_logs", ()),
     ("LocalCluster.scale", ()),
     ("LocalCluster.close", ()),
