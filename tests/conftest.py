@@ -11,8 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from batch.fixtures import ordinary_user, pbs, sge, slurm
 from janitor import RUN as MARK
 from waiting import wait_until
+
+__all__ = ["home_of_the_tests", "nothing_is_left", "ordinary_user", "pbs", "sge", "slurm"]
 
 
 @pytest.fixture(scope="session", autouse=True)
