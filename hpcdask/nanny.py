@@ -51,8 +51,8 @@ log = logging.getLogger("hpcdask.nanny")
 
 #: Seconds that a worker gets beyond `death_timeout` to say that it has started.
 _SILENCE = 10.0
-#: How MPI finds out that it was launched. A worker is no rank: with these it could call
-#: MPI_Init, and would stand for its nanny's rank.
+#: How MPI, and hpcdask where ranks are numbered by hand, find out that they were launched. A worker
+#: is no rank: with these it could call MPI_Init, and would stand for its nanny's rank.
 MPI_VARIABLES = (
     "OMPI_",
     "PMIX_",
@@ -64,6 +64,9 @@ MPI_VARIABLES = (
     "HYDI_",
     "I_MPI_",
     "MV2_",
+    "HPCDASK_RANK",
+    "HPCDASK_SIZE",
+    "HPCDASK_LAUNCH_ID",
 )
 
 _nannies: weakref.WeakSet[Nanny] = weakref.WeakSet()
