@@ -52,6 +52,10 @@ class LaunchError(HpcdaskError, RuntimeError):
     """A scheduler, nanny or worker could not be started."""
 
 
+class SubmitError(LaunchError):
+    """A batch system refused a job, or could not be asked."""
+
+
 class WorkerStartError(LaunchError):
     """A worker process ended, or said nothing, before it had registered."""
 

@@ -9,8 +9,10 @@ import click
 
 from hpcdask.cli import mpi, options
 from hpcdask.cli.doctor import doctor
+from hpcdask.cli.jobscript import jobscript
 from hpcdask.cli.scheduler import scheduler
 from hpcdask.cli.ssh import ssh
+from hpcdask.cli.submit import submit
 from hpcdask.cli.worker import worker
 
 
@@ -70,3 +72,5 @@ main.add_command(mpi.run)
 main.add_command(scheduler)
 main.add_command(ssh)
 main.add_command(worker)
+main.add_command(jobscript)
+main.add_command(submit)

@@ -1,1 +1,1 @@
-"""Batch systems: what each one calls things, and submitting and watching jobs on any of them."""
+"""Batch systems: what each one calls things, and submitting jobs to any of them."""

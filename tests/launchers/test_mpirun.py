@@ -7,9 +7,7 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
-from pathlib import Path
 
 import psutil
 import pytest
@@ -157,26 +155,6 @@ def test_a_signal_to_the_mpirun_of_one_rank_ends_even_a_script_that_ignores_it(h
     assert command.end(signal.SIGTERM, AFTER_A_CRASH) != 0
     command.all_gone(AFTER_A_CRASH)
     assert "Traceback" not in command.err
-
-
-JOB_SCRIPT = Path(__file__).resolve().parents[2] / "jobscripts/slurm-mpi.sbatch"
-
-
-@pytest.mark.skipif(
-    not (Path(sys.prefix) / "bin/activate").exists(), reason="this Python is in no environment"
-)
-def test_the_job_script_runs_as_it_stands(home):
-    home.file("sum.py", SUM)
-    command = home.run("bash", JOB_SCRIPT, "sum.py", "1", "x", HPCDASK_VENV=sys.prefix, **ROOT)
-    assert command.code() == 0
-    assert command.out.startswith("328350 ")
-    assert command.out.endswith("\n['x']\n")
-
-
-def test_the_job_script_without_a_script_says_how_it_is_used(home):
-    command = home.run("bash", JOB_SCRIPT)
-    assert command.code() == 2
-    assert command.err == "usage: sbatch slurm-mpi.sbatch script.py [arguments]\n"
 
 
 # -- A cluster for clients elsewhere --------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""Lines of shell that the scripts of several batch systems have in common."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+
+from hpcdask.jobqueue.system import JobSpec
+
+#: How wide comments are set.
+_WIDTH = 100
+
+
+def comment(text: str) -> list[str]:
+    """A paragraph as lines of comment; a `command` in it stays on one line."""
+    unbroken = re.sub(
+        "`[^`]+`", lambda command: command[0].replace(" ", "\N{NO-BREAK SPACE}"), text
+    )
+    lines = textwrap.wrap(unbroken, _WIDTH, initial_indent="# ", subsequent_indent="# ")
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def command(job: JobSpec) -> str:
+    """What every process of the cluster runs, as words of shell."""
+    return 'hpc-dask run "${options[@]}" "$@"' if job.has_script else 'hpc-dask "${options[@]}"'
+
+
+BIND_TO_NONE = comment(
+    "--bind-to none: a worker has threads, and Open MPI would bind it to one core."
+)
+
+
+def run_by_mpi(job: JobSpec, title: str) -> Iterator[str]:
+    """Lines of shell in which mpirun takes the place of the shell.
+
+    They find in ``hosts`` a line for each, with its number of ranks. An mpirun that knows the batch
+    system (`title`) could do without.
+    """
+    yield from comment(
+        f"These numbers for an mpirun that was not built for {title}, in the form of Open MPI, or "
+        "in that of MPICH and Intel MPI."
+    )
+    yield "sign=':'"
+    yield "if mpirun --version | grep -Eq '(Open MPI|OpenRTE)'; then sign=' slots='; fi"
+    yield 'echo "${hosts// /$sign}" >"$TMPDIR/hosts"'
+    yield "nranks=$(awk '{ n += $2 } END { print n }' <<<\"$hosts\")"
+    yield ""
+    yield from BIND_TO_NONE
+    yield 'exec mpirun -np "$nranks" -machinefile "$TMPDIR/hosts" --bind-to none \\'
+    yield f"    {command(job)}"
+
+
+def become_ranks(job: JobSpec, size: str, job_id: str, start: str) -> Iterator[str]:
+    """Lines of shell that start the other ranks, and make the job script rank 0.
+
+    Parameters
+    ----------
+    size : str
+        The number of ranks, as an expression of the shell.
+    job_id : str
+        The job's id, likewise.
+    start : str
+        What starts rank ``$rank`` with the commands in ``$there``. It hands nothing of this shell
+        on, so they make folder, environment and numbers anew.
+    """
+    run, arguments = (" run", ' "$@"') if job.has_script else ("", "")
+    yield f"HPCDASK_SIZE={size}"
+    yield f'export HPCDASK_RANK=0 HPCDASK_SIZE HPCDASK_LAUNCH_ID="{job_id}-$$"'
+    yield 'there="export HPCDASK_SIZE=$HPCDASK_SIZE HPCDASK_LAUNCH_ID=$HPCDASK_LAUNCH_ID'
+    yield 'cd $(printf %q "$PWD")'
+    yield "$(declare -f environment)"
+    yield "environment"
+    yield f'exec hpc-dask{run}$(printf \' %q\' "${{options[@]}}"{arguments})"'
+    yield "for ((rank = 1; rank < HPCDASK_SIZE; rank++)); do"
+    yield f"    {start} &"
+    yield "done"
+    yield f"exec {command(job)}"

@@ -1,0 +1,50 @@
+"""Which batch systems there are, and which one is here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+
+from hpcdask.errors import ConfigError
+from hpcdask.jobqueue.pbs import PBS
+from hpcdask.jobqueue.sge import GridEngine
+from hpcdask.jobqueue.slurm import Slurm
+from hpcdask.jobqueue.system import BatchSystem
+
+#: By their name in the command line.
+SYSTEMS: dict[str, BatchSystem] = {system.name: system for system in (Slurm(), PBS(), GridEngine())}
+
+
+def detect(
+    which: Callable[[str], str | None] = shutil.which, environ: Mapping[str, str] = os.environ
+) -> BatchSystem:
+    """The batch system whose commands are here.
+
+    Parameters
+    ----------
+    which : callable
+        Finds a command's path, or None.
+    environ : mapping
+        Environment to read.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or more than one.
+    """
+    found = []
+    if which("sbatch"):
+        found.append("slurm")
+    if which("qsub") and (environ.get("SGE_ROOT") or which("qconf")):
+        found.append("sge")
+    elif which("qsub") and not found:  # Slurm brings a qsub of its own, too
+        found.append("pbs")
+    if len(found) == 1:
+        return SYSTEMS[found[0]]
+    if found:
+        raise ConfigError(f"more than one batch system is here: name {' or '.join(found)}")
+    raise ConfigError(
+        "no batch system is here: there is neither sbatch nor qsub in the PATH. Go to a host from "
+        f"which jobs are submitted, or name one of {', '.join(SYSTEMS)} for its script alone"
+    )

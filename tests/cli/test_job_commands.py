@@ -1,0 +1,78 @@
+"""``hpc-dask jobscript`` and ``hpc-dask submit``, without a batch system."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from hpcdask.cli.jobscript import jobscript
+from hpcdask.jobqueue.job_script import templates
+from hpcdask.jobqueue.system import LAUNCHES
+from hpcdask.jobqueue.systems import SYSTEMS
+
+TEMPLATES = dict(templates(SYSTEMS.values()))
+
+
+def test_the_help_knows_all_systems_and_launches():
+    choices = {
+        parameter.name: tuple(parameter.type.choices)
+        for parameter in jobscript.params
+        if isinstance(parameter.type, click.Choice)
+    }
+    assert choices == {"system": tuple(SYSTEMS), "launch": LAUNCHES}
+
+
+@pytest.mark.parametrize(
+    ("system", "launch"), [("slurm", "mpi"), ("pbs", "cluster"), ("sge", "native")]
+)
+def test_a_template_is_what_is_printed_without_options(home, system, launch):
+    command = home.hpc_dask("jobscript", system, "--launch", launch, "--venv", "~/hpcdask-venv")
+    assert command.code() == 0, command
+    assert command.out == TEMPLATES[SYSTEMS[system].template_name(launch)]
+
+
+def test_a_script_is_filled_in_with_this_python(home):
+    words = "--nodes 3 --walltime 1:00:00 --memory 8GiB --interface ib0 --prologue 'module load x'"
+    arguments = ("my script.py", "--nodes", "5", "$x")
+    command = home.hpc_dask("jobscript", "pbs", *shlex.split(words), *arguments)
+    assert command.code() == 0, command
+    lines = command.out.splitlines()
+    assert "#PBS -l select=3:ncpus=16:mpiprocs=4:mem=8192mb" in lines
+    assert "#PBS -l walltime=01:00:00" in lines
+    assert "options+=(--interface ib0)" in lines
+    assert "set -- 'my script.py' --nodes 5 '$x'" in lines
+    path = lines.index(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
+    assert lines[path - 1] == "module load x"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        ("jobscript", 2, "no batch system is here"),
+        ("jobscript slurm --walltime 30 x.py", 2, "as in 1:30:00"),
+        ("jobscript slurm --memory lots x.py", 2, "'lots' is not a size"),
+        ("jobscript sge --memory 1GiB x.py", 2, "-l h_vmem=4G"),
+        ("jobscript slurm --launch cluster x.py", 2, "runs no script"),
+        ("submit slurm", 2, "--launch mpi runs a script: name it after the options"),
+        ("submit pbs missing.py", 2, "there is no script 'missing.py' to run"),
+        ("submit slurm --launch cluster", 1, "there is no sbatch here"),
+        ("submit --system sge --launch workers", 1, "there is no qsub here"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(home, words, code, expected):
+    command = home.hpc_dask(*words.split(), PATH="/nonexistent")
+    assert command.code() == code, command
+    [line] = command.err.splitlines()
+    assert line.startswith(f"hpc-dask {words.split()[0]}: ")
+    assert expected in line
+    assert command.out == ""
+
+
+def test_an_unknown_option_before_the_script_is_no_script(home):
+    command = home.hpc_dask("jobscript", "slurm", "--node", "3", "x.py")
+    assert command.code() == 2
+    assert "No such option" in command.err

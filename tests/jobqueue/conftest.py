@@ -1,0 +1,3 @@
+from commands import home, new_home
+
+__all__ = ["home", "new_home"]

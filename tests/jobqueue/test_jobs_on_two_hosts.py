@@ -1,0 +1,60 @@
+"""Job scripts where nodes are hosts with networks of their own, joined by an ib0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from batch import sge, slurm
+from batch.bed import Bed
+from batch.sge import GridEngine
+from batch.slurm import Slurm
+from editing import needs_mpi, write_template
+from hosts import hosts, needs_hosts
+
+pytestmark = [*needs_hosts, pytest.mark.timeout(180)]
+
+HERE, THERE = "a", "b"
+
+SCRIPT = """\
+import socket
+from hpcdask import Client
+
+if __name__ == "__main__":
+    with Client() as client:
+        client.wait_for_workers(1, timeout=30)
+        [host] = client.run(socket.gethostname).values()
+        address = client.scheduler_info()["address"]
+        print(f"script on {socket.gethostname()}, worker on {host}, scheduler at {address}")
+"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("slurm", marks=pytest.mark.skipif(bool(slurm.WHY_NOT), reason=slurm.WHY_NOT)),
+        pytest.param("sge", marks=pytest.mark.skipif(bool(sge.WHY_NOT), reason=sge.WHY_NOT)),
+    ],
+)
+def bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
+    with hosts(HERE, THERE) as made:
+        # Slots of one host are enough for one rank of four.
+        bed = Slurm(made) if request.param == "slurm" else GridEngine(made, slots=4)
+        try:
+            bed.start()
+            yield bed
+        finally:
+            bed.close()
+
+
+@pytest.mark.parametrize("launch", ["native", pytest.param("mpi", marks=needs_mpi)])
+def test_ranks_are_on_both_hosts_and_meet_on_the_interface_that_is_named(bed, tmp_path, launch):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    edits = {"#options+=(--interface ib0)": "options+=(--interface ib0)"}
+    name = write_template(bed.name, launch, tmp_path, edits)
+    job = bed.submit(name, "script.py", cwd=tmp_path)
+    assert job.wait() == 0, job
+    script, worker, address = job.line(r"script on .*").split(", ")
+    here, there = script.removeprefix("script on "), worker.removeprefix("worker on ")
+    assert {here, there} == {HERE, THERE}
+    assert address.startswith(f"scheduler at tcp://{bed.hosts.addresses[here]}:")
