@@ -11,7 +11,7 @@ import logging
 import os
 
 from hpcdask import network
-from hpcdask.errors import ConfigError, LaunchError
+from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
 from hpcdask.launchers import dry_run
 from hpcdask.launchers.part import MPIOptions, Part, meet
 from hpcdask.launchers.process import Deadline, event_loop, serve
@@ -47,7 +47,7 @@ def launch(options: MPIOptions, only_show: bool = False) -> int:
     """
     try:
         ranks = meet(options)
-    except ConfigError:  # on each host whose ranks cannot meet the others one says it
+    except HpcdaskError:  # on each host whose ranks cannot meet the others one says it
         if launched_world().local_rank == 0:
             raise
         return 0

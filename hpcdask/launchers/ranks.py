@@ -129,13 +129,13 @@ class FileRanks(Ranks):
     world : World
         With a `launch_id`, which names their folder.
     folder : path
-        A folder that all ranks see; it is made, readable for its user only.
+        A folder that all ranks see; they make one of their own in it, for their user only.
     timeout : float
         Seconds that a rank waits for another.
 
     Raises
     ------
-    ConfigError
+    LaunchError
         If the folder cannot be used.
     """
 
@@ -145,12 +145,16 @@ class FileRanks(Ranks):
         self._n_agreements = 0
         super().__init__(world, f"through files in {self._folder}")
         try:
-            make_private_folder(self._folder)
+            with contextlib.suppress(FileExistsError):
+                self._folder.mkdir(0o700)
             if not os.access(self._folder, os.W_OK):
-                raise PermissionError(None, "it is read-only")
+                raise PermissionError(None, "you may not write there")
         except OSError as exc:
-            raise ConfigError(
-                f"the ranks cannot meet in {self._folder}: {exc.strerror}. Name a file in a folder "
+            why = exc.strerror
+            if not self._folder.parent.exists():
+                why = f"the folder {self._folder.parent} does not exist"
+            raise LaunchError(
+                f"the ranks cannot meet in {self._folder.parent}: {why}. Name a file in a folder "
                 "that you can write and all hosts can see, with --scheduler-file"
             ) from exc
 
@@ -258,9 +262,10 @@ def find_ranks(
     Raises
     ------
     LaunchError
-        If MPI is asked for and cannot be used, or believes each process to be alone.
+        If MPI is asked for and cannot be used, or believes each process to be alone; or if the
+        ranks cannot meet in the folder.
     ConfigError
-        If ranks cannot meet.
+        If they have no common name to meet by.
     """
     environ = os.environ if environ is None else environ
     launched = launched_world(environ)
@@ -282,7 +287,11 @@ def find_ranks(
             "by which they could meet without MPI: install mpi4py, or set HPCDASK_LAUNCH_ID to "
             "something that no other run has"
         )
-    return FileRanks(launched, folder or _default_folder(environ), timeout)
+    if folder is None:
+        folder = _default_folder(environ)
+        with contextlib.suppress(OSError):  # `FileRanks` says what is wrong with it
+            make_private_folder(folder)
+    return FileRanks(launched, folder, timeout)
 
 
 def _by_mpi(launched: World) -> Ranks | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from batch.slurm import Slurm
 from commands import Command, Home
 
 #: Open MPI wants to be told twice that root may.
@@ -76,6 +77,14 @@ OPEN_MPI, MPICH = (_open_mpi(), _mpich()) if _HAS_MPI4PY else (None, None)
 #: Those that are here.
 LAUNCHERS = [launcher for launcher in (OPEN_MPI, MPICH) if launcher is not None]
 
+
+def srun(slurm: Slurm) -> Launcher:
+    """The srun of a Slurm; of two nodes, and with MPI that knows nothing of it."""
+    # The first Ctrl-C only has it tell what runs, unless it is told otherwise.
+    argv = ("srun", "--quiet", "--quit-on-interrupt", "--overcommit", "--nodes=1-2", "--mpi=none")
+    return Launcher("srun", argv, "-n", "SLURM_PROCID", slurm.env)
+
+
 #: Mark of a test, or `pytestmark` of a module, that needs mpirun and mpi4py.
 needs_mpi = pytest.mark.skipif(
     OPEN_MPI is None, reason="no mpirun or no mpi4py here: pip install 'hpcdask[mpi]'"
@@ -92,5 +101,5 @@ def ours(command: Command) -> list[str]:
     """Its lines on stderr without those that mpirun itself adds about exit codes and signals."""
     text = re.sub(r"(?ms)^-{50,}$.*?^-{50,}$\n?", "", command.err)  # Open MPI
     text = re.sub(r"(?ms)^={50,}$.*?^={50,}$\n?(YOUR APPL.*?suggestions$)?", "", text)  # MPICH
-    text = re.sub(r"(?m)^\[(mpiexec|proxy:).*$", "", text)
+    text = re.sub(r"(?m)^(\[(mpiexec|proxy:)|srun: |slurmstepd).*$", "", text)
     return [line for line in text.splitlines() if line.strip()]

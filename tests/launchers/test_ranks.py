@@ -91,14 +91,14 @@ def test_who_is_late_is_told_that_the_others_have_ended(tmp_path):
 
 def test_a_folder_that_cannot_be_used_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"ranks cannot meet in .*Name a file .*--scheduler-file"):
+    with pytest.raises(LaunchError, match=r"ranks cannot meet in .*Name a file .*--scheduler-file"):
         FileRanks(World(0, 2, 0, 2, "test", "x"), tmp_path / "file", 1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(ConfigError, match="ranks cannot meet"):
+    with pytest.raises(LaunchError, match="ranks cannot meet"):
         FileRanks(World(0, 2, 0, 2, "test", "x"), tmp_path, 1)
 
 
