@@ -83,7 +83,7 @@ allocation_rule {rule}
 control_slaves TRUE
 job_is_first_task TRUE
 urgency_slots min
-accounting_summary FALSE
+accounting_summary TRUE
 qsort_args NONE
 """
 

@@ -54,7 +54,8 @@ DefMemPerCPU=256
 KillWait=5
 MinJobAge=300
 ReturnToService=2
-SlurmdTimeout=20
+# Longer than a loaded machine may keep a slurmd from answering.
+SlurmdTimeout=300
 
 # Believe this file, not the machine.
 SlurmdParameters=config_overrides

@@ -13,6 +13,7 @@ import janitor
 import pytest
 from waiting import wait_until
 
+from batch.bed import PATIENCE
 from batch.slurm import WHY_NOT
 
 pytestmark = pytest.mark.system
@@ -50,10 +51,10 @@ def test_slurm_starts_ranks_with_pmix(slurm):
 
 def test_slurm_lists_and_cancels_jobs_of_an_array(slurm, tmp_path):
     job = slurm.sbatch("--array=1-2", "--wrap", "sleep 600", cwd=tmp_path)
-    wait_until(lambda: job.state == "RUNNING,RUNNING", 20)
+    wait_until(lambda: job.state == "RUNNING,RUNNING", PATIENCE, "both run")
     jobs = [[id, state] for id, name, state, reason in slurm.squeue()]
     assert [f"{job.id}_1", "RUNNING"] in jobs
-    wait_until(lambda: len(job.processes()) >= 2, 20, "processes of both")
+    wait_until(lambda: len(job.processes()) >= 2, PATIENCE, "processes of both")
     slurm.scancel(job.id)
     job.wait()
     assert job.state == "CANCELLED,CANCELLED"
@@ -106,10 +107,10 @@ def test_nothing_is_left_even_when_the_tests_are_killed(tmp_path):
     ) as process:
         assert process.stdout is not None
         folder, mark = process.stdout.readline().split()
-        wait_until(lambda: "sleep" in commands(mark), 20, "the job runs")
+        wait_until(lambda: "sleep" in commands(mark), PATIENCE, "the job runs")
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not commands(mark), 20, "all processes have ended")
-    wait_until(lambda: not Path(folder).exists(), 20, f"{folder} is gone")
+    wait_until(lambda: not commands(mark), PATIENCE, "all processes have ended")
+    wait_until(lambda: not Path(folder).exists(), PATIENCE, f"{folder} is gone")
 
 
 def commands(mark: str) -> list[str]:
