@@ -24,18 +24,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcdask.errors import RendezvousError, RendezvousTimeoutError, TokenError
 from hpcdask.threads import in_thread
+from hpcdask.trusted_files import StrPath, read_approved, user_folder
 
 if TYPE_CHECKING:
     import random
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-StrPath = str | os.PathLike[str]
 
 TOKEN_BYTES = 32
-
-#: No scheduler file and no token file is larger; TLS credentials take a few KiB.
-MAX_FILE_BYTES = 256 * 1024
 
 # ---------------------------------------------------------------- tokens
 
@@ -64,11 +61,7 @@ def parse_token(text: str, source: str = "the token") -> bytes:
 
 def token_path(environ: Mapping[str, str] | None = None) -> Path:
     """The user's own token file: ``$XDG_CONFIG_HOME/hpcdask/token``, or that in ``~/.config``."""
-    environ = os.environ if environ is None else environ
-    config = environ.get("XDG_CONFIG_HOME", "")
-    # The XDG specification tells to ignore a relative path.
-    base = Path(config) if os.path.isabs(config) else Path.home() / ".config"
-    return base / "hpcdask" / "token"
+    return user_folder(os.environ if environ is None else environ) / "token"
 
 
 def read_token_file(path: StrPath) -> bytes:
@@ -83,7 +76,7 @@ def read_token_file(path: StrPath) -> bytes:
     """
     what = f"the token file {os.fspath(path)}"
     try:
-        content = _read_approved(path, lambda status: _refuse_exposed_token(path, status))
+        content = read_approved(path, lambda status: _refuse_exposed_token(path, status))
     except FileNotFoundError:
         raise
     except TokenError:  # which is an OSError as well, and says all there is to say
@@ -122,6 +115,7 @@ def resolve_token(
     token_file: StrPath | None = None,
     contact_token: bytes | None = None,
     *,
+    own_file: StrPath | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> bytes:
     """The cluster token, from the first of the places that has one.
@@ -135,6 +129,8 @@ def resolve_token(
     contact_token : bytes, optional
         The token from the scheduler file. The environment (``HPCDASK_TOKEN_FILE``, then
         ``HPCDASK_TOKEN``) goes before it, and the user's own token file after.
+    own_file : path, optional
+        The user's own token file, if it is not in its usual place.
     environ : mapping, optional
         Environment to read; by default that of this process.
 
@@ -152,7 +148,7 @@ def resolve_token(
         return _named_token_file(environ["HPCDASK_TOKEN_FILE"], "HPCDASK_TOKEN_FILE")
     if environ.get("HPCDASK_TOKEN"):
         return parse_token(environ["HPCDASK_TOKEN"], "the environment's HPCDASK_TOKEN")
-    return contact_token or user_token(token_path(environ))
+    return contact_token or user_token(own_file or token_path(environ))
 
 
 def _checked_token(token: bytes | str) -> bytes:
@@ -242,18 +238,7 @@ def read_private(path: StrPath) -> str:
     TokenError
         If others can read it, or it is another user's.
     """
-    return _read_approved(path, lambda status: _refuse_exposed_contact(path, status))
-
-
-def _read_approved(path: StrPath, approve: Callable[[os.stat_result], None]) -> str:
-    """Content of a file, after `approve` has seen the status of what was opened."""
-    # O_NONBLOCK: to open a FIFO must not hang us.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        approve(os.fstat(descriptor))
-        return os.read(descriptor, MAX_FILE_BYTES).decode("utf-8", errors="replace")
-    finally:
-        os.close(descriptor)
+    return read_approved(path, lambda status: _refuse_exposed_contact(path, status))
 
 
 def _refuse_exposed_token(path: StrPath, status: os.stat_result) -> None:
@@ -406,7 +391,7 @@ def _sync_folder(folder: Path) -> None:
 def remove_scheduler_file(path: StrPath, id: str) -> None:
     """Remove the file `path` if it is still that of the scheduler `id`. Never raises."""
     try:
-        content = _read_approved(path, lambda status: None)
+        content = read_approved(path, lambda status: None)
         if Contact.from_json(content).id == id:
             os.unlink(path)
     except (OSError, RendezvousError) as exc:
@@ -452,7 +437,7 @@ class SchedulerFileReader:
         self._modified = None
         try:
             self._refresh_folder()
-            contact = Contact.from_json(_read_approved(self.path, self._approve))
+            contact = Contact.from_json(read_approved(self.path, self._approve))
         except TokenError:  # which is an OSError as well
             raise
         except OSError as exc:  # among them ESTALE, when it was replaced while we read it
