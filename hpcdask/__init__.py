@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hpcdask._version import __version__
 
 if TYPE_CHECKING:
+    from hpcdask import config
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
     from hpcdask.client.future import Future
@@ -137,6 +138,7 @@ __all__ = [
     "WorkerStartError",
     "__version__",
     "as_completed",
+    "config",
     "default_client",
     "execute",
     "fire_and_forget",
@@ -153,6 +155,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "config":  # a module, which its importing makes an attribute
+        return importlib.import_module("hpcdask.config")
     target = _ALIASES.get(name, name)
     if target not in _WHERE:
         raise AttributeError(f"module 'hpcdask' has no attribute {name!r}")

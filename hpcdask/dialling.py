@@ -8,9 +8,10 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from hpcdask import config
 from hpcdask.comm import Comm, connect
 from hpcdask.comm.addresses import parse_address
 from hpcdask.comm.options import CommOptions
@@ -47,6 +48,8 @@ class SchedulerPlace:
         A file that holds it. Of both, the address is tried first, once.
     token, token_file, auth
         As for `hpcdask.Scheduler`.
+    settings : hpcdask.config.Settings
+        How to connect; by default as configured when this is made.
     """
 
     address: str | None = None
@@ -54,15 +57,17 @@ class SchedulerPlace:
     token: bytes | str | None = None
     token_file: str | None = None
     auth: bool = True
+    settings: config.Settings = field(default_factory=config.current, repr=False, compare=False)
 
     def options(self, contact: Contact | None = None) -> CommOptions:
         """Options for connections within that cluster."""
         if not self.auth:
-            return CommOptions.from_environment(None)
+            return CommOptions.configured(None, self.settings)
         contact_token = None if contact is None else contact.token
-        return CommOptions.from_environment(
-            resolve_token(self.token, self.token_file, contact_token)
+        token = resolve_token(
+            self.token, self.token_file, contact_token, own_file=self.settings["token-file"]
         )
+        return CommOptions.configured(token, self.settings)
 
 
 def host_and_port(scheduler: str | None, port: int | None) -> str | None:

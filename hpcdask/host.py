@@ -532,7 +532,7 @@ def thread_environment(nthreads: int, environ: Mapping[str, str]) -> dict[str, s
     pool for the process, which all task threads share: it gets `nthreads`. What the user has set
     stays, and who set only OMP_NUM_THREADS meant the libraries that follow it, too.
     """
-    omp_is_the_users = "OMP_NUM_THREADS" in environ and not _omp_is_from_pbs(environ)
+    omp_is_the_users = "OMP_NUM_THREADS" in environ and not omp_is_from_pbs(environ)
     chosen = {
         name: "1"
         for name, follows_omp in _THREAD_VARIABLES
@@ -544,7 +544,7 @@ def thread_environment(nthreads: int, environ: Mapping[str, str]) -> dict[str, s
     return chosen
 
 
-def _omp_is_from_pbs(environ: Mapping[str, str]) -> bool:
+def omp_is_from_pbs(environ: Mapping[str, str]) -> bool:
     """PBS sets OMP_NUM_THREADS to NCPUS in every job: nobody's wish, and n threads in each of n."""
     return "PBS_JOBID" in environ and environ.get("OMP_NUM_THREADS") == environ.get("NCPUS")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import logging
 
-FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+from hpcdask import config
 
-_recent: collections.deque[tuple[str, str]] = collections.deque(maxlen=1000)
+_recent: collections.deque[tuple[str, str]] = collections.deque()
 
 
 class _Keeper(logging.Handler):
@@ -16,13 +16,16 @@ class _Keeper(logging.Handler):
 
 
 def configure(level: str | int = "info") -> None:
-    """Send hpcdask's log to stderr and keep its last lines; may be called again.
+    """Send hpcdask's log to stderr and keep its last lines, as configured; may be called again.
 
     Parameters
     ----------
     level : str or int
         Lowest level to show; all from INFO up are kept.
     """
+    global _recent
+    settings = config.current()
+    _recent = collections.deque(_recent, maxlen=settings["admin.log-length"])
     number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
     logger = logging.getLogger("hpcdask")
     for handler in list(logger.handlers):
@@ -30,7 +33,7 @@ def configure(level: str | int = "info") -> None:
     shown, kept = logging.StreamHandler(), _Keeper(logging.INFO)
     shown.setLevel(number)
     for handler in (shown, kept):
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler.setFormatter(logging.Formatter(settings["admin.log-format"]))
         logger.addHandler(handler)
     logger.setLevel(min(number, logging.INFO))
     logger.propagate = False

@@ -38,8 +38,8 @@ log = logging.getLogger("hpcdask.scheduler")
 _INTRODUCTION = 10.0
 #: Seconds that a nanny has to tell how its worker died, if a task is to be given up for that.
 _LAST_WORDS = 1.0
-#: Heartbeats that all workers together send, per second, at most; and seconds between two of one.
-_HEARTBEATS_PER_SECOND, _HEARTBEAT = 100.0, 2.0
+#: Heartbeats that all workers together send, per second, at most.
+_HEARTBEATS_PER_SECOND = 100.0
 
 
 class Membership:
@@ -82,6 +82,7 @@ class Membership:
     ) -> None:
         self._scheduler, self._state, self._spawn = scheduler, scheduler.state, spawn
         self._client_grace = client_grace
+        self._heartbeat: float = scheduler.settings["scheduler.heartbeat"]
         self.workers: dict[str, Comm] = {}
         self.clients: dict[str, Comm] = {}
         self.nannies: dict[str, tuple[Comm, RegisterNanny]] = {}
@@ -137,7 +138,7 @@ class Membership:
         self.comms.discard(comm)
 
     def _registered(self) -> Registered:
-        interval = max(_HEARTBEAT, len(self.workers) / _HEARTBEATS_PER_SECOND)
+        interval = max(self._heartbeat, len(self.workers) / _HEARTBEATS_PER_SECOND)
         if self._scheduler.worker_ttl:  # an idle worker says nothing else
             interval = min(interval, self._scheduler.worker_ttl / 4)
         return Registered(self._scheduler.id, interval)

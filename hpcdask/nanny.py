@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hpcdask import config, network
 from hpcdask import host as hosts
-from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.calls import call
 from hpcdask.comm.options import CommOptions
@@ -80,10 +80,10 @@ class Nanny(Service):
     Parameters
     ----------
     env : mapping, optional
-        Environment variables for the worker, besides ours.
-    lifetime_restart : bool
+        Environment variables for the worker, besides ours and those configured.
+    lifetime_restart : bool, optional
         At the end of a worker's lifetime start another; by default the nanny ends with it.
-    preload_nanny : iterable of str
+    preload_nanny : iterable of str, optional
         Modules or files with ``dask_setup(nanny)`` and ``dask_teardown(nanny)``.
     worker_class : type or str, optional
         A subclass of `Worker` to run, or where to import it from, as in "module.Class".
@@ -99,36 +99,47 @@ class Nanny(Service):
         name: str | int | None = None,
         memory_limit: str | float | None = "auto",
         resources: Mapping[str, float] | str | None = None,
-        death_timeout: float | str = 60.0,
-        reconnect_timeout: float | str = 60.0,
-        drain_timeout: float | str = 30.0,
+        death_timeout: float | str | None = None,
+        reconnect_timeout: float | str | None = None,
+        drain_timeout: float | str | None = None,
         lifetime: float | str | None = None,
-        lifetime_stagger: float | str = 0.0,
-        lifetime_restart: bool = False,
+        lifetime_stagger: float | str | None = None,
+        lifetime_restart: bool | None = None,
         token: bytes | str | None = None,
         token_file: str | None = None,
         auth: bool = True,
         env: Mapping[str, str] | None = None,
-        preload_nanny: Iterable[str] = (),
-        preload: Iterable[str] = (),
-        preload_argv: Iterable[str] = (),
+        preload_nanny: Iterable[str] | None = None,
+        preload: Iterable[str] | None = None,
+        preload_argv: Iterable[str] | None = None,
         worker_class: type | str | None = None,
         loop: Any = None,
         **worker_options: Any,
     ) -> None:
-        super().__init__(preload_nanny, preload_argv, loop)
+        self.settings = settings = config.current()
+        super().__init__(
+            settings.value("nanny.preload", preload_nanny),
+            settings.value("nanny.preload-argv", preload_argv),
+            loop,
+        )
         path = None if scheduler_file is None else os.fspath(scheduler_file)
         scheduler = host_and_port(scheduler, scheduler_port)
-        self.place = SchedulerPlace(scheduler, path, token, token_file, auth)
-        self.nthreads = nthreads or hosts.cpu_count()
+        self.place = SchedulerPlace(scheduler, path, token, token_file, auth, settings)
+        self.nthreads = settings.value("worker.nthreads", nthreads) or hosts.cpu_count()
         self.name = str(name) if name is not None else f"nanny-{uuid.uuid4().hex[:8]}"
         # Two people may give two workers the same name.
         self.id = f"{self.name}-{uuid.uuid4().hex[:8]}"
         self.address = ""
         self.environment = dict(env or {})
-        self._death_timeout = hosts.parse_timedelta(death_timeout)
-        self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
-        self._drain_timeout = hosts.parse_timedelta(drain_timeout)
+        self._death_timeout: float = settings.value("worker.death-timeout", death_timeout)
+        self._reconnect_timeout: float = settings.value(
+            "worker.reconnect-timeout", reconnect_timeout
+        )
+        self._drain_timeout: float = settings.value("worker.drain-timeout", drain_timeout)
+        if memory_limit == "auto":
+            memory_limit = settings["worker.memory-limit"]
+        if resources is None:
+            resources = settings["worker.resources"]
         self._worker_options = {
             **worker_options,
             "name": self.name,
@@ -139,17 +150,18 @@ class Nanny(Service):
             "death_timeout": self._death_timeout,
             "reconnect_timeout": self._reconnect_timeout,
             "drain_timeout": self._drain_timeout,
-            "preload": list(preload),
-            "preload_argv": list(preload_argv),
+            "preload": settings.value("worker.preload", preload),
+            "preload_argv": settings.value("worker.preload-argv", preload_argv),
             "nanny": self.id,
             "auth": auth,
             "worker_class": None if worker_class is None else path_of(worker_class),
         }
         # Without a restart it is the nanny's own: a worker that died early is no reason to outlive
         # the batch job. With one, each worker has its own.
-        life = Lifetime.of(lifetime, lifetime_stagger, lifetime_restart)
-        self.lifetime = None if lifetime_restart else life
-        self._workers_lifetime = life if lifetime_restart else None
+        life = Lifetime.settled(settings, lifetime, lifetime_stagger, lifetime_restart)
+        restarts = settings.value("worker.lifetime.restart", lifetime_restart)
+        self.lifetime = None if restarts else life
+        self._workers_lifetime = life if restarts else None
         self._link: Link | None = None
         self._linked = asyncio.Event()
         self._unsaid: list[Message] = []  # while there was no scheduler
@@ -305,13 +317,14 @@ class Nanny(Service):
 
     async def _start_worker(self, scheduler: str, options: CommOptions) -> None:
         """Start a worker process and wait until it has registered; tell of it if it does not."""
-        config = {**self._worker_options, "scheduler": scheduler}
-        config["token"] = None if options.token is None else options.token.hex()
-        config["sys_path"] = sys.path  # a script's own folder, whose modules its tasks may need
+        parameters = {**self._worker_options, "scheduler": scheduler}
+        parameters["token"] = None if options.token is None else options.token.hex()
+        parameters["sys_path"] = sys.path  # a script's own folder, whose modules tasks may need
+        parameters["settings"] = config.hand_over(self.settings)
         limit = self._death_timeout + _SILENCE
         self._child = child = WorkerChild(self.name, self._worker_environment())
         try:
-            await child.start(config, limit)
+            await child.start(parameters, limit)
         except LaunchError:
             self._report_death(child)
             raise
@@ -322,7 +335,11 @@ class Nanny(Service):
             self._retirement = self._spawn(self._retire(child, self._workers_lifetime))
 
     def _worker_environment(self) -> dict[str, str]:
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(MPI_VARIABLES)}
+        """Ours, over what is configured, but for what was given; none of it tells of MPI."""
+        ours = {k: v for k, v in os.environ.items() if not k.startswith(MPI_VARIABLES)}
+        if hosts.omp_is_from_pbs(ours):
+            del ours["OMP_NUM_THREADS"]
+        environ = {**self.settings["nanny.environ"], **ours}
         environ.update(hosts.thread_environment(self.nthreads, environ))
         environ.update(self.environment)
         return environ

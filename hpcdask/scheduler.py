@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from hpcdask import config, network
 from hpcdask import host as hosts
-from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.client_requests import REQUESTS, ClientRequests
 from hpcdask.comm import Comm, Listener, listen
@@ -73,14 +73,17 @@ _COLLECTION, _FEW_TASKS = 60.0, 10_000
 class Scheduler(Service):
     """Takes graphs from clients, gives tasks to workers, knows where every value is.
 
+    What is not given is as `hpcdask.config` has it, below ``scheduler``.
+
     Parameters
     ----------
     host : str, optional
         Address or name to listen on; every interface by default.
-    port : int or str
+    port : int or str, optional
         Port, 0 for any free one, or a range ``"9000:9010"`` to try in turn.
     interface : str, optional
-        Listen only on, and advertise, this network interface; a name, list, glob or subnet.
+        Listen only on, and advertise, this network interface; a name, list, glob or subnet. Where
+        a host is given, what is configured does not count.
     contact_address : str, optional
         What to advertise instead of the address that is listened on.
     scheduler_file : str, optional
@@ -93,20 +96,20 @@ class Scheduler(Service):
         False lets anybody in who can reach the port, and says so.
     idle_timeout : float or str, optional
         End after so many seconds without tasks.
-    allowed_failures : int
+    allowed_failures : int, optional
         Workers that may die under a task before it is given up.
     own_process : bool
         Whether nothing else lives in this process. Then Python's search for cyclic garbage, which
         takes a second for a million tasks, waits until there are few.
-    worker_ttl : float or str
+    worker_ttl : float or str, optional
         Seconds of silence after which a worker is taken for lost; 0 to wait for ever.
-    client_grace : float or str
+    client_grace : float or str, optional
         Seconds that the work of a client is kept which has vanished without a word, and may come
         back; and that workers of a scheduler before this one keep values that no client has asked
         for yet.
     protocol : str
         "tcp" or "inproc".
-    preload, preload_argv : iterable of str
+    preload, preload_argv : iterable of str, optional
         Modules or files with ``dask_setup(scheduler)`` and ``dask_teardown(scheduler)``.
     name : str, optional
         For logs and `identity`.
@@ -124,7 +127,7 @@ class Scheduler(Service):
     def __init__(
         self,
         host: str | None = None,
-        port: int | str = 0,
+        port: int | str | None = None,
         *,
         interface: str | None = None,
         contact_address: str | None = None,
@@ -133,38 +136,51 @@ class Scheduler(Service):
         token_file: str | None = None,
         auth: bool = True,
         idle_timeout: float | str | None = None,
-        allowed_failures: int = 3,
-        worker_ttl: float | str | None = 30.0,
-        client_grace: float | str = 30.0,
+        allowed_failures: int | None = None,
+        worker_ttl: float | str | None = None,
+        client_grace: float | str | None = None,
         own_process: bool = False,
         protocol: str = "tcp",
-        preload: Iterable[str] = (),
-        preload_argv: Iterable[str] = (),
+        preload: Iterable[str] | None = None,
+        preload_argv: Iterable[str] | None = None,
         name: str | None = None,
         loop: Any = None,
     ) -> None:
-        super().__init__(preload, preload_argv, loop)
+        self.settings = settings = config.current()
+        super().__init__(
+            settings.value("scheduler.preload", preload),
+            settings.value("scheduler.preload-argv", preload_argv),
+            loop,
+        )
         self.id = f"Scheduler-{uuid.uuid4()}"
         self.name = name or self.id
         self.started = time.time()
         self.scheduler_file = None if scheduler_file is None else os.fspath(scheduler_file)
-        self.state = SchedulerState(allowed_failures, first_attempt=time.time_ns() // 1000)
+        self.state = SchedulerState(
+            settings.value("scheduler.allowed-failures", allowed_failures),
+            first_attempt=time.time_ns() // 1000,
+            work_stealing=settings["scheduler.work-stealing"],
+        )
         self.address = ""
         self.inproc_address = ""
         self._dropping: asyncio.Task[None] | None = None  # of the wants of those who are gone
-        self.worker_ttl = hosts.parse_timedelta(worker_ttl or 0)
+        self.worker_ttl: float = settings.value("scheduler.worker-ttl", worker_ttl)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
         self._own_process = own_process
-        self.state.unclaimed = hosts.parse_timedelta(client_grace)
+        self.state.unclaimed = settings.value("scheduler.client-grace", client_grace)
         self.members = Membership(self, self._spawn, self.state.unclaimed)
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
         #: moment, since one that comes too late would look for us until its deadline.
         self.expected_nannies = 0
-        self._host, self._port, self._interface = host, port, interface
-        self._contact_address, self._protocol = contact_address, protocol
+        self._host, self._port = host, settings.value("scheduler.port", port)
+        self._interface, self._contact_address = interface, contact_address
+        if host is None and interface is None:
+            self._interface = settings["scheduler.interface"]
+            self._contact_address = settings.value("scheduler.contact-address", contact_address)
+        self._protocol = protocol
         self._token, self._token_file, self._auth = token, token_file, auth
-        self._idle_timeout = None if idle_timeout is None else hosts.parse_timedelta(idle_timeout)
+        self._idle_timeout: float | None = settings.value("scheduler.idle-timeout", idle_timeout)
         self._listeners: list[Listener] = []
         self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
@@ -194,10 +210,11 @@ class Scheduler(Service):
     async def _start(self) -> None:
         token = None
         if self._auth:
-            token = resolve_token(self._token, self._token_file)
+            own_file = self.settings["token-file"]
+            token = resolve_token(self._token, self._token_file, own_file=own_file)
         else:
             log.warning("authentication is off: anybody who reaches this port can run code as you")
-        self.options = CommOptions.from_environment(token)
+        self.options = CommOptions.configured(token, self.settings)
         self.peers = Peers(self.options)
         await self._listen()
         if self.scheduler_file is not None:

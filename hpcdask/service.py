@@ -18,6 +18,7 @@ from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from hpcdask import host as hosts
+from hpcdask.config import Settings
 from hpcdask.errors import ConfigError, LaunchError
 
 log = logging.getLogger("hpcdask.service")
@@ -60,6 +61,20 @@ class Lifetime(NamedTuple):
                 f"a lifetime of {mean:g} s cannot be {spread:g} s shorter; give less stagger"
             )
         return cls(mean, spread)
+
+    @classmethod
+    def settled(
+        cls,
+        settings: Settings,
+        lifetime: float | str | None,
+        stagger: float | str | None,
+        restart: bool | None,
+    ) -> Lifetime | None:
+        """As `of`, where None is what is configured; stagger and restart for who has a lifetime."""
+        mean = settings.value("worker.lifetime.duration", lifetime)
+        if mean is not None and stagger is None:
+            stagger = settings["worker.lifetime.stagger"]
+        return cls.of(mean, stagger or 0.0, bool(restart))
 
     def drawn(self) -> float:
         """A length for one worker."""

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
+from hpcdask import config, network
 from hpcdask import host as hosts
-from hpcdask import network
 from hpcdask._version import __version__
 from hpcdask.calls import call
 from hpcdask.comm import Comm, Listener, listen
@@ -69,6 +69,8 @@ _STUCK = 0.1
 class Worker(Service):
     """Runs tasks and holds their values.
 
+    What is not given is as `hpcdask.config` has it, below ``worker``.
+
     Parameters
     ----------
     scheduler : str, optional
@@ -82,26 +84,28 @@ class Worker(Service):
     name : str, optional
         By default the address.
     memory_limit : str, int or float
-        "auto", bytes, "4 GiB", a fraction of what the machine grants, or 0 for none. Told to the
-        scheduler; nothing enforces it yet.
+        Bytes, "4 GiB", a fraction of what the machine grants, 0 for none, or "auto": as configured,
+        by default a share of what the machine grants. Told to the scheduler; nothing enforces it
+        yet.
     local_directory : str, optional
         Where its scratch folder is made.
     host, port : str, int or str
         What to listen on; port may be a range ``"9000:9010"``.
     interface : str, optional
-        Network interface to listen on and advertise: a name, list, glob or subnet.
+        Network interface to listen on and advertise: a name, list, glob or subnet. Where a host or
+        an address to listen on is given, what is configured does not count.
     listen_address, contact_address : str, optional
         What to listen on and what to advertise where these differ.
     protocol : str
         "tcp" or "inproc".
-    death_timeout : float or str
+    death_timeout : float or str, optional
         Seconds to wait for the scheduler at start.
-    drain_timeout : float or str
+    drain_timeout : float or str, optional
         Seconds that `leave` may take to hand over what only this worker holds.
     lifetime, lifetime_stagger : float or str, optional
         How long it runs before it leaves by itself, and by how much longer or shorter that may be,
         at random, so that not all workers leave at the same time.
-    lifetime_restart : bool
+    lifetime_restart : bool, optional
         For a worker with a nanny, which then starts another.
     token, token_file, auth
         As for `Scheduler`.
@@ -110,10 +114,10 @@ class Worker(Service):
     resources : mapping of str to float, or str, optional
         As ``{"GPU": 1}`` or ``"GPU=1"``: what tasks submitted with ``resources=`` may take of this
         worker while they run.
-    reconnect_timeout : float or str
+    reconnect_timeout : float or str, optional
         Seconds to look for a lost scheduler, or another in its place, while what runs goes on and
         what is held is kept; 0 to end at once.
-    preload, preload_argv : iterable of str
+    preload, preload_argv : iterable of str, optional
         Modules or files with ``dask_setup(worker)`` and ``dask_teardown(worker)``.
     loop : asyncio event loop or tornado IOLoop, optional
         One that runs in another thread, for `start` without await.
@@ -130,55 +134,73 @@ class Worker(Service):
         memory_limit: str | float | None = "auto",
         local_directory: str | None = None,
         host: str | None = None,
-        port: int | str = 0,
+        port: int | str | None = None,
         interface: str | None = None,
         listen_address: str | None = None,
         contact_address: str | None = None,
         protocol: str = "tcp",
-        death_timeout: float | str = 60.0,
-        drain_timeout: float | str = 30.0,
+        death_timeout: float | str | None = None,
+        drain_timeout: float | str | None = None,
         lifetime: float | str | None = None,
-        lifetime_stagger: float | str = 0.0,
-        lifetime_restart: bool = False,
+        lifetime_stagger: float | str | None = None,
+        lifetime_restart: bool | None = None,
         token: bytes | str | None = None,
         token_file: str | None = None,
         auth: bool = True,
         nanny: str = "",
         resources: Mapping[str, float] | str | None = None,
-        reconnect_timeout: float | str = 60.0,
-        preload: Iterable[str] = (),
-        preload_argv: Iterable[str] = (),
+        reconnect_timeout: float | str | None = None,
+        preload: Iterable[str] | None = None,
+        preload_argv: Iterable[str] | None = None,
         loop: Any = None,
     ) -> None:
-        super().__init__(preload, preload_argv, loop)
+        self.settings = settings = config.current()
+        super().__init__(
+            settings.value("worker.preload", preload),
+            settings.value("worker.preload-argv", preload_argv),
+            loop,
+        )
         self.place = SchedulerPlace(
             host_and_port(scheduler, scheduler_port),
             None if scheduler_file is None else os.fspath(scheduler_file),
             token,
             token_file,
             auth,
+            settings,
         )
-        self.lifetime = Lifetime.of(lifetime, lifetime_stagger, lifetime_restart)
+        # With a nanny, what is configured is for that: it takes its worker along, or replaces it.
+        if lifetime is not None or not nanny:
+            self.lifetime = Lifetime.settled(settings, lifetime, lifetime_stagger, lifetime_restart)
         if lifetime_restart:
             raise ConfigError("--lifetime-restart is a nanny's part, and this worker has none")
+        if resources is None:
+            resources = settings["worker.resources"]
         self.resources = dict(checked_resources(resources))
         if contact_address and not listen_address:
             raise ConfigError("--contact-address needs --listen-address: it stands for that one")
-        self.nthreads = nthreads or hosts.cpu_count()
+        self.nthreads = settings.value("worker.nthreads", nthreads) or hosts.cpu_count()
         self.name = "" if name is None else str(name)
+        if memory_limit == "auto":
+            memory_limit = settings["worker.memory-limit"]
         self.memory_limit = hosts.resolve_memory_limit(memory_limit, self.nthreads, 1)
         self.local_directory = ""
         self.address = ""
         self.scheduler_address = ""
-        self._scratch, self._nanny = local_directory, nanny
-        self._host, self._port, self._interface = host, port, interface
+        self._scratch = settings.value("worker.local-directory", local_directory)
+        self._nanny = nanny
+        self._host, self._interface = host, interface
+        self._port = settings.value("worker.port", port)
+        if host is None and listen_address is None and interface is None:
+            self._interface = settings["worker.interface"]
         self._listen_address, self._contact_address = listen_address, contact_address
         self._protocol = protocol
-        self._death_timeout = hosts.parse_timedelta(death_timeout)
-        self._drain_timeout = hosts.parse_timedelta(drain_timeout)
+        self._death_timeout: float = settings.value("worker.death-timeout", death_timeout)
+        self._drain_timeout: float = settings.value("worker.drain-timeout", drain_timeout)
         self._leaving = ""  # why it leaves, once it does
         self._listener: Listener | None = None
-        self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
+        self._reconnect_timeout: float = settings.value(
+            "worker.reconnect-timeout", reconnect_timeout
+        )
         self._n_lent = 0  # tasks that wait for others or have seceded
         self._n_stuck = 0  # threads whose runs were given up and go on, as told
         self._looks_for_stuck = False
@@ -215,7 +237,13 @@ class Worker(Service):
             raise LaunchError(f"the worker {exc.strerror or exc}") from exc
         self.name = self.name or self.address
         self.options = options
-        self.state = WorkerState(self.address, self.nthreads, self.resources)
+        self.state = WorkerState(
+            self.address,
+            self.nthreads,
+            self.resources,
+            self.settings["worker.connections.outgoing"],
+            self.settings["worker.transfer.message-bytes-limit"],
+        )
         self._exchange = Exchange(
             self,
             self.address,

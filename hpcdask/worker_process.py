@@ -20,7 +20,7 @@ import sys
 import threading
 from typing import Any
 
-from hpcdask import logs
+from hpcdask import config, logs
 from hpcdask.errors import HpcdaskError, InterfaceNotFoundError
 from hpcdask.service import ENDED_AS_ASKED
 from hpcdask.stdio import print_line_by_line, take_stdin
@@ -36,12 +36,13 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Run a worker until it is closed; return the exit code."""
     status = os.fdopen(int(sys.argv[1]), "w")
-    config = json.loads(sys.stdin.buffer.readline())
+    parameters = json.loads(sys.stdin.buffer.readline())
     nanny = take_stdin()
     print_line_by_line()
-    sys.path += [folder for folder in config.pop("sys_path", ()) if folder not in sys.path]
-    logs.configure(config.pop("log_level", "info"))
-    return asyncio.run(_run(config, status, nanny))
+    sys.path += [folder for folder in parameters.pop("sys_path", ()) if folder not in sys.path]
+    config.adopt(parameters.pop("settings"))
+    logs.configure(parameters.pop("log_level", "info"))
+    return asyncio.run(_run(parameters, status, nanny))
 
 
 class _Wishes:
@@ -69,13 +70,13 @@ class _Wishes:
             self.end.set_result(None)
 
 
-async def _run(config: dict[str, Any], status: Any, nanny: int) -> int:
+async def _run(parameters: dict[str, Any], status: Any, nanny: int) -> int:
     loop = asyncio.get_running_loop()
     wishes = _Wishes(loop)
     _watch_nanny(nanny, loop, wishes)
     try:
-        make = find_class(config.pop("worker_class", None) or Worker)
-        worker = make(**config)
+        make = find_class(parameters.pop("worker_class", None) or Worker)
+        worker = make(**parameters)
         starting = asyncio.ensure_future(worker.start())
         await _first_of(starting, wishes.leave)
         if not starting.done():

@@ -27,6 +27,7 @@ def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     for name in [name for name in os.environ if name.startswith("HPCDASK_")]:
         del os.environ[name]
     os.environ["XDG_CONFIG_HOME"] = str(home / "config")
+    os.environ["HPCDASK_SITE_CONFIG"] = ""  # nor does this machine's site tell us anything
     os.environ["TMPDIR"] = str(home / "tmp")
     os.environ[MARK] = uuid.uuid4().hex
     tempfile.tempdir = None

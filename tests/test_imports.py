@@ -54,14 +54,16 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "_version": set(),
     "errors": set(),
     "messages": {"errors"},
-    "config": {"errors", "host"},
+    # Of comm only how ports are written.
+    "config": {"errors", "host", "resources", "trusted_files", "comm"},
     "core": INNER,
     "wire": INNER,
-    "comm": INNER | {"wire", "config", "threads"},
+    "comm": INNER | {"wire", "threads"},
     "threads": set(),
+    "trusted_files": set(),
     "host": {"errors"},
     "network": {"errors"},
-    "rendezvous": {"errors", "threads"},
+    "rendezvous": {"errors", "threads", "trusted_files"},
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
     # The part of a worker that moves data.
     "exchange": ABOVE_SHELLS | COMMON,
@@ -90,7 +92,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 IMPURE = {"asyncio", "os", "socket", "subprocess", "threading", "time"}
 
 #: What `import hpcdask` must leave to those who use it.
-HEAVY = {"click", "dask", "distributed", "matplotlib", "numpy", "pandas", "tornado"}
+HEAVY = {"click", "dask", "distributed", "matplotlib", "numpy", "pandas", "tornado", "yaml"}
 
 
 def row_of(path: Path) -> str:

@@ -32,14 +32,16 @@ _UNSUPPORTED = {"actor", "actors"}
 class Client(ClusterCalls):
     """A connection to a cluster.
 
+    What is not given is as `hpcdask.config` has it.
+
     Parameters
     ----------
     address : str or cluster, optional
         Address of a scheduler (``tcp://host:8786``, ``host``), or an object such as a
-        `LocalCluster`. By default what ``HPCDASK_SCHEDULER_FILE`` or
-        ``HPCDASK_SCHEDULER_ADDRESS`` says, as under ``hpc-dask run``; else a new `LocalCluster`
-        that ends with the client and takes the remaining keywords.
-    timeout : float or str
+        `LocalCluster`. By default what is configured as ``scheduler-file`` or
+        ``scheduler-address``, as under ``hpc-dask run``; else a new `LocalCluster` that ends with
+        the client and takes the remaining keywords.
+    timeout : float or str, optional
         Seconds to reach the scheduler, and for the client's own housekeeping.
     set_as_default : bool
         Whether `get_client` and bare futures use it.
@@ -56,7 +58,7 @@ class Client(ClusterCalls):
         A running loop of another thread to use.
     token, token_file, auth
         As for `Scheduler`.
-    reconnect_timeout : float or str
+    reconnect_timeout : float or str, optional
         Seconds for which a scheduler that was lost is looked for, at the same address or in the
         same scheduler file. Futures stay pending meanwhile, and what they need is submitted again.
         With 0 they are cancelled at once.

@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
+from hpcdask import config
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
@@ -78,7 +79,7 @@ class Connection:
         address: Any = None,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
-        timeout: float | str = 30,
+        timeout: float | str | None = None,
         set_as_default: bool = True,
         scheduler_file: str | os.PathLike[str] | None = None,
         asynchronous: bool = False,
@@ -87,7 +88,7 @@ class Connection:
         token: bytes | str | None = None,
         token_file: str | None = None,
         auth: bool = True,
-        reconnect_timeout: float | str = "60s",
+        reconnect_timeout: float | str | None = None,
         **cluster_options: Any,
     ) -> None:
         self._prepare(
@@ -115,7 +116,7 @@ class Connection:
         self,
         address: Any,
         *,
-        timeout: float | str = 30,
+        timeout: float | str | None = None,
         set_as_default: bool = True,
         scheduler_file: str | os.PathLike[str] | None = None,
         asynchronous: bool = False,
@@ -124,7 +125,7 @@ class Connection:
         token: bytes | str | None = None,
         token_file: str | None = None,
         auth: bool = True,
-        reconnect_timeout: float | str = "60s",
+        reconnect_timeout: float | str | None = None,
         **cluster_options: Any,
     ) -> None:
         self.id = f"Client-{name + '-' if name else ''}{uuid.uuid4()}"
@@ -132,15 +133,21 @@ class Connection:
         self._asynchronous = asynchronous
         self.status = "connecting"
         self.cluster: Any = None
-        self.direct_to_workers = direct_to_workers
-        self._timeout = hosts.parse_timedelta(timeout)
-        self._reconnect_timeout = hosts.parse_timedelta(reconnect_timeout)
+        self.settings = settings = config.current()
+        self.direct_to_workers: bool | None = settings.value(
+            "client.direct-to-workers", direct_to_workers
+        )
+        self._timeout: float = settings.value("comm.timeouts.connect", timeout)
+        self._reconnect_timeout: float = settings.value(
+            "client.reconnect-timeout", reconnect_timeout
+        )
         self._place = self._way_back = SchedulerPlace(
             address if isinstance(address, str) else None,
             None if scheduler_file is None else os.fspath(scheduler_file),
             token,
             token_file,
             auth,
+            settings,
         )
         self._given, self._cluster_options = address, cluster_options
         self._owns_cluster = False

@@ -22,13 +22,15 @@ def default_client() -> Client | None:
     return None
 
 
-def get_client(address: str | None = None, timeout: float | str = 30) -> Client:
+def get_client(address: str | None = None, timeout: float | str | None = None) -> Client:
     """Return the current client: in a task that of its worker, else the default one.
 
     Parameters
     ----------
     address : str, optional
         Of a scheduler, which it must be connected to; else a new client is made.
+    timeout : float or str, optional
+        Seconds to reach the scheduler.
 
     Raises
     ------
@@ -45,7 +47,8 @@ def get_client(address: str | None = None, timeout: float | str = 30) -> Client:
     if worker is not None and address in (None, worker.scheduler_address):
         client = _client_of(worker)
         if not is_in_loop(client.loop):
-            client._sync(client._connected(), hosts.parse_timedelta(timeout))
+            limit = client._timeout if timeout is None else hosts.parse_timedelta(timeout)
+            client._sync(client._connected(), limit)
         return client
     default = default_client()
     if default is not None and address in (None, default.scheduler_address):

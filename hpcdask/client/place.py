@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hpcdask.dialling import SchedulerPlace
@@ -30,11 +30,11 @@ async def find_place(client: Connection) -> SchedulerPlace:
     if of_program is not None:
         _refuse_cluster_options(client)
         return of_program
-    by_file = os.environ.get("HPCDASK_SCHEDULER_FILE")
-    by_address = os.environ.get("HPCDASK_SCHEDULER_ADDRESS")
+    settings = client.settings
+    by_file, by_address = settings["scheduler-file"], settings["scheduler-address"]
     if by_file or by_address:
         _refuse_cluster_options(client)
-        return SchedulerPlace(by_address, by_file, place.token, place.token_file, place.auth)
+        return replace(place, address=by_address, scheduler_file=by_file)
     from hpcdask.launchers.local import LocalCluster
 
     options = {"dashboard_address": None, **client._cluster_options}

@@ -45,7 +45,7 @@ def worker_client(
     place = current_place()
     if place is None:
         raise ValueError("worker_client() works within a task only; no task runs in this thread")
-    client = get_client() if timeout is None else get_client(timeout=timeout)
+    client = get_client(timeout=timeout)
     # Who seceded before has a reason to stay away after.
     leaves = separate_thread and not place.has_seceded
     if leaves:

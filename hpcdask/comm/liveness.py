@@ -19,9 +19,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hpcdask.comm.tcp import TCPComm
 
-#: Seconds of silence after which a peer is given up, although it was asked several times. A link
-#: that is cut for half as long breaks no connection.
-PATIENCE = 30.0
 #: Seconds between two looks.
 INTERVAL = 5.0
 #: Questions that stayed unanswered. One alone may have been asked this moment: the kernel waits up
@@ -52,14 +49,19 @@ def _look(
     for comm, sock in list(comms.items()):
         if sock.fileno() < 0:  # it has ended
             del comms[comm]
-        elif is_lost(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)):
-            comm.abort(f"its host has not answered for {PATIENCE:g} s")
+            continue
+        tcp_info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        if is_lost(tcp_info, comm.patience):
+            comm.abort(f"its host has not answered for {comm.patience:g} s")
     loop.call_later(INTERVAL, _look, loop, comms)
 
 
-def is_lost(tcp_info: bytes) -> bool:
-    """Whether a peer has been asked in vain for long enough."""
+def is_lost(tcp_info: bytes, patience: float) -> bool:
+    """Whether a peer has been asked several times in vain, and has been silent for so long.
+
+    A link that is cut for half of these seconds breaks no connection.
+    """
     if len(tcp_info) < _TCP_INFO.size:
         return False
     retransmits, probes, silence = _TCP_INFO.unpack(tcp_info)
-    return bool(max(retransmits, probes) >= _UNANSWERED and silence >= 1000 * PATIENCE)
+    return bool(max(retransmits, probes) >= _UNANSWERED and silence >= 1000 * patience)

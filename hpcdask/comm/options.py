@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from hpcdask.config import comm_settings
 from hpcdask.errors import ConfigError
 from hpcdask.wire.compression import available
 from hpcdask.wire.framing import Limits
@@ -28,6 +29,8 @@ class CommOptions:
         Seconds that a peer has to prove who it is.
     stall_timeout : float
         Seconds without a byte after which a worker that owes an answer is given up.
+    tcp_timeout : float
+        Seconds without a confirmation after which the host at the other end is given up.
 
     Raises
     ------
@@ -41,22 +44,25 @@ class CommOptions:
     connect_timeout: float = 30.0
     handshake_timeout: float = 5.0
     stall_timeout: float = 15.0
+    tcp_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         if self.compression not in (None, "auto") and self.compression not in available():
             raise ConfigError(
-                f"cannot compress with {self.compression!r}, as HPCDASK_COMM_COMPRESSION or the "
-                "program has it: it is none of auto, lz4, zstd and none, or its library is not "
+                f"cannot compress with {self.compression!r}, as comm.compression has it (see "
+                "'hpc-dask config'): it is none of auto, lz4, zstd and none, or its library is not "
                 "installed (pip install lz4 zstandard)"
             )
 
     @classmethod
-    def from_environment(cls, token: bytes | None) -> CommOptions:
-        """Options with what ``HPCDASK_COMM_...`` variables set; see `hpcdask.config`."""
-        settings = comm_settings()
-        default = Limits()
-        limits = Limits(
-            settings.pop("max_messages", default.section),
-            settings.pop("max_buffers", default.buffers),
+    def configured(cls, token: bytes | None, settings: Mapping[str, Any]) -> CommOptions:
+        """Options as `hpcdask.config` has settled them."""
+        return cls(
+            token=token,
+            limits=Limits(settings["comm.max-messages"], settings["comm.max-buffers"]),
+            compression=settings["comm.compression"],
+            connect_timeout=settings["comm.timeouts.connect"],
+            handshake_timeout=settings["comm.timeouts.handshake"],
+            stall_timeout=settings["comm.timeouts.stall"],
+            tcp_timeout=settings["comm.timeouts.tcp"],
         )
-        return cls(token=token, limits=limits, **settings)

@@ -47,9 +47,8 @@ _HIGH_WATER = 16 * 2**20
 _MESSAGES_PER_FRAME = 4096
 #: Seconds that a closing connection may wait for the peer without getting on.
 _LINGER = 5.0
-#: Seconds of silence before the kernel asks an idle peer whether it is there, seconds between
-#: such questions, and how many may stay unanswered: the peer is given up after 30 s.
-KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
+#: Questions to an idle peer that may stay unanswered before it is given up.
+_QUESTIONS = 4
 
 
 class TCPComm(Comm):
@@ -59,6 +58,7 @@ class TCPComm(Comm):
         super().__init__()
         self._sock = sock
         self._options = options
+        self.patience = options.tcp_timeout
         self.local, self.peer = name_of(sock.getsockname()), name_of(sock.getpeername())
         self.same_host = _is_same_host(sock.getsockname()[0], sock.getpeername()[0])
         self._codec = None if self.same_host else _codec(options.compression)
@@ -358,13 +358,25 @@ def _is_same_host(local: str, peer: str) -> bool:
     return local == peer or (local.startswith("127.") and peer.startswith("127."))
 
 
-def configure(sock: socket.socket) -> None:
+def keepalive(patience: float) -> dict[str, int]:
+    """When the kernel asks an idle peer whether it is there, to give it up after `patience`.
+
+    In whole seconds, as it counts them: 10 s of silence before the first question, and 5 s between
+    two of them, if it is to be 30 s.
+    """
+    most = 32767  # that Linux takes, nine hours
+    idle = min(max(round(patience / 3), 1), most)
+    pause = min(max(round((patience - idle) / _QUESTIONS), 1), most)
+    return {"TCP_KEEPIDLE": idle, "TCP_KEEPINTVL": pause, "TCP_KEEPCNT": _QUESTIONS}
+
+
+def configure(sock: socket.socket, options: CommOptions) -> None:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # A cable that is pulled sends no FIN: probe silent peers. Those that owe us a confirmation are
     # not probed; `liveness` looks after them.
-    for option, value in KEEPALIVE:
+    for option, value in keepalive(options.tcp_timeout).items():
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
@@ -430,7 +442,7 @@ async def _dial(info: _AddressInfo, options: CommOptions, timeout: float) -> TCP
     deadline = time.monotonic() + timeout
     sock = socket.socket(family, kind, proto)
     try:
-        configure(sock)
+        configure(sock, options)
         loop = asyncio.get_running_loop()
         await asyncio.wait_for(loop.sock_connect(sock, sockaddr), timeout)
         if sock.getsockname() == sock.getpeername():

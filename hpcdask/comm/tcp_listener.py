@@ -134,7 +134,7 @@ class TCPListener(Listener):
         """Let one stranger prove itself and say whether it did."""
         timeout = self.options.handshake_timeout
         try:
-            configure(sock)
+            configure(sock, self.options)
             await asyncio.wait_for(self._examine(sock), timeout)
             comm = TCPComm(sock, self.options)
         except Exception as exc:  # whatever a stranger causes costs its own connection only

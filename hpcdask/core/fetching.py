@@ -46,8 +46,11 @@ MAX_PEERS, MAX_BYTES_IN_FLIGHT = 16, 256 * 2**20
 class Fetching(abc.ABC):
     """The tables of a worker, and the part of it that gets inputs."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(
+        self, address: str, max_peers: int = MAX_PEERS, max_fetch_bytes: int = MAX_FETCH_BYTES
+    ) -> None:
         self.address = address
+        self._max_peers, self._max_fetch_bytes = max_peers, max_fetch_bytes
         self.tasks: dict[str, HeldTask] = {}
         self.outbox: list[Message] = []
         self.instructions: list[Instruction] = []
@@ -212,7 +215,7 @@ class Fetching(abc.ABC):
                 self._nowhere(task)
         for address in list(self._to_fetch):
             under_way = sum(self._bytes_asked.values())
-            if len(self._in_flight) >= MAX_PEERS or under_way >= MAX_BYTES_IN_FLIGHT:
+            if len(self._in_flight) >= self._max_peers or under_way >= MAX_BYTES_IN_FLIGHT:
                 return
             if address not in self._in_flight:
                 self._fetch_from(address, MAX_BYTES_IN_FLIGHT - under_way)
@@ -220,7 +223,7 @@ class Fetching(abc.ABC):
     def _fetch_from(self, address: str, most: int) -> None:
         """Ask one worker for as much as one request may hold."""
         waiting = self._to_fetch[address]
-        most = min(most, MAX_FETCH_BYTES)
+        most = min(most, self._max_fetch_bytes)
         versions: list[Version] = []
         nbytes = 0
         while waiting and len(versions) < MAX_FETCH_KEYS:

@@ -57,11 +57,16 @@ class SchedulerState(Scattering, Retirement):
     first_attempt : int
         Attempts are greater than this. The time in microseconds makes them differ from those of a
         scheduler before, whose workers may come back to this one.
+    work_stealing : bool
+        Whether tasks that have not started are taken back for workers that have nothing to do.
     """
 
-    def __init__(self, allowed_failures: int = 3, first_attempt: int = 0) -> None:
+    def __init__(
+        self, allowed_failures: int = 3, first_attempt: int = 0, work_stealing: bool = True
+    ) -> None:
         super().__init__(first_attempt)
         self.allowed_failures = allowed_failures
+        self.work_stealing = work_stealing
         self._generation = 0
 
     # -- Events: workers come and go ---------------------------------------------------------------
@@ -192,7 +197,7 @@ class SchedulerState(Scattering, Retirement):
 
     def _relieve_others(self, worker: WorkerRecord, patience: bool) -> None:
         """Ask another worker for tasks that it has not started, if this one has nothing to do."""
-        if not has_free_thread(worker) or worker.is_leaving:
+        if not self.work_stealing or not has_free_thread(worker) or worker.is_leaving:
             return
         tasks = self.loaded.tasks_for(worker, patience)
         if not tasks:

@@ -17,8 +17,8 @@ from heapq import heappop, heappush
 from typing import Any
 
 from hpcdask.core.definition import definition_of
+from hpcdask.core.fetching import MAX_FETCH_BYTES, MAX_PEERS, Fetching
 from hpcdask.core.fetching import MOVES as MOVES
-from hpcdask.core.fetching import Fetching
 from hpcdask.core.held_task import Abandon as Abandon
 from hpcdask.core.held_task import Execute as Execute
 from hpcdask.core.held_task import Fetch as Fetch
@@ -66,12 +66,20 @@ class WorkerState(Fetching):
         Tasks that may run at a time.
     resources : mapping of str to float, optional
         What tasks may take of it while they run.
+    max_peers, max_fetch_bytes : int
+        Workers that inputs are fetched from at a time, and bytes that one is asked for at a time,
+        unless a single value has more.
     """
 
     def __init__(
-        self, address: str, nthreads: int, resources: Mapping[str, float] | None = None
+        self,
+        address: str,
+        nthreads: int,
+        resources: Mapping[str, float] | None = None,
+        max_peers: int = MAX_PEERS,
+        max_fetch_bytes: int = MAX_FETCH_BYTES,
     ) -> None:
-        super().__init__(address)
+        super().__init__(address, max_peers, max_fetch_bytes)
         self.nthreads = nthreads
         self.functions: dict[bytes, DefineFunction] = {}
         #: Runs under way that nobody wants.

@@ -42,8 +42,8 @@ class LocalCluster(Cluster):
         Per worker: "auto" (an equal share), bytes, "4 GiB", a fraction, or 0 for none.
     host : str, optional
         Address to listen on; 127.0.0.1 by default.
-    scheduler_port : int
-        0 for any free one.
+    scheduler_port : int or str, optional
+        0 for any free one, which is the default unless others can join.
     interface : str, optional
         Network interface to listen on, so that others can join.
     name : str, optional
@@ -80,7 +80,7 @@ class LocalCluster(Cluster):
         *,
         memory_limit: str | float | None = "auto",
         host: str | None = None,
-        scheduler_port: int | str = 0,
+        scheduler_port: int | str | None = None,
         interface: str | None = None,
         name: str | None = None,
         asynchronous: bool = False,
@@ -105,9 +105,11 @@ class LocalCluster(Cluster):
         self._local_directory = local_directory
         self._worker_kwargs = worker_kwargs
         check_worker_options(worker_kwargs, type(self).__name__)
+        # Ports are configured for what others can reach.
+        self._port = None if interface or host else 0
         self._scheduler_options: dict[str, Any] = {
             "host": None if interface else host or "127.0.0.1",
-            "port": scheduler_port,
+            "port": self._port if scheduler_port is None else scheduler_port,
             "interface": interface,
             "token": self._token,
             "protocol": "tcp" if self.processes or interface or host else "inproc",
@@ -168,6 +170,7 @@ class LocalCluster(Cluster):
             "name": str(next(self._numbers)),
             "memory_limit": self._memory_limit,
             "local_directory": self._local_directory,
+            "port": self._port,
             "token": self._token,
             "reconnect_timeout": 0,  # a lost scheduler is lost for good: it is in this process
             **self._worker_kwargs,

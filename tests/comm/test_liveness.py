@@ -36,12 +36,18 @@ def tcp_info(retransmits: int, probes: int, silence: float) -> bytes:
 def test_a_peer_is_lost_when_it_was_asked_in_vain_for_long(
     retransmits: int, probes: int, silence: float, expected: bool
 ) -> None:
-    assert liveness.is_lost(tcp_info(retransmits, probes, silence)) is expected
+    assert liveness.is_lost(tcp_info(retransmits, probes, silence), 30.0) is expected
+
+
+@pytest.mark.parametrize("patience", [0.1, 1.0, 5.0, 10.0, 30.0, 100.0, 3600.0])
+def test_an_idle_peer_is_given_up_after_about_as_long_as_asked_for(patience: float) -> None:
+    idle, pause, count = tcp.keepalive(patience).values()
+    assert patience * 0.8 <= idle + pause * count <= max(patience * 1.2, 5.0)
 
 
 def test_an_unknown_kernel_tells_nothing() -> None:
-    assert not liveness.is_lost(b"")
-    assert not liveness.is_lost(tcp_info(7, 7, 100)[:-1])
+    assert not liveness.is_lost(b"", 1.0)
+    assert not liveness.is_lost(tcp_info(7, 7, 100)[:-1], 1.0)
 
 
 @only_on_linux
@@ -54,7 +60,7 @@ def test_the_kernel_tells_what_we_think_it_tells() -> None:
         assert (len(state), state[0]) == (60, 1)  # TCP_ESTABLISHED
         silence = struct.unpack_from("=I", state, 56)[0]
         assert silence < 5000
-        assert not liveness.is_lost(state)
+        assert not liveness.is_lost(state, 5.0)
 
 
 @only_on_linux
@@ -64,11 +70,11 @@ def test_an_idle_peer_is_asked_whether_it_is_there() -> None:
             for end in ends:
                 sock = end._sock  # type: ignore[attr-defined]
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                wanted = tcp.keepalive(30.0)
                 idle, pause, count = (
-                    sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
-                    for name, _ in tcp.KEEPALIVE
+                    sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in wanted
                 )
-                assert 20 <= idle + pause * count <= 30
+                assert (idle, pause, count) == tuple(wanted.values()) == (10, 5, 4)
                 # It would end connections with processes that are only busy.
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
 
@@ -84,7 +90,7 @@ def test_both_ends_of_a_dead_link_are_told(monkeypatch: Any) -> None:
             ears = [Ear(end) for end in ends]
             ends[0].send(KeyLost("x"))
             await ears[1].heard(1)
-            monkeypatch.setattr(liveness, "is_lost", lambda tcp_info: len(tcp_info) >= 60)
+            monkeypatch.setattr(liveness, "is_lost", lambda tcp_info, _: len(tcp_info) >= 60)
             for ear in ears:
                 reason = str(await ear.told_the_end())
                 assert ear.comm.peer in reason
@@ -96,10 +102,11 @@ def test_both_ends_of_a_dead_link_are_told(monkeypatch: Any) -> None:
 @only_on_linux
 def test_a_peer_that_does_not_read_for_long_is_kept(monkeypatch: Any) -> None:
     monkeypatch.setattr(liveness, "INTERVAL", 0.05)
-    monkeypatch.setattr(liveness, "PATIENCE", 0.2)
     looks: list[bytes] = []
     is_lost = liveness.is_lost
-    monkeypatch.setattr(liveness, "is_lost", lambda info: looks.append(info) or is_lost(info))
+    monkeypatch.setattr(
+        liveness, "is_lost", lambda info, _: looks.append(info) or is_lost(info, 0.2)
+    )
 
     async def main() -> None:
         async with listening(LOCAL) as (listener, comms):

@@ -27,6 +27,16 @@ def test_a_worker_that_joins_gets_what_another_has_not_started() -> None:
     assert computed(state, B) == ["y"]
 
 
+def test_nothing_is_taken_back_where_that_is_switched_off() -> None:
+    state = started(A)
+    state.work_stealing = False
+    submit(state, {"x": [], "y": []})
+    assert computed(state, A) == ["x", "y"]
+    state.worker_joined(1.0, worker_info(B))
+    state.tick(2.0)
+    assert sent(state) == {}
+
+
 def test_what_has_started_meanwhile_stays() -> None:
     state = started(A)
     submit(state, {"x": [], "y": []})

@@ -281,6 +281,17 @@ def test_requests_are_bounded_in_keys_and_in_peers() -> None:
     ]
 
 
+def test_the_bounds_can_be_others() -> None:
+    state = WorkerState(A, 1, max_peers=2, max_fetch_bytes=100)
+    state.function_defined(0.0, DEFINE)
+    inputs = [on("x0", B, nbytes=60), on("x1", B, nbytes=60)]
+    inputs += [on(f"y{i}", f"tcp://10.1.0.{i}:1") for i in range(2)]
+    state.compute_task(0.0, compute("z", 2, *inputs))
+    fetches = [i for i in told(state) if isinstance(i, Fetch)]
+    assert len(fetches) == 2
+    assert fetches[0] == Fetch(B, (Version("x0", 1),))
+
+
 def test_a_large_input_fills_a_request() -> None:
     state = worker()
     state.compute_task(0.0, compute("z", 2, on("x", B, nbytes=10**9), on("y", B)))
