@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from hpcdask.cli import mpi, options
+from hpcdask.cli.config import config
+from hpcdask.cli.configured import configure
 from hpcdask.cli.doctor import doctor
 from hpcdask.cli.jobscript import jobscript
 from hpcdask.cli.scheduler import scheduler
@@ -62,11 +64,15 @@ def main() -> None:
     Without a command, under 'mpirun -np N hpc-dask' or 'srun -n N hpc-dask': rank 0 runs the
     scheduler, every other rank a worker, until 'Client(scheduler_file=...).shutdown()', SIGTERM or
     Ctrl-C.
+
+    Defaults of options that have a key can be configured, in files and in the environment:
+    'hpc-dask config' shows what is.
     """
 
 
 mpi_command = mpi.mpi
 main.add_command(doctor)
+main.add_command(config)
 main.add_command(mpi_command)
 main.add_command(mpi.run)
 main.add_command(scheduler)
@@ -74,3 +80,4 @@ main.add_command(ssh)
 main.add_command(worker)
 main.add_command(jobscript)
 main.add_command(submit)
+configure(*main.commands.values())

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hpcdask.cli import options
+from hpcdask.cli.configured import settled
 from hpcdask.errors import ConfigError
 
 _network = options.together(
@@ -164,6 +165,7 @@ def start(script: tuple[str, ...] | None, given: dict[str, Any]) -> None:
         from hpcdask.launchers.mpi import launch
 
         try:
+            given.update(settled(given))
             wanted = _mpi_options(script, given)
         except ConfigError:
             if options.is_spokesman():
@@ -185,7 +187,7 @@ def _mpi_options(script: tuple[str, ...] | None, given: dict[str, Any]) -> Any:
         **common,
         **access,
         "interface": given["scheduler_interface"] or given["interface"],
-        "port": given["scheduler_port"] or given["port_range"] or 0,
+        "port": given["scheduler_port"] or given["port_range"],
         "scheduler_file": given["scheduler_file"],
         "worker_ttl": given["worker_ttl"],
         "allowed_failures": given["allowed_failures"],
@@ -193,7 +195,7 @@ def _mpi_options(script: tuple[str, ...] | None, given: dict[str, Any]) -> Any:
     worker = {
         **common,
         **{name: given[name] for name in _OF_WORKERS},
-        "port": given["port_range"] or 0,
+        "port": given["port_range"],
         **_json_object(given["worker_options"]),
     }
     return MPIOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -11,11 +12,12 @@ from typing import Any, TypeVar
 
 import click
 
-from hpcdask import logs
+from hpcdask import config, logs
 from hpcdask.errors import ConfigError, HpcdaskError
 
 #: Seconds that threads get at the end of a process.
 _ENDING = 0.5
+log = logging.getLogger("hpcdask.config")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -149,11 +151,18 @@ def run(command: str, level: str, work: Callable[[], int | None]) -> None:
     The code is 0 if it ended as asked, or what `work` returns; with one clear line it is 2 if an
     option has a value that it cannot have, and 1 if anything else went wrong.
     """
-    logs.configure(level)
+    try:
+        logs.configure(level)  # which raises what is wrong with the configuration
+        _tell_of_foreign_keys()
+    except ConfigError as exc:
+        if not is_spokesman():
+            _exit(0)
+        click.echo(f"{command}: {exc}", err=True)
+        _exit(2)
     try:
         code = work() or 0
     except (HpcdaskError, OSError) as exc:
-        click.echo(f"{command}: {exc}", err=True)
+        click.echo(f"{command}: {exc}{_where_configured(str(exc))}", err=True)
         code = 2 if isinstance(exc, ConfigError) else 1
     except KeyboardInterrupt:
         code = 130
@@ -161,10 +170,31 @@ def run(command: str, level: str, work: Callable[[], int | None]) -> None:
 
 
 def is_spokesman() -> bool:
-    """Whether this process tells what is wrong with a command line that all ranks have."""
+    """Whether this process tells what is wrong with a command line, or a file, of all ranks."""
     from hpcdask.launchers.world import launched_world
 
     return launched_world().rank == 0
+
+
+def _where_configured(complaint: str) -> str:
+    """Where the value that an error complains of comes from, if nobody has typed it."""
+    try:
+        rows = config.current().rows()
+    except ConfigError:  # which says that itself
+        return ""
+    named = [row for row in rows if row.source != "default" and repr(row.text) in complaint]
+    return "".join(f" ({row.key} is from {row.source})" for row in named)
+
+
+def _tell_of_foreign_keys() -> None:
+    """Say what of a distributed.yaml does nothing here."""
+    foreign = config.current().foreign()
+    if foreign:
+        log.info(
+            "%d keys of distributed mean nothing to hpcdask, as %s; 'hpc-dask config' lists them",
+            len(foreign),
+            next(iter(foreign)),
+        )
 
 
 def _exit(code: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hpcdask.cli import options
+from hpcdask.cli.configured import settled
 
 
 @click.command()
@@ -53,6 +54,7 @@ def scheduler(pid_file: str | None, log_level: str, no_auth: bool, **given: Any)
         from hpcdask.scheduler import Scheduler
 
         options.import_from_here()
+        given.update(settled(given), preload_argv=given["preload_argv"] or None)
         service = Scheduler(auth=not no_auth, own_process=True, **given)
         with process.pid_file(pid_file), process.event_loop() as loop:
             loop.run_until_complete(process.serve([service], for_good=True))

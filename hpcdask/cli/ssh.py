@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hpcdask.cli import options
+from hpcdask.cli.configured import settled
 from hpcdask.errors import ConfigError
 
 
@@ -139,7 +140,7 @@ def ssh(**given: Any) -> None:
         from hpcdask.launchers.process import event_loop
         from hpcdask.launchers.ssh import SSHCluster, serve
 
-        arguments = _arguments(given)
+        arguments = _arguments({**given, **settled(given)})
         with event_loop() as loop:
             loop.run_until_complete(serve(lambda: SSHCluster(asynchronous=True, **arguments)))
 

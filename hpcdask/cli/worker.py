@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hpcdask.cli import options
+from hpcdask.cli.configured import settled
 from hpcdask.errors import ConfigError
 
 
@@ -103,6 +104,7 @@ def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
         from hpcdask.launchers import process
 
         options.import_from_here()
+        given.update(settled(given), preload_argv=given["preload_argv"] or None)
         _refuse_contradictions(given)
         services = _services(log_level, **given)
         with process.pid_file(pid_file), process.event_loop() as loop:

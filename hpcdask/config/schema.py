@@ -34,7 +34,12 @@ SCHEMA: tuple[Setting, ...] = (
         "Your own token file, in place of ~/.config/hpcdask/token. From the environment it goes "
         "before the token in a scheduler file, from a file after it.",
         "Scheduler(token_file=), Worker(token_file=), Client(token_file=)",
-        ("scheduler --token-file", "worker --token-file", "mpirun --token-file"),
+        (
+            "scheduler --token-file",
+            "worker --token-file",
+            "mpirun --token-file",
+            "ssh --token-file",
+        ),
         is_preset=False,
     ),
     Setting(
@@ -43,7 +48,12 @@ SCHEMA: tuple[Setting, ...] = (
         None,
         "Lowest level of log lines to show. Default: info, for hpc-dask run warning.",
         "",
-        ("scheduler --log-level", "worker --log-level", "mpirun --log-level"),
+        (
+            "scheduler --log-level",
+            "worker --log-level",
+            "mpirun --log-level",
+            "ssh --log-level",
+        ),
     ),
     # -- The scheduler
     Setting(
@@ -53,7 +63,12 @@ SCHEMA: tuple[Setting, ...] = (
         "Port to listen on, or a range FIRST:LAST to try in turn. Default: any free one, for "
         "hpc-dask scheduler 8786.",
         "Scheduler(port=)",
-        ("scheduler --port", "mpirun --scheduler-port"),
+        (
+            "scheduler --port",
+            "mpirun --scheduler-port",
+            "mpirun --port-range",
+            "ssh --scheduler-port",
+        ),
     ),
     Setting(
         "scheduler.interface",
@@ -61,7 +76,12 @@ SCHEMA: tuple[Setting, ...] = (
         None,
         "Network interface to listen on and advertise: a name, list, glob or subnet.",
         "Scheduler(interface=)",
-        ("scheduler --interface", "mpirun --interface"),
+        (
+            "scheduler --interface",
+            "mpirun --interface",
+            "mpirun --scheduler-interface",
+            "ssh --interface",
+        ),
     ),
     Setting(
         "scheduler.contact-address",
@@ -77,7 +97,11 @@ SCHEMA: tuple[Setting, ...] = (
         None,
         "File that a scheduler writes its address and token to.",
         "",
-        ("scheduler --scheduler-file", "mpirun --scheduler-file"),
+        (
+            "scheduler --scheduler-file",
+            "mpirun --scheduler-file",
+            "ssh --scheduler-file",
+        ),
     ),
     Setting(
         "scheduler.idle-timeout",
@@ -93,7 +117,11 @@ SCHEMA: tuple[Setting, ...] = (
         3,
         "Workers that may die under a task before it is given up.",
         "Scheduler(allowed_failures=)",
-        ("scheduler --allowed-failures", "mpirun --allowed-failures"),
+        (
+            "scheduler --allowed-failures",
+            "mpirun --allowed-failures",
+            "ssh --allowed-failures",
+        ),
     ),
     Setting(
         "scheduler.worker-ttl",
@@ -101,7 +129,11 @@ SCHEMA: tuple[Setting, ...] = (
         "30s",
         "A worker that is silent for so long is taken for lost; 0 for never.",
         "Scheduler(worker_ttl=)",
-        ("scheduler --worker-ttl", "mpirun --worker-ttl"),
+        (
+            "scheduler --worker-ttl",
+            "mpirun --worker-ttl",
+            "ssh --worker-ttl",
+        ),
     ),
     Setting(
         "scheduler.client-grace",
@@ -145,7 +177,11 @@ SCHEMA: tuple[Setting, ...] = (
         "0",
         "Port to listen on, 0 for any free one, or a range FIRST:LAST to try in turn.",
         "Worker(port=)",
-        ("worker --worker-port",),
+        (
+            "worker --worker-port",
+            "mpirun --port-range",
+            "ssh --worker-port",
+        ),
     ),
     Setting(
         "worker.interface",
@@ -153,7 +189,11 @@ SCHEMA: tuple[Setting, ...] = (
         None,
         "Network interface to listen on and advertise: a name, list, glob or subnet.",
         "Worker(interface=)",
-        ("worker --interface", "mpirun --interface"),
+        (
+            "worker --interface",
+            "mpirun --interface",
+            "ssh --interface",
+        ),
     ),
     Setting(
         "worker.nthreads",
@@ -161,7 +201,11 @@ SCHEMA: tuple[Setting, ...] = (
         None,
         "Threads per worker. Default: its share of the CPUs.",
         "Worker(nthreads=)",
-        ("worker --nthreads", "mpirun --nthreads"),
+        (
+            "worker --nthreads",
+            "mpirun --nthreads",
+            "ssh --nthreads",
+        ),
     ),
     Setting(
         "worker.nworkers",
@@ -169,7 +213,10 @@ SCHEMA: tuple[Setting, ...] = (
         "1",
         "Worker processes of one hpc-dask worker.",
         "",
-        ("worker --nworkers",),
+        (
+            "worker --nworkers",
+            "ssh --nworkers",
+        ),
     ),
     Setting(
         "worker.nanny",
@@ -177,7 +224,10 @@ SCHEMA: tuple[Setting, ...] = (
         True,
         "Whether workers run in processes that are watched and replaced when they die.",
         "",
-        ("worker --nanny",),
+        (
+            "worker --nanny",
+            "mpirun --nanny",
+        ),
     ),
     Setting(
         "worker.memory-limit",
@@ -185,7 +235,11 @@ SCHEMA: tuple[Setting, ...] = (
         "auto",
         "Memory per worker.",
         "Worker(memory_limit=)",
-        ("worker --memory-limit", "mpirun --memory-limit"),
+        (
+            "worker --memory-limit",
+            "mpirun --memory-limit",
+            "ssh --memory-limit",
+        ),
     ),
     Setting(
         "worker.local-directory",
@@ -201,7 +255,11 @@ SCHEMA: tuple[Setting, ...] = (
         {},
         "What tasks may ask for besides threads and memory.",
         "Worker(resources=)",
-        ("worker --resources", "mpirun --resources"),
+        (
+            "worker --resources",
+            "mpirun --resources",
+            "ssh --resources",
+        ),
     ),
     Setting(
         "worker.death-timeout",
@@ -209,7 +267,11 @@ SCHEMA: tuple[Setting, ...] = (
         "60s",
         "How long to look for the scheduler at the start.",
         "Worker(death_timeout=)",
-        ("worker --death-timeout", "mpirun --death-timeout"),
+        (
+            "worker --death-timeout",
+            "mpirun --death-timeout",
+            "ssh --death-timeout",
+        ),
     ),
     Setting(
         "worker.reconnect-timeout",
@@ -225,7 +287,11 @@ SCHEMA: tuple[Setting, ...] = (
         "30s",
         "How long a worker that is to end may take to hand over what only it holds.",
         "Worker(drain_timeout=)",
-        ("worker --drain-timeout", "mpirun --drain-timeout"),
+        (
+            "worker --drain-timeout",
+            "mpirun --drain-timeout",
+            "ssh --drain-timeout",
+        ),
     ),
     Setting(
         "worker.lifetime.duration",
@@ -233,7 +299,11 @@ SCHEMA: tuple[Setting, ...] = (
         None,
         "How long a worker runs before it leaves. Default: for ever.",
         "Worker(lifetime=)",
-        ("worker --lifetime", "mpirun --lifetime"),
+        (
+            "worker --lifetime",
+            "mpirun --lifetime",
+            "ssh --lifetime",
+        ),
     ),
     Setting(
         "worker.lifetime.stagger",
@@ -241,7 +311,11 @@ SCHEMA: tuple[Setting, ...] = (
         "0s",
         "By how much longer or shorter that may be, at random.",
         "Worker(lifetime_stagger=)",
-        ("worker --lifetime-stagger", "mpirun --lifetime-stagger"),
+        (
+            "worker --lifetime-stagger",
+            "mpirun --lifetime-stagger",
+            "ssh --lifetime-stagger",
+        ),
     ),
     Setting(
         "worker.lifetime.restart",
@@ -249,7 +323,11 @@ SCHEMA: tuple[Setting, ...] = (
         False,
         "Whether the nanny then starts another.",
         "Nanny(lifetime_restart=)",
-        ("worker --lifetime-restart", "mpirun --lifetime-restart"),
+        (
+            "worker --lifetime-restart",
+            "mpirun --lifetime-restart",
+            "ssh --lifetime-restart",
+        ),
     ),
     Setting(
         "worker.connections.outgoing",
@@ -363,6 +441,48 @@ SCHEMA: tuple[Setting, ...] = (
         kinds.INTERVAL,
         "30s",
         "A host that confirms nothing for so long is taken for lost.",
+    ),
+    # -- Launchers
+    Setting(
+        "mpi.use-mpi",
+        kinds.SWITCH,
+        None,
+        "Whether ranks agree by MPI or through files. Default: by MPI, where its mpirun has "
+        "started them and mpi4py is installed.",
+        "",
+        ("mpirun --mpi",),
+    ),
+    Setting(
+        "mpi.exclusive-workers",
+        kinds.SWITCH,
+        None,
+        "Whether the scheduler's rank has no worker. Default: so, if other ranks are left.",
+        "",
+        ("mpirun --exclusive-workers",),
+    ),
+    Setting(
+        "mpi.shutdown-timeout",
+        kinds.DURATION,
+        "10s",
+        "How long the end of all ranks may take; what is left then is ended by force.",
+        "",
+        ("mpirun --shutdown-timeout",),
+    ),
+    Setting(
+        "ssh.remote-python",
+        kinds.TEXT,
+        None,
+        "What starts Python on other hosts, as in a shell. Default: the path of this Python.",
+        "",
+        ("ssh --remote-python",),
+    ),
+    Setting(
+        "ssh.silence-timeout",
+        kinds.DURATION,
+        "5 min",
+        "After how long a host that hears nothing from the launcher ends what it runs.",
+        "",
+        ("ssh --silence-timeout",),
     ),
     # -- Logs
     Setting(

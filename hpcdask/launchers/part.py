@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpcdask import config
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
 from hpcdask.launchers.ranks import Ranks, find_ranks
 from hpcdask.launchers.roles import Roles, Share, share_of_host
@@ -152,8 +153,13 @@ class Part:
             options.nworkers,
         )
         n_here = options.nworkers * ranks.count_here(lambda r: self.roles.workers_of(r) > 0)
-        wanted = {name: options.worker.get(name) for name in ("nthreads", "memory_limit")}
-        self.share: Share = share_of_host(max(n_here, 1), **wanted)
+        settings = config.current()
+        memory_limit = options.worker.get("memory_limit")
+        self.share: Share = share_of_host(
+            max(n_here, 1),
+            settings.value("worker.nthreads", options.worker.get("nthreads")),
+            settings["worker.memory-limit"] if memory_limit == "auto" else memory_limit,
+        )
         self._class, self._class_options = _service_class(options)
         self._try_out()
 

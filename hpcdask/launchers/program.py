@@ -241,7 +241,7 @@ def _part(
     common = {"interface": interface, "protocol": protocol or "tcp"}
     scheduler_options = {
         **common,
-        "port": scheduler_port or 0,
+        "port": scheduler_port,
         "scheduler_file": scheduler_file,
     }
     workers = {

@@ -1,0 +1,388 @@
+"""Every setting changes what it stands behind: no key is read and then forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from waiting import on_a_loop
+
+from hpcdask import Client, Nanny, Scheduler, Worker, config, logs
+from hpcdask.cli.configured import behind, settled
+from hpcdask.cli.main import main
+from hpcdask.client.place import find_place
+from hpcdask.comm.options import CommOptions
+from hpcdask.comm.tcp import TCPComm
+from hpcdask.config.schema import BY_KEY, SCHEMA
+from hpcdask.config.setting import Setting
+from hpcdask.dialling import SchedulerPlace
+from hpcdask.errors import ConfigError
+
+NOBODY = "tcp://127.0.0.1:1"
+TOKEN = "5a" * 32
+
+
+def client(**given: Any) -> Client:
+    """A client before it has connected."""
+    made = Client.__new__(Client)
+    made._prepare(given.pop("address", None), **given)
+    return made
+
+
+def place() -> SchedulerPlace:
+    return asyncio.run(find_place(client()))
+
+
+def options() -> CommOptions:
+    return SchedulerPlace(NOBODY, token=TOKEN).options()
+
+
+def preloads(service: Any) -> tuple[list[str], list[str]]:
+    return service._preloads._names, service._preloads._argv
+
+
+def of_command(name: str, option: str) -> Any:
+    """What a command finds in an option that is not on its command line."""
+    return started(main.commands[name]).params[option]
+
+
+def log_format() -> str:
+    logs.configure()
+    formatter = logging.getLogger("hpcdask").handlers[0].formatter
+    assert formatter is not None
+    return formatter.format(logging.makeLogRecord({"msg": "hello"}))
+
+
+def log_length() -> int | None:
+    logs.configure()
+    return logs._recent.maxlen
+
+
+#: For each key: what to set it to, what to look at, and what has to be seen there.
+EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
+    "scheduler-file": ("s.json", lambda: place().scheduler_file, "s.json"),
+    "scheduler-address": ("tcp://h:1", lambda: place().address, "tcp://h:1"),
+    "token-file": ("TOKEN", lambda: SchedulerPlace().options().token, bytes.fromhex(TOKEN)),
+    "log-level": ("error", lambda: of_command("scheduler", "log_level"), "error"),
+    "scheduler.port": ("9000:9001", lambda: Scheduler()._port, "9000:9001"),
+    "scheduler.interface": ("ib0", lambda: Scheduler()._interface, "ib0"),
+    "scheduler.contact-address": ("h:1", lambda: Scheduler()._contact_address, "h:1"),
+    "scheduler.scheduler-file": ("f", lambda: of_command("scheduler", "scheduler_file"), "f"),
+    "scheduler.idle-timeout": ("1h", lambda: Scheduler()._idle_timeout, 3600.0),
+    "scheduler.allowed-failures": (7, lambda: Scheduler().state.allowed_failures, 7),
+    "scheduler.worker-ttl": ("1min", lambda: Scheduler().worker_ttl, 60.0),
+    "scheduler.client-grace": ("1min", lambda: Scheduler().state.unclaimed, 60.0),
+    "scheduler.heartbeat": ("1s", lambda: Scheduler().members._registered().heartbeat, 1.0),
+    "scheduler.work-stealing": (False, lambda: Scheduler().state.work_stealing, False),
+    "scheduler.preload": (["a"], lambda: preloads(Scheduler())[0], ["a"]),
+    "scheduler.preload-argv": (["--n", "1"], lambda: preloads(Scheduler())[1], ["--n", "1"]),
+    "worker.port": ("9000", lambda: Worker(NOBODY)._port, "9000"),
+    "worker.interface": ("ib0", lambda: Worker(NOBODY)._interface, "ib0"),
+    "worker.nthreads": (3, lambda: Worker(NOBODY).nthreads, 3),
+    "worker.nworkers": ("2", lambda: of_command("worker", "nworkers"), "2"),
+    "worker.nanny": (False, lambda: of_command("worker", "nanny"), False),
+    "worker.memory-limit": ("1 GiB", lambda: Worker(NOBODY).memory_limit, 2**30),
+    "worker.local-directory": ("/x", lambda: Worker(NOBODY)._scratch, "/x"),
+    "worker.resources": ({"GPU": 2}, lambda: Worker(NOBODY).resources, {"GPU": 2.0}),
+    "worker.death-timeout": ("1h", lambda: Worker(NOBODY)._death_timeout, 3600.0),
+    "worker.reconnect-timeout": (0, lambda: Worker(NOBODY)._reconnect_timeout, 0.0),
+    "worker.drain-timeout": ("1h", lambda: Worker(NOBODY)._drain_timeout, 3600.0),
+    "worker.lifetime.duration": ("1h", lambda: Worker(NOBODY).lifetime, (3600.0, 0.0)),
+    "worker.lifetime.stagger": (60, lambda: Worker(NOBODY, lifetime="1h").lifetime, (3600.0, 60)),
+    "worker.lifetime.restart": (True, lambda: lifetimes(), (None, (3600.0, 0.0))),
+    "worker.connections.outgoing": (3, lambda: asyncio.run(fetching())[0], 3),
+    "worker.transfer.message-bytes-limit": ("1 kB", lambda: asyncio.run(fetching())[1], 1000),
+    "worker.preload": (["a"], lambda: preloads(Worker(NOBODY))[0], ["a"]),
+    "worker.preload-argv": (["x"], lambda: preloads(Worker(NOBODY))[1], ["x"]),
+    "nanny.environ": (
+        {"ANSWER": 42},
+        lambda: Nanny(NOBODY)._worker_environment().get("ANSWER"),
+        "42",
+    ),
+    "nanny.preload": (["a"], lambda: preloads(Nanny(NOBODY))[0], ["a"]),
+    "nanny.preload-argv": (["x"], lambda: preloads(Nanny(NOBODY))[1], ["x"]),
+    "client.reconnect-timeout": (0, lambda: client()._reconnect_timeout, 0.0),
+    "client.direct-to-workers": (False, lambda: client().direct_to_workers, False),
+    "comm.compression": ("zstd", lambda: options().compression, "zstd"),
+    "comm.max-messages": ("1 MiB", lambda: options().limits.section, 2**20),
+    "comm.max-buffers": ("1 MiB", lambda: options().limits.buffers, 2**20),
+    "comm.timeouts.connect": ("7s", lambda: (client()._timeout, options().connect_timeout), (7, 7)),
+    "comm.timeouts.handshake": ("7s", lambda: options().handshake_timeout, 7.0),
+    "comm.timeouts.stall": ("7s", lambda: options().stall_timeout, 7.0),
+    "comm.timeouts.tcp": ("90s", lambda: options().tcp_timeout, 90.0),
+    "mpi.use-mpi": (False, lambda: of_command("mpi", "use_mpi"), False),
+    "mpi.exclusive-workers": (True, lambda: of_command("run", "exclusive_workers"), True),
+    "mpi.shutdown-timeout": ("7s", lambda: of_command("mpi", "shutdown_timeout"), "7s"),
+    "ssh.remote-python": ("py", lambda: of_command("ssh", "remote_python"), "py"),
+    "ssh.silence-timeout": ("7s", lambda: of_command("ssh", "silence_timeout"), "7s"),
+    "admin.log-length": (7, log_length, 7),
+    "admin.log-format": ("<%(message)s>", log_format, "<hello>"),
+}
+
+
+def lifetimes() -> tuple[Any, Any]:
+    """Of a nanny, and of the workers that it starts one after the other."""
+    nanny = Nanny(NOBODY, lifetime="1h")
+    return nanny.lifetime, nanny._workers_lifetime
+
+
+async def fetching() -> tuple[int, int]:
+    """Bounds of what a running worker asks others for."""
+    async with (
+        Scheduler(protocol="inproc") as scheduler,
+        Worker(scheduler.address, nthreads=1, protocol="inproc") as worker,
+    ):
+        return worker.state._max_peers, worker.state._max_fetch_bytes
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.touch(0o600)
+    path.write_text(TOKEN)
+    return path
+
+
+@pytest.fixture
+def log_as_before() -> Iterator[None]:
+    logger = logging.getLogger("hpcdask")
+    handlers, level, propagate, recent = (
+        logger.handlers[:],
+        logger.level,
+        logger.propagate,
+        logs._recent,
+    )
+    yield
+    logger.handlers[:], logger.propagate, logs._recent = handlers, propagate, recent
+    logger.setLevel(level)
+
+
+def test_every_setting_has_its_proof() -> None:
+    assert list(EFFECTS) == list(BY_KEY)
+
+
+@pytest.mark.usefixtures("log_as_before")
+@pytest.mark.parametrize("key", EFFECTS)
+def test_a_setting_changes_what_it_stands_behind(key: str, token_file: Path) -> None:
+    raw, look, expected = EFFECTS[key]
+    raw = str(token_file) if raw == "TOKEN" else raw
+    with config.set({key: raw}):
+        assert look() == expected
+    if key not in ("scheduler-file", "scheduler-address"):  # without, a cluster would be started
+        assert look() != expected, "or it proves nothing"
+
+
+@on_a_loop
+async def test_a_silent_host_is_given_up_after_what_is_configured() -> None:
+    with config.set({"comm.timeouts.tcp": "90s", "scheduler.interface": "lo"}):
+        async with Scheduler() as scheduler, Worker(scheduler.address, nthreads=1) as worker:
+            assert worker._link is not None
+            comm = worker._link.comm
+            assert isinstance(comm, TCPComm)
+            sock = comm._sock
+            idle = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            assert (idle, comm.patience) == (30, 90.0)
+            assert [c.patience for c in scheduler.workers.values()] == [90.0]
+
+
+# -- What is given goes before what is configured -------------------------------------------------
+
+
+def test_arguments_go_before_the_configuration() -> None:
+    with config.set({"scheduler.worker-ttl": "1h", "worker.drain-timeout": "1h"}):
+        assert Scheduler(worker_ttl="2s").worker_ttl == 2.0
+        assert Worker(NOBODY, drain_timeout=0)._drain_timeout == 0.0
+        assert Nanny(NOBODY, drain_timeout="5s")._worker_options["drain_timeout"] == 5.0
+
+
+def test_a_component_keeps_what_it_was_made_with() -> None:
+    with config.set({"comm.timeouts.stall": "1s"}):
+        worker = Worker(NOBODY, token=TOKEN)
+    assert worker.place.options().stall_timeout == 1.0
+    assert config.get("comm.timeouts.stall") == 15.0
+
+
+def test_a_host_that_is_given_goes_before_an_interface_that_is_configured() -> None:
+    both = {"scheduler.interface": "ib0", "worker.interface": "ib0"}
+    with config.set({**both, "scheduler.contact-address": "h:1"}):
+        scheduler = Scheduler(host="127.0.0.1")
+        assert (scheduler._interface, scheduler._contact_address) == (None, None)
+        assert Scheduler(interface="lo")._contact_address is None
+        assert Worker(NOBODY, host="127.0.0.1")._interface is None
+        assert Worker(NOBODY, listen_address="tcp://:0")._interface is None
+        assert Worker(NOBODY, interface="lo")._interface == "lo"
+
+
+def test_a_configured_lifetime_is_the_nannys_where_there_is_one() -> None:
+    with config.set({"worker.lifetime": {"duration": "1h", "stagger": "1min"}}):
+        assert Nanny(NOBODY).lifetime == (3600.0, 60.0)
+        assert Worker(NOBODY, nanny="of this name").lifetime is None
+    with config.set({"worker.lifetime": {"stagger": "1min", "restart": True}}):
+        assert Nanny(NOBODY).lifetime is None, "they say how, if there is a lifetime"
+        assert Worker(NOBODY).lifetime is None
+
+
+def test_what_the_environment_has_goes_before_variables_from_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MINE", "mine")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    variables = {"MINE": "theirs", "OMP_NUM_THREADS": "4", "GIVEN": "theirs"}
+    with config.set({"nanny.environ": variables}):
+        environ = Nanny(NOBODY, env={"GIVEN": "given"})._worker_environment()
+    assert environ["MINE"] == "mine"
+    assert environ["OMP_NUM_THREADS"] == "4"
+    assert environ["GIVEN"] == "given"
+    assert "MKL_NUM_THREADS" not in environ, "it follows OMP_NUM_THREADS"
+
+
+def test_what_pbs_sets_for_nobody_gives_way_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PBS_JOBID": "1", "NCPUS": "8", "OMP_NUM_THREADS": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert Nanny(NOBODY)._worker_environment()["OMP_NUM_THREADS"] == "1"
+    with config.set({"nanny.environ": {"OMP_NUM_THREADS": "4"}}):
+        assert Nanny(NOBODY)._worker_environment()["OMP_NUM_THREADS"] == "4"
+
+
+# -- Options of commands --------------------------------------------------------------------------
+
+#: Every option that the schema names, with its setting.
+OPTIONS = [(setting, option) for setting in SCHEMA for option in setting.options]
+#: What a command needs on its command line besides.
+NEEDED = {"run": ["script.py"], "ssh": ["host"]}
+by_key = pytest.mark.parametrize(
+    ("setting", "option"), OPTIONS, ids=lambda each: getattr(each, "key", each)
+)
+
+
+def commands(called: str) -> list[click.Command]:
+    """The commands that the schema calls so."""
+    names = {"mpirun": ["mpi", "run"]}.get(called, [called])
+    return [main.commands[name] for name in names]
+
+
+def started(command: click.Command, *words: str) -> click.Context:
+    """The context of a command as if it had been started."""
+    name = str(command.name)
+    return command.make_context(name, [*words, *NEEDED.get(name, [])])
+
+
+def parameter_of(command: click.Command, name: str) -> click.Parameter:
+    """The parameter that an option, or the capital name of an argument, stands for."""
+    (found,) = (p for p in command.params if name in (*p.opts, str(p.name).upper()))
+    return found
+
+
+@by_key
+def test_an_option_has_the_default_of_its_setting_and_names_its_key(
+    setting: Setting, option: str
+) -> None:
+    called, _, name = option.partition(" ")
+    for command in commands(called):
+        parameter = parameter_of(command, name)
+        if isinstance(parameter, click.Option):
+            assert setting.key in str(parameter.help)
+        assert setting in behind(command)[str(parameter.name)]
+        value = started(command).params[str(parameter.name)]
+        if setting.default is not None and not setting.kind.is_table and value is not None:
+            assert setting.read(value) == setting.read(setting.default)
+
+
+@by_key
+def test_a_command_gets_what_is_configured(setting: Setting, option: str) -> None:
+    called, _, name = option.partition(" ")
+    is_shared = len([each for each in SCHEMA if option in each.options]) > 1
+    with config.set({setting.key: EFFECTS[setting.key][0]}):
+        for command in commands(called):
+            value = started(command).params[str(parameter_of(command, name).name)]
+            if is_shared or not setting.is_preset:
+                assert not value, "the components look that up themselves"
+            else:
+                assert setting.read(value) == config.get(setting.key)
+
+
+def weighed(words: str, configured: dict[str, Any]) -> dict[str, Any]:
+    """Options of a command as it takes them."""
+    command, *arguments = words.split()
+    with config.set(configured), started(main.commands[command], *arguments) as context:
+        return settled(dict(context.params))
+
+
+@pytest.mark.parametrize(
+    ("words", "configured", "option", "expected"),
+    [
+        ("worker", {"worker.interface": "ib0"}, "interface", "ib0"),
+        ("worker --host h", {"worker.interface": "ib0"}, "interface", None),
+        ("worker --listen-address tcp://:1", {"worker.interface": "ib0"}, "interface", None),
+        ("worker --listen-address tcp://:1", {"worker.port": "9000:9010"}, "port", "0"),
+        ("worker --listen-address tcp://:1", {"worker.nworkers": "4"}, "nworkers", "1"),
+        ("worker --no-nanny", {"worker.nworkers": "4"}, "nworkers", "1"),
+        ("worker --nanny", {"worker.nworkers": "4"}, "nworkers", "4"),
+        ("worker --no-nanny", {"nanny.preload": ["a"]}, "preload_nanny", ()),
+        ("worker --nworkers 4", {"worker.nanny": False}, "nanny", True),
+        ("worker --nworkers 1", {"worker.nanny": False}, "nanny", False),
+        ("worker tcp://h:1", {"scheduler-file": "s.json"}, "scheduler_file", None),
+        ("worker --scheduler-file s", {"scheduler-address": "h:1"}, "scheduler", None),
+        ("worker", {"worker.lifetime.stagger": "5min"}, "lifetime_stagger", "0s"),
+        ("worker --lifetime 1h", {"worker.lifetime.stagger": "5min"}, "lifetime_stagger", "5min"),
+        ("worker", {"worker.lifetime.restart": True}, "lifetime_restart", False),
+        ("run", {"worker.lifetime.stagger": "5min"}, "lifetime_stagger", "0s"),
+        ("mpi", {"scheduler.interface": "ib0"}, "scheduler_interface", "ib0"),
+        ("mpi --interface lo", {"scheduler.interface": "ib0"}, "scheduler_interface", None),
+        ("mpi --port-range 9000:9009", {"scheduler.port": "8000"}, "scheduler_port", None),
+        ("mpi --no-scheduler h:1", {"scheduler.scheduler-file": "s"}, "scheduler_file", None),
+        ("mpi --nworkers 4", {"worker.nanny": False}, "nanny", False),
+        ("scheduler --host h", {"scheduler.interface": "ib0"}, "interface", None),
+        ("scheduler --host h", {"scheduler.contact-address": "h:1"}, "contact_address", None),
+    ],
+)
+def test_what_is_configured_gives_way_to_the_command_line(
+    words: str, configured: dict[str, Any], option: str, expected: Any
+) -> None:
+    assert weighed(words, configured)[option] == expected
+
+
+def test_contradictions_on_the_command_line_are_left_to_be_refused() -> None:
+    given = weighed("worker --no-nanny --nworkers 4", {})
+    assert (given["nanny"], given["nworkers"]) == (False, "4")
+
+
+# -- In a program ---------------------------------------------------------------------------------
+
+
+def test_what_a_program_sets_ends_with_its_block() -> None:
+    before = config.get("scheduler.worker-ttl")
+    with config.set(scheduler__worker_ttl="1s"):
+        with config.set({"scheduler.worker-ttl": "2s"}):
+            assert config.get("scheduler.worker-ttl") == 2.0
+        assert config.get("scheduler.worker-ttl") == 1.0
+    assert config.get("scheduler.worker-ttl") == before
+
+
+def test_nothing_is_set_by_what_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'scheduler.worker-ttl'\?"):
+        config.set({"scheduler.port": 1, "scheduler.worker-tl": "1s"})
+    assert config.get("scheduler.port") is None
+
+
+def test_a_process_that_was_told_reads_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "_program", [])
+    monkeypatch.setattr(config, "_adopted", None)
+    with config.set({"scheduler.worker-ttl": "1s", "nanny.environ": {"A": "1"}}):
+        handed_over = config.hand_over(config.current())
+    config.adopt(handed_over)
+    monkeypatch.setenv("HPCDASK_CONFIG", str(tmp_path / "missing.yaml"))
+    monkeypatch.setenv("HPCDASK_COMM__TIMEOUTS__STALL", "1s")
+    settings = config.current()
+    assert settings["scheduler.worker-ttl"] == 1.0
+    assert settings.source("scheduler.worker-ttl") == "hpcdask.config.set"
+    assert settings["nanny.environ"] == {"A": "1"}
+    assert settings["comm.timeouts.stall"] == 1.0, "its environment is its own"
