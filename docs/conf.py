@@ -12,7 +12,7 @@ author = "hpcdask contributors"
 copyright = "2026, hpcdask contributors"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "moves"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "moves", "settings"]
 
 autodoc_member_order = "bysource"
 # One page lists all names, so a summary table with a page for each member has no place.

@@ -1,0 +1,69 @@
+"""The documentation's tables are made from the schema, and its examples are read."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcdask.config import files
+from hpcdask.config.schema import ALIASES, BY_KEY, SCHEMA, SECTIONS, VARIABLES
+from hpcdask.config.settling import Layer, settle
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "configuration.md").read_text()
+
+
+@pytest.fixture
+def directive(monkeypatch: pytest.MonkeyPatch) -> object:
+    """The module of the `settings` directive."""
+    pytest.importorskip("docutils")
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    import settings
+
+    yield settings
+    del sys.modules["settings"]
+
+
+def test_the_page_shows_all_settings_and_variables(directive) -> None:  # type: ignore[no-untyped-def]
+    assert "```{settings}\n```" in PAGE
+    assert "```{settings} variables\n```" in PAGE
+
+    def text(*arguments: str) -> str:
+        return "\n".join(node.astext() for node in directive.tables(list(arguments)))
+
+    assert all(f"\n{key}\n" in text() for key in BY_KEY)
+    names = [*VARIABLES, *(name for setting in SCHEMA for name in setting.variables)]
+    assert all(name in text("variables") for name in names)
+    assert directive.TITLES.keys() == {directive.first(key) for key in BY_KEY}
+
+
+def test_the_page_names_only_keys_and_variables_that_there_are() -> None:
+    words = set(re.findall(r"`([a-z][a-z-]*(?:\.[a-z-]+)+)`", PAGE))
+    keys = {word for word in words if word.partition(".")[0] in SECTIONS}
+    assert keys
+    assert keys <= BY_KEY.keys() | ALIASES.keys() | SECTIONS
+    variables = set(re.findall(r"HPCDASK_[A-Z_]+", PAGE)) - {"HPCDASK_", "HPCDASK_ROOT"}
+    known = {setting.variable for setting in SCHEMA} | VARIABLES.keys()
+    entries = {each for each in variables if each.startswith("HPCDASK_NANNY__ENVIRON__")}
+    assert variables - entries <= known
+
+
+def test_the_sites_profile_can_be_used_as_it_stands() -> None:
+    pytest.importorskip("yaml")
+    path = DOCS / "site-profile.yaml"
+    layer = files.parse(path.read_text(), path.name)
+    settings = settle(Layer(), {"LOCAL_SCRATCH": "/local"}, [layer])
+    assert settings["scheduler.interface"] == "ib0,eth0"
+    assert settings["worker.local-directory"] == "/local/hpcdask"
+    assert settings["worker.port"] == "9100:9999"
+    assert settings["comm.compression"] is None
+
+
+def test_the_example_of_a_users_file_can_be_used_as_it_stands() -> None:
+    pytest.importorskip("yaml")
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    settings = settle(Layer(), {}, [files.parse(example, "mine.yaml")])
+    assert settings["worker.resources"] == {"GPU": 1.0}
