@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hpcdask._version import __version__
 
 if TYPE_CHECKING:
-    from hpcdask import config
+    from hpcdask import config as config
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
     from hpcdask.client.future import Future
@@ -138,7 +138,6 @@ __all__ = [
     "WorkerStartError",
     "__version__",
     "as_completed",
-    "config",
     "default_client",
     "execute",
     "fire_and_forget",
@@ -166,4 +165,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "config"})

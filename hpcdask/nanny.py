@@ -335,7 +335,7 @@ class Nanny(Service):
             self._retirement = self._spawn(self._retire(child, self._workers_lifetime))
 
     def _worker_environment(self) -> dict[str, str]:
-        """Ours, over what is configured, but for what was given; none of it tells of MPI."""
+        """Ours without MPI's, then what is configured, but what was given goes before both."""
         ours = {k: v for k, v in os.environ.items() if not k.startswith(MPI_VARIABLES)}
         if hosts.omp_is_from_pbs(ours):
             del ours["OMP_NUM_THREADS"]

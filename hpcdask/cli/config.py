@@ -16,7 +16,9 @@ from hpcdask.config.settling import Settings, written
 
 @click.command()
 @click.argument("key", required=False)
-@click.option("--json", "as_json", is_flag=True, help="For programs: times in seconds, in bytes.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="For programs: times in seconds, sizes in bytes."
+)
 @options.print_version("hpc-dask config")
 def config(key: str | None, as_json: bool) -> None:
     """Show what is configured: each setting, its value and where that comes from.

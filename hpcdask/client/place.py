@@ -1,4 +1,4 @@
-"""Which scheduler a client means: one that is named, that of the environment, or one of its own."""
+"""Which scheduler a client means: one that is named or configured, or one of its own."""
 
 from __future__ import annotations
 

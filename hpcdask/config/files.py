@@ -47,35 +47,33 @@ def forget() -> None:
     _layers_of.cache_clear()
 
 
-def _places(environ: Mapping[str, str]) -> Iterator[tuple[Path, bool]]:
-    """Files and folders of files, the strongest first, and whether each was named."""
+def _places(environ: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
+    """Files and folders of files, the strongest first, and the variable that names each, if any."""
     for variable, usual in (
         ("HPCDASK_CONFIG", (user_folder(environ),)),
         ("HPCDASK_SITE_CONFIG", (Path(sys.prefix, "etc/hpcdask"), Path("/etc/hpcdask"))),
     ):
         if variable not in environ:
-            yield from ((folder, False) for folder in usual)
+            yield from ((folder, "") for folder in usual)
         elif environ[variable]:
-            yield Path(environ[variable]).expanduser(), True
+            yield Path(environ[variable]).expanduser(), variable
 
 
 @cache
-def _layers_of(place: Path, is_named: bool) -> tuple[Layer, ...]:
-    return tuple(_read(path) for path in _files(place, is_named))
+def _layers_of(place: Path, named_by: str) -> tuple[Layer, ...]:
+    return tuple(_read(path) for path in _files(place, named_by))
 
 
-def _files(place: Path, is_named: bool) -> list[Path]:
+def _files(place: Path, named_by: str) -> list[Path]:
     """The files at a place: itself, or those of a folder, of which the last by name goes first."""
     try:
         names = [name for name in os.listdir(place) if name.endswith((".yaml", ".yml"))]
     except NotADirectoryError:
         return [place]
     except FileNotFoundError:
-        if not is_named:
-            return []
-        raise ConfigError(
-            f"there is no {place}, which HPCDASK_CONFIG or HPCDASK_SITE_CONFIG names"
-        ) from None
+        if named_by:
+            raise ConfigError(f"there is no {place}, which {named_by} names") from None
+        return []
     except OSError as exc:
         raise ConfigError(f"cannot look for configuration in {place}: {exc.strerror}") from exc
     return [place / name for name in sorted(names, reverse=True) if not name.startswith(".")]

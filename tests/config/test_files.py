@@ -171,14 +171,16 @@ def test_variables_name_other_files_folders_or_none(
         monkeypatch.setenv("HPCDASK_CONFIG", variable)
         assert config.get(TTL) == expected
     monkeypatch.setenv("HPCDASK_CONFIG", str(other / "missing.yaml"))
-    with pytest.raises(ConfigError, match=r"there is no .*missing.yaml, which HPCDASK_CONFIG or"):
+    with pytest.raises(
+        ConfigError, match=r"there is no .*missing.yaml, which HPCDASK_CONFIG names"
+    ):
         config.current()
 
 
 def test_the_usual_places_are_the_users_the_installations_and_the_machines(tmp_path: Path) -> None:
-    usual = [(place, False) for place in (Path(sys.prefix, "etc/hpcdask"), Path("/etc/hpcdask"))]
+    usual = [(place, "") for place in (Path(sys.prefix, "etc/hpcdask"), Path("/etc/hpcdask"))]
     environ = {"XDG_CONFIG_HOME": str(tmp_path)}
-    assert list(files._places(environ)) == [(tmp_path / "hpcdask", False), *usual]
+    assert list(files._places(environ)) == [(tmp_path / "hpcdask", ""), *usual]
 
 
 def test_a_file_is_read_once_and_again_after_a_refresh(user: Path) -> None:

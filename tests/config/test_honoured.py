@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -329,6 +330,14 @@ def weighed(words: str, configured: dict[str, Any]) -> dict[str, Any]:
         ("worker --nworkers 1", {"worker.nanny": False}, "nanny", False),
         ("worker tcp://h:1", {"scheduler-file": "s.json"}, "scheduler_file", None),
         ("worker --scheduler-file s", {"scheduler-address": "h:1"}, "scheduler", None),
+        (
+            "worker",
+            {"scheduler-file": "~/s.json"},
+            "scheduler_file",
+            os.path.expanduser("~/s.json"),
+        ),
+        ("worker", {"worker.memory-limit": "none"}, "memory_limit", "0"),
+        ("worker", {"worker.memory-limit": None}, "memory_limit", "0"),
         ("worker", {"worker.lifetime.stagger": "5min"}, "lifetime_stagger", "0s"),
         ("worker --lifetime 1h", {"worker.lifetime.stagger": "5min"}, "lifetime_stagger", "5min"),
         ("worker", {"worker.lifetime.restart": True}, "lifetime_restart", False),
