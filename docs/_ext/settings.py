@@ -26,6 +26,8 @@ TITLES = {
     "nanny": "Nannies",
     "client": "Clients",
     "comm": "Connections",
+    "mpi": "Under mpirun and srun",
+    "ssh": "Hosts reached by SSH",
     "admin": "Logs",
 }
 HEAD = ("key", "default", "what it is", "in its place")

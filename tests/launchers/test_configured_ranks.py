@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_mpirun import mpi4py, mpirun, pytestmark
+from mpiruns import mpirun, needs_mpi, ours
 
 pytest.importorskip("yaml")
-
-__all__ = ["mpi4py", "pytestmark"]
+pytestmark = needs_mpi
 
 PROFILE = """\
 scheduler: {interface: lo, client-grace: 7s, allowed-failures: 1}
@@ -52,7 +51,7 @@ if __name__ == "__main__":
 def test_ranks_heed_the_configuration_and_options_go_before_it(home):
     home.file("show.py", SCRIPT)
     profile = str(home.file("site.yaml", PROFILE))
-    words = ("run", "--nthreads", "2", "show.py")
+    words = ("hpc-dask", "run", "--nthreads", "2", "show.py")
     command = mpirun(home, 2, *words, HPCDASK_SITE_CONFIG=profile)
     assert command.code() == 0, command
     worker, scheduler = json.loads(command.out)
@@ -62,9 +61,10 @@ def test_ranks_heed_the_configuration_and_options_go_before_it(home):
     assert scheduler == {"grace": 7.0, "allowed": 1}
 
 
-def test_an_error_in_a_file_ends_all_ranks_with_code_2(home):
+def test_an_error_in_a_file_is_said_by_one_rank_and_ends_all_with_code_2(home):
     profile = home.file("site.yaml", "worker: {nthread: 3}\n")
-    command = mpirun(home, 2, HPCDASK_SITE_CONFIG=str(profile))
+    command = mpirun(home, 3, "hpc-dask", HPCDASK_SITE_CONFIG=str(profile))
     assert command.code() == 2, command
-    assert f"{profile}:1: there is no setting 'worker.nthread'; did you mean" in command.err
+    expected = f"hpc-dask: {profile}:1: there is no setting 'worker.nthread'; did you mean "
+    assert ours(command) == [f"{expected}'worker.nthreads'?"]
     command.all_gone()
