@@ -15,16 +15,18 @@ class _Keeper(logging.Handler):
         _recent.append((record.levelname, self.format(record)))
 
 
-def configure(level: str | int = "info") -> None:
+def configure(level: str | int = "info", settings: config.Settings | None = None) -> None:
     """Send hpcdask's log to stderr and keep its last lines, as configured; may be called again.
 
     Parameters
     ----------
     level : str or int
         Lowest level to show; all from INFO up are kept.
+    settings : hpcdask.config.Settings, optional
+        By default as configured.
     """
     global _recent
-    settings = config.current()
+    settings = config.current() if settings is None else settings
     _recent = collections.deque(_recent, maxlen=settings["admin.log-length"])
     number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
     logger = logging.getLogger("hpcdask")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcdask.cli import options
+from hpcdask.cli.configured import settled
 from hpcdask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,14 +71,14 @@ def doctor(as_json: bool, log_level: str, **given: Any) -> None:
 
         world = launched_world()
         try:
-            asked = checked_options(**{**given, "nworkers": given["nworkers"] or 0})
+            asked = checked_options(**{**settled(given), "nworkers": given["nworkers"] or 0})
         except ConfigError:  # all ranks see the same, and one of them says it
             if world.rank == 0:
                 raise
             return 0
         return _take_part(asked, world, as_json)
 
-    options.run("hpc-dask doctor", log_level, work)
+    options.run("hpc-dask doctor", log_level, work, needs_config=False)
 
 
 def _take_part(asked: DoctorOptions, world: World, as_json: bool) -> int:

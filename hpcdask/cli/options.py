@@ -145,20 +145,25 @@ def log_level(default: str) -> Callable[[F], F]:
     )
 
 
-def run(command: str, level: str, work: Callable[[], int | None]) -> None:
+def run(
+    command: str, level: str, work: Callable[[], int | None], needs_config: bool = True
+) -> None:
     """Run a command's work and exit.
 
     The code is 0 if it ended as asked, or what `work` returns; with one clear line it is 2 if an
-    option has a value that it cannot have, and 1 if anything else went wrong.
+    option has a value that it cannot have, and 1 if anything else went wrong. That the
+    configuration is in error is said at once, unless the command does not need it.
     """
     try:
-        logs.configure(level)  # which raises what is wrong with the configuration
+        logs.configure(level)
         _tell_of_foreign_keys()
     except ConfigError as exc:
-        if not is_spokesman():
+        if needs_config and is_spokesman():
+            click.echo(f"{command}: {exc}", err=True)
+            _exit(2)
+        elif needs_config:
             _exit(0)
-        click.echo(f"{command}: {exc}", err=True)
-        _exit(2)
+        logs.configure(level, config.DEFAULTS)
     try:
         code = work() or 0
     except (HpcdaskError, OSError) as exc:

@@ -25,7 +25,10 @@ from typing import Any
 from hpcdask.config import files
 from hpcdask.config.settling import Found, Layer, Settings, from_program, settle
 
-__all__ = ["Settings", "adopt", "current", "get", "hand_over", "refresh", "set"]
+__all__ = ["DEFAULTS", "Settings", "adopt", "current", "get", "hand_over", "refresh", "set"]
+
+#: What there is where nobody has configured anything.
+DEFAULTS = settle(Layer(), {}, ())
 
 _lock = threading.RLock()
 #: What `set` has set, the latest last.

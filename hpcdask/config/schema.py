@@ -181,6 +181,7 @@ SCHEMA: tuple[Setting, ...] = (
             "worker --worker-port",
             "mpirun --port-range",
             "ssh --worker-port",
+            "doctor --port-range",
         ),
     ),
     Setting(
@@ -193,6 +194,7 @@ SCHEMA: tuple[Setting, ...] = (
             "worker --interface",
             "mpirun --interface",
             "ssh --interface",
+            "doctor --interface",
         ),
     ),
     Setting(
@@ -247,7 +249,11 @@ SCHEMA: tuple[Setting, ...] = (
         None,
         "Where workers make their scratch folders. Default: the job's folder on its own host.",
         "Worker(local_directory=)",
-        ("worker --local-directory", "mpirun --local-directory"),
+        (
+            "worker --local-directory",
+            "mpirun --local-directory",
+            "doctor --local-directory",
+        ),
     ),
     Setting(
         "worker.resources",
@@ -517,6 +523,9 @@ VARIABLES = {
     "HPCDASK_SITE_CONFIG": "The site's, in place of those in /etc/hpcdask and PREFIX/etc/hpcdask. "
     "Empty: none.",
     "HPCDASK_TOKEN": "The cluster token itself, as 64 hex digits.",
+    "HPCDASK_RANK": "A rank's number, from a launcher that hpcdask does not know.",
+    "HPCDASK_SIZE": "The number of its ranks.",
+    "HPCDASK_LAUNCH_ID": "The same word for all ranks of a launch that has none by itself.",
 }
 
 #: Settings of which the one from a stronger place silences the other: who names an address in the

@@ -89,6 +89,7 @@ def _start(script: Sequence[str], scheduler_file: str) -> subprocess.Popen[bytes
     # The file has the token of this cluster, and the environment perhaps that of another.
     environ.pop("HPCDASK_TOKEN", None)
     environ.pop("HPCDASK_TOKEN_FILE", None)
+    environ.pop("HPCDASK_SCHEDULER_ADDRESS", None)
     environ["HPCDASK_SCHEDULER_FILE"] = scheduler_file
     become = [sys.executable, "-I", "-S", "-c", _BECOME_SCRIPT, str(os.getpid())]
     return subprocess.Popen([*become, *script], env=environ)

@@ -51,6 +51,16 @@ def test_the_page_names_only_keys_and_variables_that_there_are() -> None:
     assert variables - entries <= known
 
 
+def test_every_variable_that_the_code_reads_is_in_the_schema() -> None:
+    code = "\n".join(path.read_text() for path in (DOCS.parent / "hpcdask").rglob("*.py"))
+    names = {*VARIABLES}
+    for setting in SCHEMA:
+        names |= {setting.variable, *setting.variables}
+    read = set(re.findall(r'"(HPCDASK_[A-Z_]*[A-Z])"', code))
+    assert "HPCDASK_LAUNCH_ID" in read
+    assert read <= names
+
+
 def test_the_sites_profile_can_be_used_as_it_stands() -> None:
     pytest.importorskip("yaml")
     path = DOCS / "site-profile.yaml"

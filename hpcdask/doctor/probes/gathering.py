@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
+from hpcdask import config
 from hpcdask.doctor.facts import HostFacts
 from hpcdask.doctor.options import DoctorOptions
 from hpcdask.doctor.probes import grants, launch, limits, network, places, software, spawning
+from hpcdask.errors import ConfigError
 from hpcdask.threads import in_thread
 
 Look = Callable[[], Any]
@@ -29,7 +31,7 @@ async def look_at_host(options: DoctorOptions, timeout: float) -> HostFacts:
         "launch": launch.look,
         "network": partial(network.look, options.interface, options.port_range),
         "folder": partial(places.look_at_folder, options.folder, options.is_folder_asked),
-        "token": partial(places.look_at_token, os.environ),
+        "token": partial(places.look_at_token, os.environ, _own_token_file()),
         "scratch": partial(places.look_at_scratch, options.local_directory),
         "grants": partial(grants.look, True),
         "limits": limits.look,
@@ -37,6 +39,14 @@ async def look_at_host(options: DoctorOptions, timeout: float) -> HostFacts:
     others = await _looked(rest, timeout)
     errors = {**facts["errors"], **others["errors"]}
     return cast(HostFacts, {**facts, **others, "errors": errors})
+
+
+def _own_token_file() -> str | None:
+    """Where the user's own token file is configured to be."""
+    try:
+        return config.get("token-file")  # type: ignore[no-any-return]
+    except ConfigError:  # of which the software tells
+        return None
 
 
 async def look_at_rank() -> HostFacts:

@@ -43,10 +43,16 @@ def look_at_folder(path: str, is_asked: bool) -> Folder:
     }
 
 
-def look_at_token(environ: Mapping[str, str]) -> TokenFacts:
-    """The token that a command would use here, if there is one yet; none is made."""
+def look_at_token(environ: Mapping[str, str], own_file: str | None = None) -> TokenFacts:
+    """The token that a command would use here, if there is one yet; none is made.
+
+    Parameters
+    ----------
+    own_file : str, optional
+        The user's own token file, if it is not in its usual place.
+    """
     named = environ.get("HPCDASK_TOKEN_FILE") or ""
-    path = Path(named) if named else token_path(environ)
+    path = Path(named or own_file or token_path(environ))
     inline = not named and bool(environ.get("HPCDASK_TOKEN"))
     token, problem, exists = b"", "", True
     try:

@@ -6,6 +6,7 @@ import platform
 import sys
 from importlib import metadata
 
+from hpcdask import config
 from hpcdask._version import __version__
 from hpcdask.comm.options import CommOptions
 from hpcdask.doctor.facts import Software
@@ -43,7 +44,7 @@ def look() -> Software:
         except metadata.PackageNotFoundError:
             pass
     try:
-        CommOptions.from_environment(None)
+        CommOptions.configured(None, config.current())
         problem = ""
     except ConfigError as exc:
         problem = str(exc)
