@@ -42,6 +42,8 @@ _ORPHAN_GRACE = 10.0
 def main() -> int:
     """Serve the launcher until it, or the connection, is gone."""
     tell(1, say="hello", version=__version__, python=sys.version.split()[0])
+    from hpcdask import config
+    from hpcdask.errors import ConfigError
     from hpcdask.launchers.process import event_loop
     from hpcdask.stdio import print_line_by_line, take_stdin, take_stdout
 
@@ -56,6 +58,11 @@ def main() -> int:
         except OSError as exc:
             tell(1, say="refused", why=f"cannot write to its --log-directory: {exc}")
             return 1
+    try:
+        config.current()
+    except ConfigError as exc:
+        tell(1, say="refused", why=f"its configuration is in error: {exc}")
+        return 1
     stdout = take_stdout()
     print_line_by_line()
     with event_loop() as loop:

@@ -113,6 +113,18 @@ def test_it_ends_if_the_launcher_does_not_want_it(home):
     remote.process.stdout.close()
 
 
+def test_it_says_what_is_wrong_with_the_configuration_of_its_host(home):
+    home.env["HPCDASK_SCHEDULER__WORKER_TLL"] = "1s"
+    remote = Remote(home)
+    remote.write(**remote.settings)
+    said = remote.read()
+    assert said["say"] == "refused"
+    assert "did you mean HPCDASK_SCHEDULER__WORKER_TTL?" in said["why"]
+    remote.process.stdin.close()
+    assert remote.process.wait(10) == 1
+    remote.process.stdout.close()
+
+
 def test_a_scheduler_and_a_worker_work_and_their_token_is_nowhere_to_be_seen(remote):
     address = remote.start_scheduler()
     assert remote.start_worker(address)["say"] == "started"
