@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
+from hpcdask.config import jobs
 from hpcdask.config.schema import SCHEMA, VARIABLES
 from hpcdask.config.setting import Setting
 from hpcdask.config.settling import written
@@ -26,6 +28,7 @@ TITLES = {
     "nanny": "Nannies",
     "client": "Clients",
     "comm": "Connections",
+    "jobqueue": "Batch jobs; SYSTEM is slurm, pbs or sge",
     "mpi": "Under mpirun and srun",
     "ssh": "Hosts reached by SSH",
     "admin": "Logs",
@@ -48,11 +51,16 @@ def tables(arguments: list[str]) -> list[nodes.Node]:
     if arguments == ["variables"]:
         return [table(("variable", "what it is"), map(variable_row, variables()), (36, 90))]
     made: list[nodes.Node] = []
-    for section, settings in itertools.groupby(SCHEMA, lambda setting: first(setting.key)):
+    for section, settings in itertools.groupby(once(SCHEMA), lambda setting: first(setting.key)):
         title = f"{section}: {TITLES[section]}" if section else TITLES[section]
         made.append(nodes.rubric(text=title))
         made.append(table(HEAD, map(row, settings), WIDTHS))
     return made
+
+
+def once(settings: Iterable[Setting]) -> Iterable[Setting]:
+    """Those of batch systems once for all systems that have them."""
+    return {jobs.generic(s.key): replace(s, key=jobs.generic(s.key)) for s in settings}.values()
 
 
 def first(key: str) -> str:

@@ -13,14 +13,14 @@ import click
 from click.core import ParameterSource
 
 from hpcdask import config
-from hpcdask.config import Settings
+from hpcdask.config import Settings, jobs
 from hpcdask.config.kinds import is_null
 from hpcdask.config.schema import SCHEMA
 from hpcdask.config.setting import Setting
 from hpcdask.errors import ConfigError
 
-#: What the schema calls these two, which have the same options.
-_CALLED = {"mpi": "mpirun", "run": "mpirun"}
+#: What the schema calls commands that have the options of others.
+_CALLED = {"mpi": "mpirun", "run": "mpirun", "submit": "jobscript"}
 #: Settings by option, spelt as the schema does.
 _BEHIND: dict[str, list[Setting]] = {}
 for _setting in SCHEMA:
@@ -35,8 +35,8 @@ def configure(*commands: click.Command) -> None:
         for parameter in command.params:
             settings = behind(command).get(str(parameter.name), [])
             if settings and isinstance(parameter, click.Option):
-                keys = ", ".join(setting.key for setting in settings)
-                parameter.help = f"{parameter.help}  [key: {keys}]"
+                keys = dict.fromkeys(jobs.generic(setting.key) for setting in settings)
+                parameter.help = f"{parameter.help}  [key: {', '.join(keys)}]"
 
 
 def behind(command: click.Command) -> dict[str, list[Setting]]:
@@ -155,3 +155,22 @@ def settled(given: dict[str, Any]) -> dict[str, Any]:
         return config.get(settings[name].key) if settings[name].kind.is_path else found
 
     return {name: value(name, found) for name, found in given.items()}
+
+
+def with_section(given: dict[str, Any], section: str) -> dict[str, Any]:
+    """Options of the running command; those that nobody has given as a section has them.
+
+    For options behind which several sections have settings, if the command knows the one that
+    counts.
+    """
+    context, settings = click.get_current_context(), config.current()
+    parameters = {str(parameter.name): parameter for parameter in context.command.params}
+    found = dict(given)
+    for name, each in behind(context.command).items():
+        is_written = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        for setting in each:
+            is_of_it = setting.key.startswith(f"{section}.")
+            if is_of_it and not is_written and settings.is_configured(setting.key):
+                preset = _preset(settings, setting)
+                found[name] = parameters[name].type_cast_value(context, preset)
+    return found

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcdask import config
 from hpcdask.cli import options
+from hpcdask.cli.configured import with_section
 
 if TYPE_CHECKING:
     from hpcdask.jobqueue.system import BatchSystem, JobSpec
@@ -177,7 +179,10 @@ def system_and_job(given: dict[str, Any]) -> tuple[BatchSystem, JobSpec]:
     given = dict(given)
     name = given.pop("system")
     system = SYSTEMS[name] if name else detect()
-    return system, replace(system.template(given.pop("launch")), **dict(_fields(given)))
+    section = f"jobqueue.{system.name}"
+    given = with_section(given, section)
+    job = replace(system.template(given.pop("launch")), **dict(_fields(given)))
+    return system, replace(job, skip=config.get(f"{section}.job-directives-skip"))
 
 
 def _fields(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:

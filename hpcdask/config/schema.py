@@ -6,7 +6,7 @@ line here; the documentation's table, ``hpc-dask config`` and the defaults of op
 
 from __future__ import annotations
 
-from hpcdask.config import kinds
+from hpcdask.config import jobs, kinds
 from hpcdask.config.setting import Setting
 
 SCHEMA: tuple[Setting, ...] = (
@@ -448,6 +448,8 @@ SCHEMA: tuple[Setting, ...] = (
         "30s",
         "A host that confirms nothing for so long is taken for lost.",
     ),
+    # -- Batch jobs
+    *jobs.settings(),
     # -- Launchers
     Setting(
         "mpi.use-mpi",
@@ -514,6 +516,7 @@ SECTIONS = {key.rsplit(".", n)[0] for key in BY_KEY for n in range(1, key.count(
 ALIASES = {
     "temporary-directory": "worker.local-directory",
     "nanny.pre-spawn-environ": "nanny.environ",
+    **{f"jobqueue.{system}.project": f"jobqueue.{system}.account" for system in jobs.SYSTEMS},
 }
 
 #: Variables that are no settings: they say where these are, or must not lie in a file.

@@ -123,7 +123,9 @@ def _shape(system: BatchSystem, job: JobSpec) -> str:
 
 
 def _directives(system: BatchSystem, job: JobSpec) -> Iterator[str]:
-    yield from system.directives(job)
+    for line in system.directives(job):
+        if not (line.startswith(system.prefix) and any(text in line for text in job.skip)):
+            yield line
     yield from (f"{system.prefix} {line}" for line in job.directives)
     suggestions = list(system.suggestions(job))
     if suggestions:

@@ -51,6 +51,8 @@ class JobSpec:
         The file for the job's log, in the system's own pattern.
     directives : sequence of str
         What else to ask for, each as it stands behind ``#SBATCH``, ``#PBS`` or ``#$``.
+    skip : sequence of str
+        Directives with one of these in them are left out, but for those in `directives`.
     environment : sequence of str
         Lines of shell that make `hpc-dask` and Python available.
     interface : str
@@ -73,6 +75,7 @@ class JobSpec:
     parallel_environment: str = ""
     output: str = ""
     directives: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
     environment: tuple[str, ...] = (PLACEHOLDER,)
     interface: str = ""
     scheduler_file: str = ""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("yaml")
 
 TOKEN = "ab" * 32
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -153,6 +155,26 @@ def test_an_error_says_where_its_value_is_configured(home, site):
     assert "no network interface 'nope0' on" in worker.err
     assert f"(worker.interface is from {env['HPCDASK_SITE_CONFIG']}:1)" in worker.err
     assert len(worker.err.splitlines()) == 1
+
+
+def test_a_sites_profile_is_in_job_scripts(home):
+    # A copy: in a clone it may be writable by a group.
+    path = home.file("site.yaml", (DOCS / "site-profile.yaml").read_text())
+    path.chmod(0o644)
+    env = {"HPCDASK_SITE_CONFIG": str(path)}
+    lines = output(home, "jobscript", "slurm", "script.py", **env).splitlines()
+    directives = [line for line in lines if line.startswith("#SBATCH ")]
+    assert "#SBATCH --partition=compute" in directives
+    assert "#SBATCH --time=01:00:00" in directives
+    assert "#SBATCH --ntasks-per-node=8" in directives
+    assert not [line for line in directives if "--mem" in line]
+    assert [line for line in lines if line.strip() == "module load openmpi"]
+    assert [line for line in lines if re.search(r"\bsrun\b", line)]
+    words = ("jobscript", "slurm", "--queue", "short", "script.py")
+    assert "#SBATCH --partition=short" in output(home, *words, **env)
+    assert "\n#PBS -q" not in output(home, "jobscript", "pbs", "script.py", **env)
+    line = refusal(home, "jobscript", "slurm", HPCDASK_JOBQUEUE__SLURM__WALLTIME="soon")
+    assert line.endswith("(jobqueue.slurm.walltime is from HPCDASK_JOBQUEUE__SLURM__WALLTIME)")
 
 
 # -- Heeding it -----------------------------------------------------------------------------------

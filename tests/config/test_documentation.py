@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpcdask.config import files
+from hpcdask.config.jobs import generic
 from hpcdask.config.schema import ALIASES, BY_KEY, SCHEMA, SECTIONS, VARIABLES
 from hpcdask.config.settling import Layer, settle
 
@@ -34,7 +35,7 @@ def test_the_page_shows_all_settings_and_variables(directive) -> None:  # type: 
     def text(*arguments: str) -> str:
         return "\n".join(node.astext() for node in directive.tables(list(arguments)))
 
-    assert all(f"\n{key}\n" in text() for key in BY_KEY)
+    assert all(f"\n{generic(key)}\n" in text() for key in BY_KEY)
     names = [*VARIABLES, *(name for setting in SCHEMA for name in setting.variables)]
     assert all(name in text("variables") for name in names)
     assert directive.TITLES.keys() == {directive.first(key) for key in BY_KEY}
@@ -70,6 +71,8 @@ def test_the_sites_profile_can_be_used_as_it_stands() -> None:
     assert settings["worker.local-directory"] == "/local/hpcdask"
     assert settings["worker.port"] == "9100:9999"
     assert settings["comm.compression"] is None
+    assert settings["jobqueue.slurm.queue"] == "compute"
+    assert settings["jobqueue.slurm.job-directives-skip"] == ("--mem",)
 
 
 def test_the_example_of_a_users_file_can_be_used_as_it_stands() -> None:

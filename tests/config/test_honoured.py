@@ -16,10 +16,12 @@ from waiting import on_a_loop
 
 from hpcdask import Client, Nanny, Scheduler, Worker, config, logs
 from hpcdask.cli.configured import behind, settled
+from hpcdask.cli.jobscript import _this_environment, system_and_job
 from hpcdask.cli.main import main
 from hpcdask.client.place import find_place
 from hpcdask.comm.options import CommOptions
 from hpcdask.comm.tcp import TCPComm
+from hpcdask.config import jobs
 from hpcdask.config.schema import BY_KEY, SCHEMA
 from hpcdask.config.setting import Setting
 from hpcdask.dialling import SchedulerPlace
@@ -63,6 +65,38 @@ def log_format() -> str:
 def log_length() -> int | None:
     logs.configure()
     return logs._recent.maxlen
+
+
+#: What to set of a job, the field of its JobSpec, and what is then there.
+OF_JOBS = {
+    "queue": ("long", "queue", "long"),
+    "account": ("abc", "account", "abc"),
+    "walltime": ("01:30:00", "walltime", 5400),
+    "memory": ("1 GiB", "memory", 2**30),
+    "tasks-per-node": (3, "tasks_per_node", 3),
+    "cpus-per-task": (3, "cpus_per_task", 3),
+    "launch": ("native", "launch", "native"),
+    "job-name": ("mine", "name", "mine"),
+    "output": ("x.log", "output", "x.log"),
+    "interface": ("ib0", "interface", "ib0"),
+    "venv": ("/v", "environment", ("source /v/bin/activate",)),
+    "job-script-prologue": (["ml x"], "environment", ("ml x", *_this_environment())),
+    "job-extra-directives": (["--x"], "directives", ("--x",)),
+    "job-directives-skip": (["--mem"], "skip", ("--mem",)),
+    "parallel-environment": ("smp", "parallel_environment", "smp"),
+}
+JOBS = [(setting.key.split(".")[1], setting.key.split(".")[2]) for setting in jobs.settings()]
+
+
+def effect_on_jobs(system: str, name: str) -> tuple[Any, Callable[[], Any], Any]:
+    """What a setting does to what ``hpc-dask jobscript SYSTEM`` asks for."""
+    raw, field, expected = OF_JOBS[name]
+
+    def look() -> Any:
+        with started(main.commands["jobscript"], system) as context:
+            return getattr(system_and_job(dict(context.params))[1], field)
+
+    return raw, look, expected
 
 
 #: For each key: what to set it to, what to look at, and what has to be seen there.
@@ -117,6 +151,7 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "comm.timeouts.handshake": ("7s", lambda: options().handshake_timeout, 7.0),
     "comm.timeouts.stall": ("7s", lambda: options().stall_timeout, 7.0),
     "comm.timeouts.tcp": ("90s", lambda: options().tcp_timeout, 90.0),
+    **{f"jobqueue.{system}.{name}": effect_on_jobs(system, name) for system, name in JOBS},
     "mpi.use-mpi": (False, lambda: of_command("mpi", "use_mpi"), False),
     "mpi.exclusive-workers": (True, lambda: of_command("run", "exclusive_workers"), True),
     "mpi.shutdown-timeout": ("7s", lambda: of_command("mpi", "shutdown_timeout"), "7s"),
@@ -264,7 +299,8 @@ by_key = pytest.mark.parametrize(
 
 def commands(called: str) -> list[click.Command]:
     """The commands that the schema calls so."""
-    names = {"mpirun": ["mpi", "run"]}.get(called, [called])
+    alike = {"mpirun": ["mpi", "run"], "jobscript": ["jobscript", "submit"]}
+    names = alike.get(called, [called])
     return [main.commands[name] for name in names]
 
 
@@ -288,7 +324,7 @@ def test_an_option_has_the_default_of_its_setting_and_names_its_key(
     for command in commands(called):
         parameter = parameter_of(command, name)
         if isinstance(parameter, click.Option):
-            assert setting.key in str(parameter.help)
+            assert jobs.generic(setting.key) in str(parameter.help)
         assert setting in behind(command)[str(parameter.name)]
         value = started(command).params[str(parameter.name)]
         if setting.default is not None and not setting.kind.is_table and value is not None:
@@ -299,13 +335,24 @@ def test_an_option_has_the_default_of_its_setting_and_names_its_key(
 def test_a_command_gets_what_is_configured(setting: Setting, option: str) -> None:
     called, _, name = option.partition(" ")
     is_shared = len([each for each in SCHEMA if option in each.options]) > 1
+    before = [started(command).params for command in commands(called)]
     with config.set({setting.key: EFFECTS[setting.key][0]}):
-        for command in commands(called):
-            value = started(command).params[str(parameter_of(command, name).name)]
+        for command, unconfigured in zip(commands(called), before, strict=True):
+            parameter = str(parameter_of(command, name).name)
+            value = started(command).params[parameter]
             if is_shared or not setting.is_preset:
-                assert not value, "the components look that up themselves"
+                assert value == unconfigured[parameter], "to be looked up where it is known"
             else:
                 assert setting.read(value) == config.get(setting.key)
+
+
+def test_an_option_goes_before_what_is_configured_for_its_system() -> None:
+    with config.set({"jobqueue": {"slurm": {"queue": "long"}, "pbs": {"queue": "other"}}}):
+        for words, queue in ((["slurm"], "long"), (["pbs"], "other"), (["sge"], "")):
+            with started(main.commands["submit"], *words) as context:
+                assert system_and_job(dict(context.params))[1].queue == queue
+        with started(main.commands["submit"], "slurm", "--queue", "short") as context:
+            assert system_and_job(dict(context.params))[1].queue == "short"
 
 
 def weighed(words: str, configured: dict[str, Any]) -> dict[str, Any]:

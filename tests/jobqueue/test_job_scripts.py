@@ -29,6 +29,15 @@ def script(system: str, launch: str = "mpi", **changes: object) -> list[str]:
     return job_script(SYSTEMS[system], job).splitlines()
 
 
+def test_directives_that_a_site_does_not_want_are_left_out():
+    lines = script("slurm", skip=("--mem", "--partition"), directives=("--mem=0",))
+    assert [line for line in lines if "--mem" in line] == ["#SBATCH --mem=0"]
+    others = [line for line in script("slurm") if line.startswith("#SBATCH ")]
+    assert [line for line in others if "--mem" not in line] == [
+        line for line in lines if line.startswith("#SBATCH ") and "--mem" not in line
+    ]
+
+
 # -- The templates --------------------------------------------------------------------------------
 
 
