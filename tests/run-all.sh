@@ -3,7 +3,7 @@
 #
 # All stages run, so that one run shows all that is wrong; the exit code is that of the first stage
 # that failed. The largest part of pytest comes last, so its closing line is the last one of a good
-# run. Chaos, which mostly waits, runs beside the stages that compute.
+# run. What mostly waits for other processes runs beside what computes, two at a time.
 set -uo pipefail
 # As in the Makefile, for who calls this without it: Open MPI wants to be told twice that root may.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -51,32 +51,45 @@ import signal, sys, pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(pytest.main(sys.argv[1:]))'
 
-start_chaos() {
-    chaos_output=$(mktemp)
-    python -c "$interruptible_pytest" tests/chaos >"$chaos_output" 2>&1 &
-    chaos=$!
-    trap 'kill -INT "$chaos" 2>/dev/null; wait "$chaos"; rm -f "$chaos_output"' EXIT
+beside='' # the process id of what runs in the background; its output is shown when it has ended
+
+start_beside() { # start_beside PYTEST-ARGUMENTS...
+    output=$(mktemp)
+    python -c "$interruptible_pytest" "$@" >"$output" 2>&1 &
+    beside=$!
+    trap 'kill -INT "$beside" 2>/dev/null; wait "$beside"; rm -f "$output"' EXIT
 }
 
-finish_chaos() {
-    wait "$chaos"
+finish_beside() {
+    wait "$beside"
     local code=$?
-    cat "$chaos_output"
+    cat "$output"
+    rm -f "$output"
+    trap - EXIT
     return "$code"
 }
 
+# What starts batch systems, mpirun and SSH servers.
+launching=(tests/launchers tests/batch tests/jobqueue tests/doctor)
+computing=(tests/core tests/simulation tests/wire)
+
+except() { # except PATH...: the options of pytest that leave these out
+    printf -- '--ignore\n%s\n' "$@"
+}
+
 stage "system packages" tests/system-packages.sh
-start_chaos
+start_beside tests/chaos
 stage "ruff check" ruff check .
 stage "ruff format" ruff format --check .
 stage "mypy" mypy
 stage "docs" sphinx-build -W --keep-going -q docs build/docs
 stage "pytest under mpirun, 3 ranks" mpi_tests
-stage "pytest: states, simulated clusters, bytes" \
-    python -m pytest tests/core tests/simulation tests/wire
-stage "pytest: chaos, which has run meanwhile" finish_chaos
-stage "pytest: all else" python -m pytest --ignore tests/mpi --ignore tests/chaos \
-    --ignore tests/core --ignore tests/simulation --ignore tests/wire
+stage "pytest: states, simulated clusters, bytes" python -m pytest "${computing[@]}"
+stage "pytest: chaos, which has run meanwhile" finish_beside
+start_beside "${launching[@]}"
+mapfile -t others < <(except tests/mpi tests/chaos "${computing[@]}" "${launching[@]}")
+stage "pytest: all else" python -m pytest "${others[@]}"
+stage "pytest: launchers and batch systems, which have run meanwhile" finish_beside
 
 if ((${#failed[@]})); then
     printf 'FAILED:' >&2
