@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from hpcdask.errors import ConfigError, LaunchError
-from hpcdask.launchers.mpi import find_world, share_contact
+from hpcdask.launchers.part import share_contact
+from hpcdask.launchers.ranks import MPIRanks, find_ranks
 from hpcdask.rendezvous import Contact
 
 # pytest-mpi takes every test in a folder named "mpi" for one that ranks run together.
@@ -41,14 +42,20 @@ def comm(mpi):
     assert comm.allreduce(1) == comm.Get_size()
 
 
-def test_every_rank_gets_the_contact_that_rank_0_has_made(comm):
+@pytest.fixture
+def ranks(comm):
+    """They go on with MPI: other tests follow."""
+    return find_ranks(comm=comm)
+
+
+def test_every_rank_gets_the_contact_that_rank_0_has_made(ranks, comm):
     calls = []
 
     def start():
         calls.append(comm.Get_rank())
         return CONTACT
 
-    assert share_contact(comm, start) == CONTACT
+    assert share_contact(ranks, start) == CONTACT
     assert calls == ([0] if comm.Get_rank() == 0 else [])
 
 
@@ -61,16 +68,16 @@ def test_every_rank_gets_the_contact_that_rank_0_has_made(comm):
         (ZeroDivisionError("a fault of ours"), "rank 0 could not start the scheduler: ZeroDiv"),
     ],
 )
-def test_every_rank_raises_the_error_of_rank_0(comm, error, text):
+def test_every_rank_raises_the_error_of_rank_0(ranks, comm, error, text):
     def start():
         raise error
 
     with pytest.raises(LaunchError, match=text) as caught:
-        share_contact(comm, start)
+        share_contact(ranks, start)
     assert caught.value.__cause__ is (error if comm.Get_rank() == 0 else None)
 
 
-def test_an_error_that_cannot_be_pickled_reaches_every_rank_too(comm):
+def test_an_error_that_cannot_be_pickled_reaches_every_rank_too(ranks):
     class UnpicklableError(Exception):
         def __init__(self, one, two):
             super().__init__(one)
@@ -79,13 +86,19 @@ def test_an_error_that_cannot_be_pickled_reaches_every_rank_too(comm):
         raise UnpicklableError("one", lambda: None)
 
     with pytest.raises(LaunchError, match="UnpicklableError"):
-        share_contact(comm, start)
+        share_contact(ranks, start)
 
 
-def test_ranks_know_their_place_and_their_neighbours(mpi, comm):
-    world = find_world(mpi)
+def test_a_value_of_any_rank_is_shared_and_all_are_gathered(ranks, comm):
+    rank, size = comm.Get_rank(), comm.Get_size()
+    assert ranks.share({"from": rank}, root=size - 1) == {"from": size - 1}
+    assert ranks.gather(rank) == (list(range(size)) if rank == 0 else None)
+
+
+def test_ranks_know_their_place_and_their_neighbours(ranks, comm):
+    assert type(ranks) is MPIRanks
+    world = ranks.world
     assert (world.rank, world.size) == (comm.Get_rank(), comm.Get_size())
-    assert world.is_scheduler == (world.rank == 0)
-    assert world.is_worker == (world.rank > 0)
     # These ranks share a host: mpirun was started without a list of others.
-    assert world.workers_here == world.size - 1
+    assert (world.local_rank, world.local_size) == (world.rank, world.size)
+    assert ranks.count_here(lambda rank: rank > 0) == world.size - 1
