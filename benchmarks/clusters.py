@@ -58,7 +58,10 @@ class SeparateCluster:
 
 @contextmanager
 def separate_cluster(
-    module: ModuleType, n_workers: int, workers: Sequence[str] | None = None
+    module: ModuleType,
+    n_workers: int,
+    workers: Sequence[str] | None = None,
+    scheduler_options: Sequence[str] = (),
 ) -> Iterator[SeparateCluster]:
     """A cluster as started by hand from a shell.
 
@@ -67,11 +70,13 @@ def separate_cluster(
     workers : sequence of str, optional
         What follows ``python -m`` to get the workers; the scheduler file's path is appended. By
         default the command line's own.
+    scheduler_options : sequence of str
+        Further options of the scheduler's command.
     """
     name = module.__name__
     with ExitStack() as stack:
         file = str(Path(stack.enter_context(TemporaryDirectory()), "scheduler.json"))
-        scheduler = [*SCHEDULERS[name].split(), "--scheduler-file", file]
+        scheduler = [*SCHEDULERS[name].split(), *scheduler_options, "--scheduler-file", file]
         process = stack.enter_context(running(scheduler))
         if workers is None:
             workers = [*WORKERS[name].split(), "--nworkers", str(n_workers), "--scheduler-file"]

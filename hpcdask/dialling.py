@@ -9,9 +9,10 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
-from hpcdask import config
+from hpcdask import config, network
 from hpcdask.comm import Comm, connect
 from hpcdask.comm.addresses import parse_address
 from hpcdask.comm.options import CommOptions
@@ -23,7 +24,7 @@ from hpcdask.errors import (
     RendezvousTimeoutError,
     TokenError,
 )
-from hpcdask.messages import Message, Refused, Registered
+from hpcdask.messages import Message, OutOfReach, Refused, Registered
 from hpcdask.rendezvous import Contact, SchedulerFileReader, resolve_token, wait_for_contact
 
 log = logging.getLogger("hpcdask.dialling")
@@ -32,6 +33,10 @@ log = logging.getLogger("hpcdask.dialling")
 _ONE_TRY = 5.0
 #: Seconds in which the scheduler of a scheduler file must answer to be taken for running.
 _ONE_LOOK = 2.0
+#: Seconds in which a scheduler must answer that has accepted a connection.
+_ANSWER = 30.0
+#: Seconds that another try must have, to be worth while.
+_SHORTEST_TRY = 1.0
 #: Shortest and longest pause before a scheduler is looked for once more, in seconds.
 _PAUSES = (0.1, 1.0)
 
@@ -70,6 +75,10 @@ class SchedulerPlace:
         return CommOptions.configured(token, self.settings)
 
 
+class NotLetInError(CommClosedError):
+    """The scheduler answers, but cannot reach us; whose file it is and where it is, is right."""
+
+
 def host_and_port(scheduler: str | None, port: int | None) -> str | None:
     """The address of a scheduler that is given in two parts, as early programs do."""
     if scheduler is None or port is None:
@@ -103,7 +112,7 @@ async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -
     Raises
     ------
     CommClosedError
-        If nobody answers at the address.
+        If nobody answers at the address, or the scheduler cannot reach us.
     RendezvousTimeoutError
         If the scheduler file does not appear, or what it says stays unreachable.
     AuthenticationError
@@ -121,8 +130,9 @@ async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -
         if not place.scheduler_file:
             return await _register(address, place.options(), hello, deadline)
         try:
-            one_try = min(deadline, time.monotonic() + _ONE_TRY)
-            return await _register(address, place.options(), hello, one_try, was_there=True)
+            return await _register(address, place.options(), hello, deadline, _ONE_TRY)
+        except NotLetInError:
+            raise
         except (CommClosedError, HandshakeError) as exc:
             log.info("%s; reading %s", exc, place.scheduler_file)
     assert place.scheduler_file is not None
@@ -163,25 +173,69 @@ def pauses() -> Iterator[float]:
 
 
 async def _register(
-    address: str, options: CommOptions, hello: Hello, deadline: float, was_there: bool = False
+    address: str,
+    options: CommOptions,
+    hello: Hello,
+    deadline: float,
+    one_try: float | None = None,
 ) -> Link:
-    left = max(deadline - time.monotonic(), 0.05)
-    comm = await connect(address, options, left, was_there=was_there)
+    """Connect and register, however often it takes while the scheduler may yet agree.
+
+    Parameters
+    ----------
+    one_try : float, optional
+        Seconds to connect, where the scheduler is known to have been there. By default it is
+        waited for.
+    """
+    told = ""
+    for pause in pauses():
+        left = max(deadline - time.monotonic(), 0.05)
+        if one_try is None:
+            comm = await connect(address, options, left, report=partial(_report, address))
+        else:
+            comm = await connect(address, options, min(left, one_try), was_there=True)
+        answer = await _introduced(comm, address, options, hello, deadline)
+        if type(answer) is Registered:
+            return Link(comm, answer, address, options)
+        comm.close()
+        if type(answer) is Refused:
+            raise LaunchError(f"the scheduler at {address} refuses: {answer.reason}")
+        assert type(answer) is OutOfReach
+        if answer.reason != told:  # once, not at every try
+            told = answer.reason
+            left = deadline - time.monotonic()
+            log.warning("not let in yet: %s; trying for %.0f s more", told, left)
+        if deadline - time.monotonic() < pause + _SHORTEST_TRY:
+            raise NotLetInError(told)
+        await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+async def _introduced(
+    comm: Comm, address: str, options: CommOptions, hello: Hello, deadline: float
+) -> Message:
+    """Send the registration message and wait for the answer."""
     try:
         comm.send(await hello(address, options))
-        left = max(deadline - time.monotonic(), 0.05)
-        answer = await asyncio.wait_for(comm.receive(), left)
+        # It may dial us back first, or be busy with a thousand others who come at the same time.
+        left = max(min(deadline - time.monotonic(), _ANSWER), 0.05)
+        return await asyncio.wait_for(comm.receive(), left)
     except asyncio.TimeoutError:
         comm.close()
         raise CommClosedError(f"the scheduler at {address} accepts but does not answer") from None
     except BaseException:
         comm.close()
         raise
-    if type(answer) is Refused:
-        comm.close()
-        raise LaunchError(f"the scheduler at {address} refuses: {answer.reason}")
-    assert type(answer) is Registered
-    return Link(comm, answer, address, options)
+
+
+def _report(address: str, problem: str, left: float) -> None:
+    log.warning(
+        "%s cannot reach the scheduler at %s yet: %s; trying for %.0f s more",
+        network.hostname(),
+        address,
+        problem,
+        left,
+    )
 
 
 async def _by_file(
@@ -204,14 +258,15 @@ async def _by_file(
                 raise
             break
         try:
-            one_try = min(deadline, time.monotonic() + _ONE_TRY)
             if place.address and contact.token:
                 # The token we have was given for that address. A scheduler that was started anew
                 # may have another, and says so in its file, which only its user could write.
                 place = replace(place, token=contact.token)
             options = place.options(contact)
             # The file is written when the scheduler listens: who refuses is not there any more.
-            link = await _register(contact.address, options, hello, one_try, was_there=True)
+            link = await _register(contact.address, options, hello, deadline, _ONE_TRY)
+        except NotLetInError:
+            raise
         except (CommClosedError, HandshakeError) as exc:
             problem = exc
         else:

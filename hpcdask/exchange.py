@@ -119,7 +119,7 @@ class Exchange:
             await self._futures_are_known()
         except Exception as exc:
             log.info("cannot fetch from %s: %s", fetch.address, exc)
-            self._state.fetch_failed(time.monotonic(), fetch.address)
+            self._state.fetch_failed(time.monotonic(), fetch.address, str(exc) or repr(exc))
             self._act()
             return
         self._arrived(fetch, answer, loaded)
@@ -152,6 +152,10 @@ class Exchange:
                     self._end(message.reason)
                 elif type(message) is not RegisterPeer or message.protocol != PROTOCOL_VERSION:
                     comm.abort(f"it sent {message!r:.80}")
+                    return
+                elif message.address not in ("", self._address):
+                    # As 127.0.0.1 or the bridge of a container would be on every host.
+                    comm.abort(f"it looks for {message.address}")
                     return
 
         comm.start(on_batch, lambda reason: self._comms.discard(comm))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from hpcdask import descriptors
 from hpcdask._version import __version__
 from hpcdask.comm import Comm
 from hpcdask.errors import CommClosedError
@@ -18,6 +20,7 @@ from hpcdask.messages import (
     ClientClosing,
     Failure,
     Message,
+    OutOfReach,
     Refused,
     RegisterClient,
     Registered,
@@ -28,6 +31,7 @@ from hpcdask.messages import (
     WorkerDied,
     WorkerLives,
 )
+from hpcdask.reachability import Reachability
 
 if TYPE_CHECKING:
     from hpcdask.scheduler import Scheduler
@@ -40,6 +44,10 @@ _INTRODUCTION = 10.0
 _LAST_WORDS = 1.0
 #: Heartbeats that all workers together send, per second, at most.
 _HEARTBEATS_PER_SECOND = 100.0
+#: Seconds per worker between two looks at whether something has happened to all of them.
+_LOOK = 20e-6
+#: Part of the possible connections at which it is time to say that there will be too few.
+_CROWDED = 0.8
 
 
 class Membership:
@@ -53,7 +61,6 @@ class Membership:
         Runs a coroutine that ends with the scheduler at the latest.
     client_grace : float
         Seconds that the work of a client is kept which has vanished without a word.
-
     Attributes
     ----------
     workers, clients : dict of str to Comm
@@ -68,6 +75,8 @@ class Membership:
         All that ever came.
     progress : asyncio.Event
         Set whenever workers or nannies come or go.
+    reach : Reachability
+        Who can reach whom.
     absences : dict of str to asyncio.Task
         By the client's id: forgets it, unless it comes back before.
     on_client_gone : callable
@@ -83,6 +92,7 @@ class Membership:
         self._scheduler, self._state, self._spawn = scheduler, scheduler.state, spawn
         self._client_grace = client_grace
         self._heartbeat: float = scheduler.settings["scheduler.heartbeat"]
+        self.reach = Reachability(scheduler, spawn)
         self.workers: dict[str, Comm] = {}
         self.clients: dict[str, Comm] = {}
         self.nannies: dict[str, tuple[Comm, RegisterNanny]] = {}
@@ -93,13 +103,30 @@ class Membership:
         self.absences: dict[str, asyncio.Task[None]] = {}
         self.on_client_gone: Callable[[str], None] = lambda client: None
         self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
+        self._watched: dict[str, str] = {}  # address of the last worker of each nanny
+        self._room = math.inf  # connections beyond which there may soon be no descriptors
+        self._has_warned = False
 
     # -- Introductions ----------------------------------------------------------------------------
 
     def on_comm(self, comm: Comm) -> None:
         """Somebody has connected who holds the token."""
         self.comms.add(comm)
+        if self.is_crowded and not self._has_warned:
+            self._has_warned = True
+            # The next worker, or as many again: who reads this wants to be safe.
+            shortage = descriptors.shortage(2 * len(self.workers) or 1, descriptors.limit())
+            log.warning("%d connections are open%s", len(self.comms), shortage and f": {shortage}")
         self._spawn(self._introduce(comm))
+
+    def limit_descriptors(self, available: int) -> None:
+        """Say in time that there will be more connections than that."""
+        self._room = _CROWDED * available
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there may soon be no file descriptors for further connections."""
+        return len(self.comms) >= self._room
 
     async def _introduce(self, comm: Comm) -> None:
         """Find out who it is."""
@@ -127,7 +154,7 @@ class Membership:
             log.warning("refused %s: %s", comm.peer, text)
             comm.send(Refused(text))
             self._hang_up(comm)
-        else:
+        elif type(hello) is not RegisterWorker or await self._is_reached(comm, hello):
             join(comm, hello)
 
     def _terminate(self, comm: Comm, hello: Terminate) -> None:
@@ -203,6 +230,23 @@ class Membership:
 
     # -- Workers ----------------------------------------------------------------------------------
 
+    async def _is_reached(self, comm: Comm, hello: RegisterWorker) -> bool:
+        """Whether a new worker may join, as others can reach it; if not, it is told why."""
+        if not self._scheduler.dial_back:
+            return True
+        if hello.returns:
+            # It has values that are wanted, whether or not all can get at them.
+            self._spawn(self.reach.look_again(hello))
+        else:
+            sentence = await self.reach.why_not(hello)
+            if sentence:
+                self.reach.tell(hello, sentence)
+                comm.send(OutOfReach(sentence))
+            if sentence or comm.closed:  # it did not wait
+                self._hang_up(comm)
+                return False
+        return True
+
     def _worker_joins(self, comm: Comm, hello: RegisterWorker) -> None:
         address, scheduler = hello.address, self._scheduler
         if address in self.workers:  # the old connection is dead and we do not know it yet
@@ -210,6 +254,8 @@ class Membership:
             self.workers.pop(address).abort("replaced by a new connection")
             self._state.worker_lost(scheduler.now(), address, planned=True)
         self.workers[address] = comm
+        if hello.nanny:
+            self._watched[hello.nanny] = address
         self.progress.set()
         again = " again" if hello.returns else ""
         log.info(
@@ -267,6 +313,8 @@ class Membership:
         if self.workers.get(hello.address) is not comm:
             return  # it has come back meanwhile
         del self.workers[hello.address], self._feeds[hello.address]
+        if self._watched.get(hello.nanny) == hello.address:
+            del self._watched[hello.nanny]
         self.progress.set()
         words = self._last_words_of(hello)
         how = reason if words is None else in_words(words)
@@ -283,6 +331,8 @@ class Membership:
                 await asyncio.wait_for(self.progress.wait(), deadline - loop.time())
             except asyncio.TimeoutError:
                 return happened()
+            # What looks at all workers must not do so at each of a thousand that come at once.
+            await asyncio.sleep(_LOOK * len(self.workers))
         return True
 
     # -- Nannies ----------------------------------------------------------------------------------
@@ -319,9 +369,9 @@ class Membership:
 
     def _vouched_for(self, nanny: str) -> None:
         """A worker that cannot speak, since code of a task keeps the interpreter, is at work."""
-        for worker in self._state.workers.values():
-            if worker.info.nanny == nanny:
-                worker.last_seen = self._scheduler.now()
+        worker = self._state.workers.get(self._watched.get(nanny, ""))
+        if worker is not None:
+            worker.last_seen = self._scheduler.now()
 
 
 def in_words(died: WorkerDied) -> str:

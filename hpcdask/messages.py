@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class Frames:
@@ -182,6 +182,7 @@ class RegisterPeer(NamedTuple):
     """worker, client or scheduler -> worker: requests for data will follow."""
 
     protocol: int
+    address: str = ""  # whom it means to talk to: where addresses lie, another may answer
 
 
 class Terminate(NamedTuple):
@@ -201,6 +202,12 @@ class Registered(NamedTuple):
 
 class Refused(NamedTuple):
     """scheduler -> worker, nanny, client: you cannot take part, and trying again will not help."""
+
+    reason: str
+
+
+class OutOfReach(NamedTuple):
+    """scheduler -> worker: I cannot reach you at your address; register again when that is over."""
 
     reason: str
 
@@ -539,7 +546,7 @@ class DataMissing(NamedTuple):
     attempt: int
     missing: Version
     address: str
-    unreachable: bool = False  # it may well hold the value; we cannot talk to it
+    unreachable: str = ""  # why we cannot talk to it, though it may well hold the value
 
 
 class Heartbeat(NamedTuple):
@@ -750,6 +757,7 @@ OPCODES: tuple[type[Any], ...] = (
     RegisterRank,
     Examine,
     Examined,
+    OutOfReach,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

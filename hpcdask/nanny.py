@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpcdask import config, network
+from hpcdask import config, network, sizing
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.calls import call
@@ -98,6 +98,7 @@ class Nanny(Service):
         nthreads: int | None = None,
         name: str | int | None = None,
         memory_limit: str | float | None = "auto",
+        sharing: sizing.Sharing | None = None,
         resources: Mapping[str, float] | str | None = None,
         death_timeout: float | str | None = None,
         reconnect_timeout: float | str | None = None,
@@ -125,7 +126,11 @@ class Nanny(Service):
         path = None if scheduler_file is None else os.fspath(scheduler_file)
         scheduler = host_and_port(scheduler, scheduler_port)
         self.place = SchedulerPlace(scheduler, path, token, token_file, auth, settings)
-        self.nthreads = settings.value("worker.nthreads", nthreads) or hosts.cpu_count()
+        if memory_limit == "auto":
+            memory_limit = settings["worker.memory-limit"]
+        wanted = settings.value("worker.nthreads", nthreads)
+        self._size = sizing.size_worker(wanted, memory_limit, sharing)
+        self.nthreads = self._size.nthreads
         self.name = str(name) if name is not None else f"nanny-{uuid.uuid4().hex[:8]}"
         # Two people may give two workers the same name.
         self.id = f"{self.name}-{uuid.uuid4().hex[:8]}"
@@ -136,15 +141,13 @@ class Nanny(Service):
             "worker.reconnect-timeout", reconnect_timeout
         )
         self._drain_timeout: float = settings.value("worker.drain-timeout", drain_timeout)
-        if memory_limit == "auto":
-            memory_limit = settings["worker.memory-limit"]
         if resources is None:
             resources = settings["worker.resources"]
         self._worker_options = {
             **worker_options,
             "name": self.name,
             "nthreads": self.nthreads,
-            "memory_limit": hosts.resolve_memory_limit(memory_limit, self.nthreads, 1),
+            "memory_limit": self._size.memory_limit,
             "resources": dict(checked_resources(resources)),
             "scheduler_file": path and os.path.abspath(path),
             "death_timeout": self._death_timeout,
@@ -209,9 +212,17 @@ class Nanny(Service):
                 for task in work:
                     task.cancel()
                 await asyncio.gather(*work, return_exceptions=True)
+        self._tell_size()
         log.info("Start Nanny at: %r", self.address)
         self._spawn(self._watch())
         self._spawn(self._vouch())
+
+    def _tell_size(self) -> None:
+        environ = self._worker_environment()
+        given = self._worker_options.get("local_directory")
+        folder = self.settings.value("worker.local-directory", given)
+        scratch = hosts.find_scratch(folder, environ)
+        log.info("Worker %s: %s", self.name, sizing.in_words(self._size, environ, scratch))
 
     async def leave(self, reason: str = "asked to leave") -> None:
         """End without losing what only the worker holds, if its `drain_timeout` is enough."""

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hpcdask.comm import Comm, connect
+from hpcdask.comm import Comm, SilenceError, connect
 from hpcdask.comm.options import CommOptions
 from hpcdask.errors import CommClosedError
 from hpcdask.messages import (
@@ -89,18 +89,20 @@ class Peer:
 
     Parameters
     ----------
+    address : str
+        Of the worker, which hangs up if it has another.
     stall_timeout : float
         Seconds without a byte after which the connection is given up while an answer is due.
     """
 
-    def __init__(self, comm: Comm, stall_timeout: float) -> None:
+    def __init__(self, comm: Comm, address: str, stall_timeout: float) -> None:
         self.comm = comm
         self.requests = Requests()
         self._stall_timeout = stall_timeout
         self._look: asyncio.TimerHandle | None = None
         self._progress = 0  # of the connection, when we last looked
         self._quiet = 0  # looks since it last made any
-        comm.send(RegisterPeer(PROTOCOL_VERSION))
+        comm.send(RegisterPeer(PROTOCOL_VERSION, address))
         comm.start(self._on_batch, self.requests.fail)
 
     def _on_batch(self, messages: list[Message]) -> None:
@@ -181,6 +183,31 @@ class Peers:
             answer = await peer.ask(StoreKeys, some)
             assert type(answer) is Reply
 
+    async def prove(self, address: str, timeout: float) -> None:
+        """Find out whether a worker can be reached, and hang up.
+
+        One that accepts the connection and is too busy to say anything can be.
+
+        Raises
+        ------
+        CommClosedError, HandshakeError
+            Why it cannot.
+        """
+        try:
+            comm = await connect(address, self.options, timeout, was_there=True)
+        except SilenceError:
+            return
+        peer = Peer(comm, address, self.options.stall_timeout)
+        try:
+            await asyncio.wait_for(peer.ask(FetchKeys, ()), timeout)
+        except asyncio.TimeoutError:
+            pass
+        except CommClosedError:
+            text = f"cannot connect to {address}: another process than this worker answers"
+            raise CommClosedError(text) from None
+        finally:
+            peer.close("it was only to be proven")
+
     def forget(self, address: str) -> None:
         """Close the connection with a worker that is gone."""
         task = self._peers.pop(address, None)
@@ -212,7 +239,7 @@ class Peers:
 
     async def _dial(self, address: str) -> Peer:
         comm = await connect(address, self.options, self._connect_timeout, was_there=True)
-        return Peer(comm, self.options.stall_timeout)
+        return Peer(comm, address, self.options.stall_timeout)
 
 
 def _portions(values: Iterable[StoredValue]) -> Iterator[tuple[StoredValue, ...]]:

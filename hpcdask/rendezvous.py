@@ -22,9 +22,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpcdask.errors import RendezvousError, RendezvousTimeoutError, TokenError
+from hpcdask.errors import ConfigError, RendezvousError, RendezvousTimeoutError, TokenError
 from hpcdask.threads import in_thread
 from hpcdask.trusted_files import StrPath, read_approved, user_folder
+from hpcdask.world import launched_world
 
 if TYPE_CHECKING:
     import random
@@ -402,6 +403,10 @@ def remove_scheduler_file(path: StrPath, id: str) -> None:
 
 REPORT_INTERVAL = 5.0
 
+#: Looks at one scheduler file, of all ranks of a job that wait for it, and the longest time in
+#: seconds between two of one rank.
+LOOKS_PER_SECOND, LONGEST_DELAY = 1000, 10.0
+
 #: However short the timeout, a look at a healthy file system gets this long to end.
 SHORTEST_LOOK = 0.05
 
@@ -450,16 +455,21 @@ class SchedulerFileReader:
             self.reason = f"is of {contact.id} at {contact.address}, which is gone"
         return None
 
-    def delays(self, rng: random.Random | None = None) -> Iterator[float]:
-        """Seconds to wait between looks: from 0.02 to 1, with jitter to keep ranks apart."""
+    def delays(self, rng: random.Random | None = None, readers: int = 1) -> Iterator[float]:
+        """Seconds to wait between looks: from 0.02 to 1, with jitter to keep ranks apart.
+
+        Of very many readers each waits longer, so that all of them together do not look more than
+        about `LOOKS_PER_SECOND` times a second.
+        """
         if rng is None:
             import random
 
             rng = random.Random()
-        longest = 0.02
+        fair = min(readers / LOOKS_PER_SECOND, LONGEST_DELAY)
+        longest = max(0.02, fair)
         while True:
             yield longest * rng.uniform(0.5, 1.0)
-            longest = min(1.0, 1.5 * longest)
+            longest = min(max(1.0, fair), 1.5 * longest)
 
     def describe(self, now: float) -> str:
         """What the last look found, as one sentence without its full stop. Touches no file."""
@@ -532,7 +542,7 @@ async def wait_for_contact(
         If others can read the file, or another user wrote it.
     """
     reader = SchedulerFileReader(path, stale)
-    delays = reader.delays()
+    delays = reader.delays(readers=_readers())
     now = time.monotonic()
     deadline, next_report = now + timeout, now + REPORT_INTERVAL
     while True:
@@ -547,6 +557,14 @@ async def wait_for_contact(
             next_report = now + REPORT_INTERVAL
         await asyncio.sleep(min(next(delays), deadline - now))
         now = time.monotonic()
+
+
+def _readers() -> int:
+    """How many ranks as this one look at the file, as far as the launcher tells."""
+    try:
+        return launched_world().size
+    except ConfigError:
+        return 1
 
 
 def _timeout_error(reader: SchedulerFileReader, timeout: float) -> RendezvousTimeoutError:

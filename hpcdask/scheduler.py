@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from hpcdask import config, network
+from hpcdask import config, descriptors, network
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client_requests import REQUESTS, ClientRequests
 from hpcdask.comm import Comm, Listener, listen
-from hpcdask.comm.addresses import Address, parse_address
+from hpcdask.comm.addresses import Address, parse_address, parse_host
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.dialling import refuse_taken_file
@@ -96,6 +96,9 @@ class Scheduler(Service):
         False lets anybody in who can reach the port, and says so.
     idle_timeout : float or str, optional
         End after so many seconds without tasks.
+    dial_back : bool, optional
+        Whether a worker is let in only if it can be reached from here at the address that it
+        advertises, since others could not fetch values from it either.
     allowed_failures : int, optional
         Workers that may die under a task before it is given up.
     own_process : bool
@@ -136,6 +139,7 @@ class Scheduler(Service):
         token_file: str | None = None,
         auth: bool = True,
         idle_timeout: float | str | None = None,
+        dial_back: bool | None = None,
         allowed_failures: int | None = None,
         worker_ttl: float | str | None = None,
         client_grace: float | str | None = None,
@@ -164,6 +168,7 @@ class Scheduler(Service):
         self.address = ""
         self.inproc_address = ""
         self._dropping: asyncio.Task[None] | None = None  # of the wants of those who are gone
+        self.dial_back: bool = settings.value("scheduler.dial-back", dial_back)
         self.worker_ttl: float = settings.value("scheduler.worker-ttl", worker_ttl)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
@@ -173,7 +178,7 @@ class Scheduler(Service):
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
         #: moment, since one that comes too late would look for us until its deadline.
         self.expected_nannies = 0
-        self._host, self._port = host, settings.value("scheduler.port", port)
+        self._host, self._port = parse_host(host), settings.value("scheduler.port", port)
         self._interface, self._contact_address = interface, contact_address
         if host is None and interface is None:
             self._interface = settings["scheduler.interface"]
@@ -217,6 +222,7 @@ class Scheduler(Service):
         self.options = CommOptions.configured(token, self.settings)
         self.peers = Peers(self.options)
         await self._listen()
+        self._look_at_descriptors()
         if self.scheduler_file is not None:
             await refuse_taken_file(self.scheduler_file)
             write_scheduler_file(self.scheduler_file, self.contact())
@@ -230,9 +236,16 @@ class Scheduler(Service):
     def _listen_at(self, where: int | str) -> None:
         if isinstance(where, str) and not where.isdecimal():
             address = parse_address(where)
-            self._host, self._port = address.host or None, address.port
+            self._host, self._port = parse_host(address.host), address.port
         else:
             self._port = where
+
+    def _look_at_descriptors(self) -> None:
+        """Say in time when there are too few for the workers that come."""
+        available = descriptors.raise_limit() if self._own_process else descriptors.limit()
+        self.members.limit_descriptors(available)
+        if shortage := descriptors.shortage(self.expected_nannies, available):
+            log.warning("%s", shortage)
 
     async def _listen(self) -> None:
         inproc = await listen("inproc://", self.members.on_comm, self.options)
@@ -240,7 +253,7 @@ class Scheduler(Service):
         self.address = self.inproc_address = inproc.address
         if self._protocol == "inproc":
             return
-        host = self._host or ""
+        host = self._host
         if self._interface:
             host = network.interface_address(self._interface)
         try:
@@ -250,7 +263,7 @@ class Scheduler(Service):
             raise LaunchError(f"the scheduler {exc.strerror or exc}") from exc
         self._listeners.append(tcp)
         port = parse_address(tcp.address).port
-        if host in ("", "0.0.0.0", "::"):
+        if host in ("", "0.0.0.0"):
             host = network.default_address()
         self.address = str(Address("tcp", host, port))
         if self._contact_address:
@@ -441,6 +454,9 @@ class Scheduler(Service):
         event = _WORKER_EVENTS.get(kind)
         if event is not None:
             event(self.state, self.now(), address, message)
+        elif kind is DataMissing:
+            self.members.reach.data_missing(address, message)
+            self.state.data_missing(self.now(), address, message)
         elif kind is WorkerLeaving:
             log.info("worker %s is to end: %s", address, message.reason)
             self._let_leave(address, message.reason)
@@ -475,7 +491,6 @@ _WORKER_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None
     TaskErred: SchedulerState.task_erred,
     KeysAdded: SchedulerState.keys_added,
     KeysDropped: SchedulerState.keys_dropped,
-    DataMissing: SchedulerState.data_missing,
     GivenBack: SchedulerState.given_back,
     NotAcquired: SchedulerState.not_acquired,
     Heartbeat: SchedulerState.heartbeat,

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from hpcdask import config, network
+from hpcdask import config, network, sizing
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.calls import call
 from hpcdask.comm import Comm, Listener, listen
-from hpcdask.comm.addresses import Address, parse_address
+from hpcdask.comm.addresses import Address, parse_address, parse_host
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Abandon, Execute, Fetch, Outcome, WorkerState
 from hpcdask.dialling import (
@@ -80,13 +80,15 @@ class Worker(Service):
     scheduler_file : str, optional
         File that tells the address; read if nobody answers at `scheduler`, should both be given.
     nthreads : int, optional
-        Tasks to run at a time; by default as many as this process may use CPUs.
+        Tasks to run at a time; by default as many as its part of the host's CPUs.
     name : str, optional
         By default the address.
     memory_limit : str, int or float
-        Bytes, "4 GiB", a fraction of what the machine grants, 0 for none, or "auto": as configured,
-        by default a share of what the machine grants. Told to the scheduler; nothing enforces it
-        yet.
+        Bytes, "4 GiB", a fraction of what the host grants, 0 for none, or "auto": as configured,
+        by default its part of what the host grants. Told to the scheduler; nothing enforces it yet.
+    sharing : Sharing, optional
+        With how many others it shares what the host grants; see `hpcdask.sizing`. By default as
+        the variables of srun and mpirun have it.
     local_directory : str, optional
         Where its scratch folder is made.
     host, port : str, int or str
@@ -132,6 +134,7 @@ class Worker(Service):
         nthreads: int | None = None,
         name: str | int | None = None,
         memory_limit: str | float | None = "auto",
+        sharing: sizing.Sharing | None = None,
         local_directory: str | None = None,
         host: str | None = None,
         port: int | str | None = None,
@@ -178,17 +181,18 @@ class Worker(Service):
         self.resources = dict(checked_resources(resources))
         if contact_address and not listen_address:
             raise ConfigError("--contact-address needs --listen-address: it stands for that one")
-        self.nthreads = settings.value("worker.nthreads", nthreads) or hosts.cpu_count()
-        self.name = "" if name is None else str(name)
         if memory_limit == "auto":
             memory_limit = settings["worker.memory-limit"]
-        self.memory_limit = hosts.resolve_memory_limit(memory_limit, self.nthreads, 1)
+        wanted = settings.value("worker.nthreads", nthreads)
+        self._size = sizing.size_worker(wanted, memory_limit, sharing, has_nanny=bool(nanny))
+        self.nthreads, self.memory_limit = self._size.nthreads, self._size.memory_limit
+        self.name = "" if name is None else str(name)
         self.local_directory = ""
         self.address = ""
         self.scheduler_address = ""
         self._scratch = settings.value("worker.local-directory", local_directory)
         self._nanny = nanny
-        self._host, self._interface = host, interface
+        self._host, self._interface = parse_host(host), interface
         self._port = settings.value("worker.port", port)
         if host is None and listen_address is None and interface is None:
             self._interface = settings["worker.interface"]
@@ -198,6 +202,7 @@ class Worker(Service):
         self._drain_timeout: float = settings.value("worker.drain-timeout", drain_timeout)
         self._leaving = ""  # why it leaves, once it does
         self._listener: Listener | None = None
+        self._offered: tuple[str, CommOptions] | None = None  # to whom, as what `_offer` has made
         self._reconnect_timeout: float = settings.value(
             "worker.reconnect-timeout", reconnect_timeout
         )
@@ -216,10 +221,19 @@ class Worker(Service):
         _remove_leftovers(scratch)
         self.local_directory, self._scratch_lock = _own_folder(scratch)
         link = await reach_scheduler(self.place, self._offer, self._death_timeout)
+        self._tell_size()
         self._join(link)
         self._threads.start()
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
+
+    def _tell_size(self) -> None:
+        scratch = hosts.find_scratch(self._scratch)
+        if not self._nanny:  # which has told it
+            what = sizing.in_words(self._size, os.environ, scratch)
+            log.info("Worker %s: %s", self.name, what)
+        if scratch.complaint:
+            log.warning("%s", scratch.complaint)
 
     def _join(self, link: Link) -> None:
         self._link = link
@@ -230,6 +244,8 @@ class Worker(Service):
 
     async def _offer(self, scheduler: str, options: CommOptions) -> RegisterWorker:
         """Listen, and say where."""
+        if self._offered == (scheduler, options):  # it may have been out of reach for a moment
+            return self._about()
         self._stop_listening()
         try:
             await self._listen(scheduler, options)
@@ -259,6 +275,7 @@ class Worker(Service):
             self, self.address, self.nthreads, self._runs_ended, self._threads_lent
         )
         log.info("Start worker at: %s", self.address)
+        self._offered = (scheduler, options)
         return self._about()
 
     def _about(self) -> RegisterWorker:
@@ -281,16 +298,16 @@ class Worker(Service):
             self._listener = await listen("inproc://", self._on_comm, options)
             self.address = self._listener.address
             return
-        host = self._host or ""
+        host = self._host
         ports: int | str | None = self._port
         if self._listen_address:
             where = parse_address(self._listen_address, 0)
-            host, ports = where.host, where.port
+            host, ports = parse_host(where.host), where.port
         elif self._interface:
             host = network.interface_address(self._interface)
         self._listener = await listen(str(Address("tcp", host, 0)), self._on_comm, options, ports)
         port = parse_address(self._listener.address).port
-        if host in ("", "0.0.0.0", "::"):
+        if host in ("", "0.0.0.0"):
             target = parse_address(scheduler)
             host = network.address_towards(target.host, target.port)
         self.address = str(Address("tcp", host, port))

@@ -20,7 +20,7 @@ import sys
 import threading
 from typing import Any
 
-from hpcdask import config, logs
+from hpcdask import config, descriptors, logs
 from hpcdask.errors import HpcdaskError, InterfaceNotFoundError
 from hpcdask.service import ENDED_AS_ASKED
 from hpcdask.stdio import print_line_by_line, take_stdin
@@ -42,6 +42,7 @@ def main() -> int:
     sys.path += [folder for folder in parameters.pop("sys_path", ()) if folder not in sys.path]
     config.adopt(parameters.pop("settings"))
     logs.configure(parameters.pop("log_level", "info"))
+    descriptors.raise_limit()  # a connection with each worker that has what we need
     return asyncio.run(_run(parameters, status, nanny))
 
 

@@ -8,6 +8,7 @@ set -euo pipefail
 # package  a command or library that it brings  what the tests use it for
 needs="\
 iproute2 ip hosts in network namespaces, and connections that are reset (ss)
+nftables nft firewalls between these hosts
 openssh-server sshd hosts that are reached by SSH
 openssh-client ssh-agent keys for these, and an agent that holds them
 munge munged Slurm

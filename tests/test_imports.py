@@ -18,6 +18,10 @@ PACKAGE = ROOT / "hpcdask"
 INNER = {"errors", "messages"}
 ABOVE_SHELLS = INNER | {
     "threads",
+    "descriptors",
+    "grants",
+    "sizing",
+    "world",
     "config",
     "core",
     "wire",
@@ -58,17 +62,22 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "config": {"errors", "host", "resources", "trusted_files", "comm"},
     "core": INNER,
     "wire": INNER,
-    "comm": INNER | {"wire", "threads"},
+    "comm": INNER | {"wire", "threads", "descriptors"},
     "threads": set(),
     "trusted_files": set(),
-    "host": {"errors"},
+    "descriptors": set(),
+    "grants": set(),
+    "host": {"errors", "grants"},
     "network": {"errors"},
-    "rendezvous": {"errors", "threads", "trusted_files"},
+    "world": {"errors", "grants", "host", "network"},
+    "sizing": {"errors", "grants", "host", "world"},
+    "rendezvous": {"errors", "threads", "trusted_files", "world"},
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
     # The part of a worker that moves data.
     "exchange": ABOVE_SHELLS | COMMON,
     # The parts of a scheduler that know who is connected with it, and answer its clients.
-    "membership": ABOVE_SHELLS | COMMON | {"scheduler"},
+    "membership": ABOVE_SHELLS | COMMON | {"scheduler", "reachability"},
+    "reachability": ABOVE_SHELLS | COMMON | {"scheduler"},
     "client_requests": ABOVE_SHELLS | COMMON | {"scheduler"},
     **dict.fromkeys(
         SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange", "membership", "client_requests"}

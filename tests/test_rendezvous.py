@@ -552,6 +552,18 @@ def test_delays_grow_from_20_ms_to_1_s_and_differ_between_ranks(path: Path) -> N
     assert all(0 < delay <= 1 for delay in itertools.islice(reader.delays(), 50))
 
 
+@pytest.mark.parametrize(
+    ("readers", "first", "last"), [(40, 0.04, 1), (4_000, 4, 4), (10**6, 10, 10)]
+)
+def test_of_many_readers_each_looks_more_rarely(
+    path: Path, readers: int, first: float, last: float
+) -> None:
+    reader = SchedulerFileReader(path)
+    delays = list(itertools.islice(reader.delays(random.Random(1), readers), 50))
+    assert first / 2 <= delays[0] <= first
+    assert all(last / 2 <= delay <= last for delay in delays[-30:])
+
+
 # ---------------------------------------------------------------- waiting
 
 

@@ -2,7 +2,7 @@
 
 from benchmarks.figures import Row
 
-from . import data, life, mpi, scheduler, throughput
+from . import data, life, mpi, registration, scheduler, throughput
 
 ROWS: dict[str, Row] = {
     **throughput.ROWS,
@@ -10,4 +10,5 @@ ROWS: dict[str, Row] = {
     **life.ROWS,
     **mpi.ROWS,
     **scheduler.ROWS,
+    **registration.ROWS,
 }

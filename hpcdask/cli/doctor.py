@@ -16,7 +16,7 @@ from hpcdask.errors import ConfigError
 if TYPE_CHECKING:
     from hpcdask.doctor.facts import Examination
     from hpcdask.doctor.options import DoctorOptions
-    from hpcdask.launchers.world import World
+    from hpcdask.world import World
 
 #: Columns of a report that goes to no terminal.
 _WIDTH = 100
@@ -67,7 +67,7 @@ def doctor(as_json: bool, log_level: str, **given: Any) -> None:
 
     def work() -> int:
         from hpcdask.doctor.options import checked_options
-        from hpcdask.launchers.world import launched_world
+        from hpcdask.world import launched_world
 
         world = launched_world()
         try:

@@ -139,6 +139,7 @@ _life = options.together(
         metavar="TIME",
         help="How long the end may take; what is left then is ended by force.",
     ),
+    options.dial_back,
     options.worker_ttl,
     options.allowed_failures,
     options.dashboard,
@@ -189,6 +190,7 @@ def _mpi_options(script: tuple[str, ...] | None, given: dict[str, Any]) -> Any:
         "interface": given["scheduler_interface"] or given["interface"],
         "port": given["scheduler_port"] or given["port_range"],
         "scheduler_file": given["scheduler_file"],
+        "dial_back": given["dial_back"],
         "worker_ttl": given["worker_ttl"],
         "allowed_failures": given["allowed_failures"],
     }

@@ -98,6 +98,13 @@ client_grace = click.option(
     help="How long the work of a client is kept that vanished without a word, and may come back.",
 )
 
+dial_back = click.option(
+    "--dial-back/--no-dial-back",
+    default=True,
+    show_default=True,
+    help="Let a worker in only if the scheduler can reach it, as others must for data.",
+)
+
 worker_ttl = click.option(
     "--worker-ttl",
     default="30s",
@@ -176,7 +183,7 @@ def run(
 
 def is_spokesman() -> bool:
     """Whether this process tells what is wrong with a command line, or a file, of all ranks."""
-    from hpcdask.launchers.world import launched_world
+    from hpcdask.world import launched_world
 
     return launched_world().rank == 0
 

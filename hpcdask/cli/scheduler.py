@@ -34,6 +34,7 @@ from hpcdask.cli.configured import settled
     help="File to write our address and token to, mode 0600; workers and clients read it.",
 )
 @click.option("--idle-timeout", metavar="TIME", help="End after so long without tasks: 30s, 1h.")
+@options.dial_back
 @options.allowed_failures
 @options.worker_ttl
 @options.client_grace

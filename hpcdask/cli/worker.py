@@ -165,8 +165,7 @@ def _services(
     preload_nanny: tuple[str, ...],
     **given: Any,
 ) -> list[Any]:
-    from hpcdask import host as hosts
-    from hpcdask import network
+    from hpcdask import network, sizing
     from hpcdask.comm.addresses import parse_ports
     from hpcdask.launchers.shape import shape_of_host
     from hpcdask.nanny import Nanny
@@ -174,15 +173,15 @@ def _services(
     from hpcdask.worker import Worker
 
     _try_out(given)
-    n, threads = shape_of_host(nworkers, nthreads)
+    n, _ = shape_of_host(nworkers, nthreads)
     ports = parse_ports(given["port"])
     if ports != [0] and len(ports) < n:
         raise ConfigError(f"{n} workers need {n} ports; {given['port']} has {len(ports)}")
-    memory = hosts.resolve_memory_limit(memory_limit, threads, n)
     common = {
         **given,
-        "nthreads": threads,
-        "memory_limit": memory,
+        "nthreads": nthreads or None,  # as asked; else each takes its part, and says of what
+        "memory_limit": memory_limit,
+        "sharing": sizing.Sharing.here(n),
         "resources": parse_resources(resources),
         "auth": not no_auth,
     }
@@ -195,5 +194,15 @@ def _services(
                 Nanny(name=own_name, preload_nanny=preload_nanny, log_level=log_level, **common)
             )
         else:
+            _set_library_threads(nthreads, common["sharing"])
             services.append(Worker(name=own_name, **common))
     return services
+
+
+def _set_library_threads(nthreads: int | None, sharing: Any) -> None:
+    """Do for this process, which is all the worker's, what a nanny does for a worker."""
+    from hpcdask import host as hosts
+    from hpcdask import sizing
+
+    size = sizing.size_worker(nthreads, 0, sharing)
+    os.environ.update(hosts.thread_environment(size.nthreads, os.environ))

@@ -2,5 +2,6 @@
 
 from hpcdask.comm.base import Comm, Listener, OnBatch, OnClosed
 from hpcdask.comm.connect import connect, listen
+from hpcdask.comm.tcp import SilenceError
 
-__all__ = ["Comm", "Listener", "OnBatch", "OnClosed", "connect", "listen"]
+__all__ = ["Comm", "Listener", "OnBatch", "OnClosed", "SilenceError", "connect", "listen"]

@@ -72,6 +72,28 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
     return Address(protocol, match["six"] or match["host"] or "", port)
 
 
+def parse_host(text: str | None) -> str:
+    """Read a host to listen on, as of ``--host``; empty for every interface.
+
+    Parameters
+    ----------
+    text : str or None
+        A name or an address; an IPv6 one may stand in brackets. "*", "::" and None are every
+        interface, and "0.0.0.0" every one with IPv4.
+
+    Raises
+    ------
+    ConfigError
+        If there are brackets around something else.
+    """
+    host = (text or "").strip()
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not _is_ipv6(host):
+            raise ConfigError(f"{text!r} is no host: only an IPv6 address stands in brackets")
+    return "" if host in ("*", "::") else host
+
+
 def _is_ipv6(host: str) -> bool:
     try:
         return bool(ipaddress.IPv6Address(host))

@@ -9,7 +9,12 @@ from hpcdask.comm.options import CommOptions
 
 
 async def connect(
-    address: str, options: CommOptions, timeout: float | None = None, *, was_there: bool = False
+    address: str,
+    options: CommOptions,
+    timeout: float | None = None,
+    *,
+    was_there: bool = False,
+    report: tcp.Report | None = None,
 ) -> Comm:
     """Open a connection and prove that both ends hold the token.
 
@@ -22,6 +27,8 @@ async def connect(
     was_there : bool
         The listener is known to have started, so a refusal means that it is gone. By default it is
         waited for.
+    report : callable, optional
+        Is told now and then, if it takes long, what is wrong and how many seconds are left.
 
     Raises
     ------
@@ -37,7 +44,7 @@ async def connect(
     timeout = options.connect_timeout if timeout is None else timeout
     if target.protocol == "inproc":
         return await inproc.connect(target.host, timeout)
-    return await tcp.connect(target, options, timeout, was_there)
+    return await tcp.connect(target, options, timeout, was_there, report)
 
 
 async def listen(

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from time import perf_counter
@@ -45,6 +45,8 @@ _BUFFERS_PER_CALL = 64
 #: `drained` waits while more than this is queued, in bytes.
 _HIGH_WATER = 16 * 2**20
 _MESSAGES_PER_FRAME = 4096
+#: Seconds of dialling in vain after which that is told for the first time.
+_REPORT_AFTER = 5.0
 #: Seconds that a closing connection may wait for the peer without getting on.
 _LINGER = 5.0
 #: Questions to an idle peer that may stay unanswered before it is given up.
@@ -385,13 +387,21 @@ def configure(sock: socket.socket, options: CommOptions) -> None:
 
 
 async def connect(
-    address: Address, options: CommOptions, timeout: float, was_there: bool = False
+    address: Address,
+    options: CommOptions,
+    timeout: float,
+    was_there: bool = False,
+    report: Report | None = None,
 ) -> TCPComm:
     """Open a connection within `timeout` seconds; see `hpcdask.comm.connect`."""
     host = address.host or "127.0.0.1"
-    deadline = time.monotonic() + timeout
+    started = time.monotonic()
+    deadline, next_report = started + timeout, started + _REPORT_AFTER
     pause, problem = 0.01, "no answer"
     while (left := deadline - time.monotonic()) > 0:
+        if report is not None and time.monotonic() >= next_report:
+            report(problem, left)
+            next_report = 2 * time.monotonic() - started  # ever more rarely
         try:
             infos: Sequence[_AddressInfo] = await asyncio.wait_for(
                 _resolve(host, address.port), left
@@ -405,12 +415,16 @@ async def connect(
         for number, info in enumerate(infos):
             # An even share of the time for each: the first may be one that swallows all packets.
             share = (deadline - time.monotonic()) / (len(infos) - number)
+            # To say what is wrong, we have to know it. The kernel would ask again as rarely.
+            in_vain = share if report is None else min(share, _REPORT_AFTER)
             try:
-                return await _dial(info, options, max(share, 0.01))
-            except (_SilenceError, HandshakeError) as exc:
-                raise type(exc)(f"cannot connect to {address}: {exc}") from None
+                return await _dial(info, options, max(in_vain, 0.01), max(share, 0.01))
+            except (SilenceError, HandshakeError) as exc:
+                if isinstance(exc, HandshakeError) or info is infos[-1]:
+                    raise type(exc)(f"cannot connect to {address}: {exc}") from None
+                problem = str(exc)
             except asyncio.TimeoutError:
-                pass
+                problem = "no answer"
             except OSError as exc:
                 problem = os.strerror(exc.errno) if exc.errno else str(exc) or problem
                 if was_there and isinstance(exc, ConnectionRefusedError):
@@ -421,8 +435,12 @@ async def connect(
     raise CommClosedError(f"cannot reach {address} within {round(timeout, 2):g} s: {problem}")
 
 
-class _SilenceError(CommClosedError):
+class SilenceError(CommClosedError):
     """Somebody accepts the connection and then says nothing: trying again would be the same."""
+
+
+#: Is told what is wrong, and for how many seconds more it is tried.
+Report = Callable[[str, float], None]
 
 
 _AddressInfo = tuple[Any, ...]  # as of getaddrinfo
@@ -436,27 +454,27 @@ async def _resolve(host: str, port: int) -> Sequence[_AddressInfo]:
         return await asyncio.get_running_loop().getaddrinfo(host, port, type=kind)
 
 
-async def _dial(info: _AddressInfo, options: CommOptions, timeout: float) -> TCPComm:
-    """Try one address once."""
+async def _dial(
+    info: _AddressInfo, options: CommOptions, in_vain: float, timeout: float
+) -> TCPComm:
+    """Try one address once: `in_vain` seconds if nobody accepts, `timeout` for all of it."""
     family, kind, proto, _, sockaddr = info
     deadline = time.monotonic() + timeout
     sock = socket.socket(family, kind, proto)
     try:
         configure(sock, options)
         loop = asyncio.get_running_loop()
-        await asyncio.wait_for(loop.sock_connect(sock, sockaddr), timeout)
+        await asyncio.wait_for(loop.sock_connect(sock, sockaddr), in_vain)
         if sock.getsockname() == sock.getpeername():
             # TCP lets a socket connect to itself if the port it dials is the one it was given.
             raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens there")
-        left = max(deadline - time.monotonic(), 0.01)
-        patience = min(left, options.handshake_timeout)
+        patience = min(max(deadline - time.monotonic(), 0.01), options.handshake_timeout)
         try:
             await asyncio.wait_for(_prove(sock, options), patience)
         except asyncio.TimeoutError:
-            if patience == left:
-                raise
-            raise _SilenceError(
-                f"it accepts connections but has not answered within {patience:g} s; is it hpcdask?"
+            raise SilenceError(
+                f"it accepts connections but has not answered within {round(patience, 2):g} s; "
+                "is it hpcdask?"
             ) from None
         return TCPComm(sock, options)
     except BaseException:

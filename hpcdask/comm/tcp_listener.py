@@ -7,6 +7,7 @@ import errno
 import socket
 from functools import partial
 
+from hpcdask import descriptors
 from hpcdask.comm.addresses import Address
 from hpcdask.comm.base import Listener, OnComm, log
 from hpcdask.comm.options import CommOptions
@@ -15,8 +16,11 @@ from hpcdask.comm.tcp import TCPComm, configure, name_of, read_prefix
 from hpcdask.errors import AuthenticationError
 from hpcdask.wire import handshake
 
-#: Connections that have not proven themselves yet; beyond, the oldest is dropped.
-_MAX_STRANGERS = 512
+#: Connections that have not proven themselves yet; beyond, the oldest is dropped. As many as the
+#: kernel lines up: a thousand ranks and their nannies come at the same moment.
+_MAX_STRANGERS = 4096
+#: Part of the file descriptors that strangers may take.
+_OF_ALL = 4
 
 
 async def listen(
@@ -87,6 +91,7 @@ class TCPListener(Listener):
         self.options = options
         self._loop = asyncio.get_running_loop()
         self._strangers: dict[asyncio.Task[bool], str] = {}  # their addresses
+        self._most_strangers = min(_MAX_STRANGERS, max(descriptors.limit() // _OF_ALL, 1))
         self._refusals = RefusalLog(self._loop)
         self.port = int(socks[0].getsockname()[1])
         self.address = str(Address("tcp", host or "0.0.0.0", self.port))
@@ -102,7 +107,7 @@ class TCPListener(Listener):
             except OSError as exc:
                 self._pause(listening, exc)
                 return
-            if len(self._strangers) >= _MAX_STRANGERS:
+            if len(self._strangers) >= self._most_strangers:
                 self._evict(next(iter(self._strangers)))
             peer = name_of(sockname)
             task = self._loop.create_task(self._welcome(sock, peer))
@@ -121,7 +126,10 @@ class TCPListener(Listener):
 
     def _pause(self, listening: socket.socket, exc: OSError) -> None:
         """Out of file descriptors, as a rule: accepting again at once would only spin."""
-        log.error("cannot accept connections on %s for now: %s", self.address, exc.strerror)
+        cure = ""
+        if exc.errno == errno.EMFILE:
+            cure = f", of which {descriptors.limit()} are possible here (see ulimit -Hn)"
+        log.error("cannot accept connections on %s for now: %s%s", self.address, exc.strerror, cure)
         self._loop.remove_reader(listening.fileno())
 
         def resume() -> None:

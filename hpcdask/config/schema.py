@@ -136,6 +136,14 @@ SCHEMA: tuple[Setting, ...] = (
         ),
     ),
     Setting(
+        "scheduler.dial-back",
+        kinds.SWITCH,
+        True,
+        "Whether a worker is let in only if the scheduler can reach it, as others must for data.",
+        "Scheduler(dial_back=)",
+        ("scheduler --dial-back", "mpirun --dial-back"),
+    ),
+    Setting(
         "scheduler.client-grace",
         kinds.DURATION,
         "30s",

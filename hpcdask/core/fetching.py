@@ -106,14 +106,14 @@ class Fetching(abc.ABC):
         ----------
         values : iterable of (Version, value, nbytes)
         """
-        self._has_answered(address, values, unreachable=False)
+        self._has_answered(address, values, unreachable="")
 
-    def fetch_failed(self, now: float, address: str) -> None:
-        """A worker could not be asked, or has not answered."""
-        self._has_answered(address, (), unreachable=True)
+    def fetch_failed(self, now: float, address: str, why: str = "no answer") -> None:
+        """A worker could not be asked, or has not answered; `why` is for people, and not empty."""
+        self._has_answered(address, (), unreachable=why)
 
     def _has_answered(
-        self, address: str, values: Iterable[tuple[Version, Any, int]], unreachable: bool
+        self, address: str, values: Iterable[tuple[Version, Any, int]], unreachable: str
     ) -> None:
         asked = self._in_flight.pop(address, set())
         self._bytes_asked.pop(address, None)
@@ -243,7 +243,7 @@ class Fetching(abc.ABC):
             self._bytes_asked[address] = nbytes
             self.instructions.append(Fetch(address, tuple(versions)))
 
-    def _not_there(self, key: str, address: str, unreachable: bool) -> None:
+    def _not_there(self, key: str, address: str, unreachable: str) -> None:
         """A worker did not give an input: ask the next one that may have it."""
         task = self.tasks.get(key)
         if task is not None and task.state == "flight" and task.asked == address:
@@ -267,7 +267,7 @@ class Fetching(abc.ABC):
         if task.state in ("waiting", "ready"):
             self._hand_back(self._dependents(task))
             version = Version(missing.key, missing.attempt)
-            for address, unreachable in missing.tried or [(self.address, False)]:
+            for address, unreachable in missing.tried or [(self.address, "")]:
                 message = DataMissing(task.key, task.attempt, version, address, unreachable)
                 self.outbox.append(message)
             self._drop(task)

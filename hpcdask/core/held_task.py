@@ -97,7 +97,7 @@ class HeldTask:
         self.wanted = False
         self.cost = 0.0  # seconds that its run is expected to take, while executing
         self.holders: deque[str] = deque()  # workers still to be asked, while fetch or flight
-        self.tried: list[tuple[str, bool]] = []  # who did not give it, and whether out of reach
+        self.tried: list[tuple[str, str]] = []  # who did not give it, and why if out of reach
         self.asked = ""  # the worker that is asked for it, while flight
         self.is_kept = False  # fetched to be held, whether or not a task here needs it
         self.nbytes = 0

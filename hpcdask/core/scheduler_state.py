@@ -42,6 +42,9 @@ _RELIEVED_AT_A_TIME = 20
 #: How often a task may find an input out of its worker's reach before that is computed anew, or,
 #: if it cannot be, the task is given up.
 _MAX_UNREACHABLE = 3
+#: How often until it is given up although its input can be computed anew: where that has to be done
+#: where it was, by its restriction, it would go on for ever.
+_HOPELESS = 20
 
 
 class SchedulerState(Scattering, Retirement):
@@ -539,7 +542,7 @@ class SchedulerState(Scattering, Retirement):
         """Two workers cannot talk: run the task where the value is, or compute that elsewhere."""
         self._vacated[worker] = None
         times = self._unreachable[task] = self._unreachable.get(task, 0) + 1
-        if times > _MAX_UNREACHABLE and value.function is None:
+        if times > (_MAX_UNREACHABLE if value.function is None else _HOPELESS):
             self._err(task, out_of_reach(task, value, worker, source))
             return
         self._leave_worker(task)

@@ -33,7 +33,6 @@ from hpcdask.errors import (
     InterfaceNotFoundError,
     LaunchError,
 )
-from hpcdask.launchers.world import World
 from hpcdask.messages import PROTOCOL_VERSION, Refused, Registered, RegisterRank
 from hpcdask.network import address_towards
 from hpcdask.rendezvous import (
@@ -48,6 +47,7 @@ from hpcdask.rendezvous import (
     write_scheduler_file,
 )
 from hpcdask.threads import in_thread
+from hpcdask.world import World
 
 T = TypeVar("T")
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
+from hpcdask import descriptors
 from hpcdask.doctor.checks.connections import typical_speed, used_interface
-from hpcdask.doctor.checks.hosts import files_needed, room_for_tasks
+from hpcdask.doctor.checks.hosts import room_for_tasks
 from hpcdask.doctor.checks.ranks import numbers_of_ranks
 from hpcdask.doctor.facts import Examination, HostFacts, Reached
 from hpcdask.doctor.findings import Finding, by_text, listing
@@ -399,8 +400,8 @@ def _measures(examination: Examination) -> Iterator[tuple[str, str]]:
     limits = {name: facts["limits"] for name, facts in hosts.items() if "limits" in facts}
     if limits:
         n = examination["nworkers"]
-        files = {name: _or_infinite(each["open_files"]) for name, each in limits.items()}
-        needed = f"{files_needed(n)} needed for {n} worker{'s' * (n > 1)}"
+        files = {name: _or_infinite(each["open_files_hard"]) for name, each in limits.items()}
+        needed = f"{descriptors.needed(n)} needed for {n} worker{'s' * (n > 1)}"
         yield "open files", f"{_spread(files, _count)}, {needed}"
         rooms = {name: room_for_tasks(each) for name, each in limits.items()}
         tasks = {name: inf if room is None else float(room) for name, room in rooms.items()}

@@ -11,7 +11,7 @@ from hpcdask.doctor.facts import Examination, HostFacts, RankFacts, RankOfHost, 
 from hpcdask.doctor.options import DoctorOptions
 from hpcdask.doctor.planning import Target
 from hpcdask.doctor.probes.network import place_of
-from hpcdask.launchers.world import World
+from hpcdask.world import World
 
 
 class Roll(NamedTuple):

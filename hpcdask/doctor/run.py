@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
 import sys
 import threading
 import time
@@ -31,9 +30,9 @@ from hpcdask.doctor.probes.network import candidate_places, own_identity
 from hpcdask.doctor.roll import beginning, call_roll, targets_of
 from hpcdask.doctor.station import Station
 from hpcdask.errors import HpcdaskError
-from hpcdask.launchers.world import World
 from hpcdask.network import Interface, hostname
 from hpcdask.rendezvous import Contact, new_token
+from hpcdask.world import World
 
 T = TypeVar("T")
 
@@ -60,7 +59,6 @@ async def examine(options: DoctorOptions, world: World) -> Examination:
     """Take the part of rank 0: examine this host, all others, and what is between them."""
     start = time.monotonic()
     found = await _own_facts(options, world)
-    _raise_limit_of_open_files()
     reception = Reception(_safe_paths(options, world, found), world)
     reception.ranks[0] = found
     token = new_token()
@@ -177,13 +175,6 @@ def _addresses(found: RankFacts) -> list[str]:
         places += candidate_places("", available)[0]
     addresses = dict.fromkeys(place["address"] for place in places) or ["127.0.0.1"]
     return [str(Address("tcp", address, port)) for address in addresses]
-
-
-def _raise_limit_of_open_files() -> None:
-    """Rank 0 has connections with all hosts; what the limit was is known by now."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 # -- The end --------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def show(part: Part) -> int:
 
 def _row(part: Part) -> dict[str, Any]:
     """What this rank knows of itself."""
-    rank, share = part.world.rank, part.share
+    rank, size = part.world.rank, part.size
     options = part.options.scheduler if part.is_scheduler else part.options.worker
     spec = options.get("interface")
     address = interface = problem = scratch = ""
@@ -47,16 +47,16 @@ def _row(part: Part) -> dict[str, Any]:
         problem = str(exc)
     n = part.roles.workers_of(rank)
     if n:
-        scratch = part.options.worker.get("local_directory") or hosts.scratch_base()
+        scratch = hosts.find_scratch(part.options.worker.get("local_directory")).base
     times = f"{n} x " if n > 1 else ""
-    memory = hosts.format_bytes(share.memory_limit) if share.memory_limit else "no limit"
+    memory = hosts.format_bytes(size.memory_limit) if size.memory_limit else "no limit"
     cells = [
         str(rank),
         network.hostname(),
         part.roles.of(rank),
         address or "-",
         interface or "-",
-        f"{times}{share.nthreads}" if n else "-",
+        f"{times}{size.nthreads}" if n else "-",
         f"{times}{memory}" if n else "-",
         scratch or "-",
     ]

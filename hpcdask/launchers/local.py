@@ -11,8 +11,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from hpcdask import host as hosts
-from hpcdask import logs
+from hpcdask import descriptors, logs, sizing
 from hpcdask.calls import call
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import WaitTimeoutError
@@ -25,6 +24,10 @@ from hpcdask.rendezvous import new_token
 from hpcdask.scheduler import Scheduler
 from hpcdask.wire.serialize import dumps, loads
 from hpcdask.worker import Worker
+
+#: Of this process, per worker: connections of the scheduler with it and with its nanny, the other
+#: end of that, pipes, and what watches its end.
+_DESCRIPTORS = 8
 
 
 class LocalCluster(Cluster):
@@ -97,10 +100,9 @@ class LocalCluster(Cluster):
         super().__init__(name, asynchronous, loop, silence_logs)
         self.processes = processes if nanny is None else nanny
         self._n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker)
-        nworkers = max(self._n_workers, 1)
-        self._memory_limit = hosts.resolve_memory_limit(
-            memory_limit, self.threads_per_worker, nworkers
-        )
+        self._sharing = sizing.Sharing.here(max(self._n_workers, 1))
+        self._memory_limit = memory_limit
+        sizing.size_worker(self.threads_per_worker, memory_limit, self._sharing)  # or it raises
         self._token = token if token is not None else new_token()
         self._local_directory = local_directory
         self._worker_kwargs = worker_kwargs
@@ -138,6 +140,8 @@ class LocalCluster(Cluster):
                 del self.workers[name]
 
     async def _start_workers(self, n: int) -> None:
+        n_then = len(self.workers) + len(self._coming) + n
+        descriptors.raise_limit(descriptors.SPARE + _DESCRIPTORS * n_then)
         new = [self._new_worker() for _ in range(n)]
         names = [str(worker.name) for worker in new]
         self._coming.update(dict.fromkeys(names, 0))
@@ -169,6 +173,7 @@ class LocalCluster(Cluster):
             "nthreads": self.threads_per_worker,
             "name": str(next(self._numbers)),
             "memory_limit": self._memory_limit,
+            "sharing": self._sharing,
             "local_directory": self._local_directory,
             "port": self._port,
             "token": self._token,

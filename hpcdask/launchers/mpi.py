@@ -16,9 +16,9 @@ from hpcdask.launchers import dry_run
 from hpcdask.launchers.part import MPIOptions, Part, meet
 from hpcdask.launchers.process import Deadline, event_loop, serve
 from hpcdask.launchers.script import serve_script
-from hpcdask.launchers.world import launched_world
 from hpcdask.rendezvous import Contact
 from hpcdask.service import Service
+from hpcdask.world import launched_world
 
 log = logging.getLogger("hpcdask.mpi")
 
@@ -110,7 +110,7 @@ def serve_part(part: Part, for_good: bool = True) -> int:
 
 def _say_what_was_found(part: Part) -> None:
     """One line on what the launch looks like, from its first rank."""
-    world, share = part.world, part.share
+    world = part.world
     if world.rank != 0:
         return
     started = f"started by {world.launcher}" if world.launcher else "started by hand"
@@ -123,5 +123,5 @@ def _say_what_was_found(part: Part) -> None:
         started,
         part.ranks.how,
         part.roles.in_words,
-        share,
+        part.size.why,
     )

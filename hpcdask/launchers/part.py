@@ -15,13 +15,14 @@ from typing import Any
 from hpcdask import config
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
 from hpcdask.launchers.ranks import Ranks, find_ranks
-from hpcdask.launchers.roles import Roles, Share, share_of_host
+from hpcdask.launchers.roles import Roles
 from hpcdask.launchers.script import import_path
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import Contact
 from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 from hpcdask.service import Service
+from hpcdask.sizing import Sharing, size_worker
 from hpcdask.worker import Worker
 from hpcdask.worker_class import find_class, path_of
 
@@ -134,7 +135,7 @@ class Part:
     Attributes
     ----------
     roles : Roles
-    share : Share
+    size : WorkerSize
         What each worker of this host gets.
 
     Raises
@@ -152,15 +153,17 @@ class Part:
             options.exclusive_workers,
             options.nworkers,
         )
-        n_here = options.nworkers * ranks.count_here(lambda r: self.roles.workers_of(r) > 0)
+        self._class, self._class_options = _service_class(options)
+        n_here = ranks.count_here(lambda rank: self.roles.workers_of(rank) > 0)
+        self._sharing = Sharing.here(options.nworkers, max(n_here, 1))
         settings = config.current()
-        memory_limit = options.worker.get("memory_limit")
-        self.share: Share = share_of_host(
-            max(n_here, 1),
+        memory_limit = options.worker.get("memory_limit", "auto")
+        self.size = size_worker(
             settings.value("worker.nthreads", options.worker.get("nthreads")),
             settings["worker.memory-limit"] if memory_limit == "auto" else memory_limit,
+            self._sharing,
+            has_nanny=issubclass(self._class, Nanny),
         )
-        self._class, self._class_options = _service_class(options)
         self._try_out()
 
     def _try_out(self) -> None:
@@ -256,8 +259,7 @@ class Part:
             **place,
             **self._class_options,
             "name": self._name(self.world.rank, number),
-            "nthreads": self.share.nthreads,
-            "memory_limit": self.share.memory_limit,
+            "sharing": self._sharing,
             "resources": dict(checked_resources(given.get("resources"))),
         }
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hpcdask import descriptors
 from hpcdask.errors import LaunchError
 from hpcdask.service import Service
 
@@ -71,8 +72,10 @@ class Deadline:
 def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
     """Give an event loop that, unlike that of `asyncio.run`, does not wait for threads at its end.
 
-    One of them may be in a function that never returns, called by a client.
+    One of them may be in a function that never returns, called by a client. Before, let the process
+    have as many connections as it may.
     """
+    descriptors.raise_limit()
     loop = asyncio.new_event_loop()
     try:
         yield loop

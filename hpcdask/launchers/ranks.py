@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcdask.errors import ConfigError, LaunchError
-from hpcdask.launchers.world import World, launched_world
 from hpcdask.rendezvous import make_private_folder, read_private, replace_private
+from hpcdask.world import World, launched_world
 
 log = logging.getLogger("hpcdask.mpi")
 

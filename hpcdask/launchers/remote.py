@@ -101,8 +101,7 @@ def _log_into(folder: str, title: str) -> None:
 
 
 async def _serve(settings: dict[str, Any], stdin: int, rest: bytes, stdout: int) -> None:
-    from hpcdask import host as hosts
-    from hpcdask import logs
+    from hpcdask import logs, sizing
     from hpcdask.launchers.process import first_of, stop_signals
 
     logs.configure(settings["log_level"])
@@ -111,7 +110,7 @@ async def _serve(settings: dict[str, Any], stdin: int, rest: bytes, stdout: int)
     # The address at which the launcher has reached us is one that others can reach, too.
     connection = os.environ.get("SSH_CONNECTION", "").split()
     address = connection[2] if len(connection) == 4 else ""
-    agent.say("ready", cpus=hosts.cpu_count(), address=address)
+    agent.say("ready", cpus=sizing.cpus_here(), address=address)
     with stop_signals(for_good=True) as stopped:
         serving = asyncio.ensure_future(agent.serve(inbox, settings["silence"]))
         await first_of(serving, stopped)
@@ -238,12 +237,11 @@ class Agent:
         self, name: str, options: dict[str, Any], scheduler: str, kind: str, share: int
     ) -> Any:
         """Make a worker that shares this host with others, `share` in all."""
-        from hpcdask import host as hosts
         from hpcdask.nanny import Nanny
+        from hpcdask.sizing import Sharing
 
         make = class_of(kind)
-        limit = options.pop("memory_limit", "auto")
-        options["memory_limit"] = hosts.resolve_memory_limit(limit, options["nthreads"], share)
+        options.setdefault("sharing", Sharing.here(share))
         if issubclass(make, Nanny):
             options.setdefault("log_level", self._settings["log_level"])
         return make(scheduler, name=name, **self._trust(), **options)

@@ -1,10 +1,9 @@
-"""Which rank does what, and with which part of its host."""
+"""Which rank does what."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcdask import host as hosts
 from hpcdask.errors import ConfigError
 
 
@@ -102,55 +101,3 @@ class Roles:
 
 def _ranks(n: int) -> str:
     return "1 rank is" if n == 1 else f"{n} ranks are"
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one worker of a rank may use of its host.
-
-    Attributes
-    ----------
-    nthreads : int
-    memory_limit : int
-        In bytes; 0 for no limit.
-    """
-
-    nthreads: int
-    memory_limit: int
-
-    def __str__(self) -> str:
-        threads = "1 thread" if self.nthreads == 1 else f"{self.nthreads} threads"
-        limit = hosts.format_bytes(self.memory_limit) if self.memory_limit else "no memory limit"
-        return f"{threads}, {limit}"
-
-
-def share_of_host(
-    nworkers_here: int, nthreads: int | None = None, memory_limit: str | float | None = "auto"
-) -> Share:
-    """An equal part of what this host grants, so that all its ranks together never take more.
-
-    Parameters
-    ----------
-    nworkers_here : int
-        Workers of all ranks on this host.
-    nthreads, memory_limit : optional
-        What the user wants per worker; see `hpcdask.host.resolve_memory_limit`.
-    """
-    threads = nthreads or cpus_per_worker(
-        hosts.cpu_count(), hosts.cpu_count_of_job(), nworkers_here
-    )
-    return Share(threads, hosts.resolve_memory_limit(memory_limit, threads, nworkers_here))
-
-
-def cpus_per_worker(own: int, of_job: int, nworkers_here: int) -> int:
-    """CPUs for each worker of a host, at least one.
-
-    A launcher may have bound this rank to some of the job's CPUs (`own`), which other ranks may
-    share or not: what all of them may use together (`of_job`) tells.
-
-    Examples
-    --------
-    >>> cpus_per_worker(8, 8, 4), cpus_per_worker(2, 8, 4)  # unbound; bound to 2 of 8
-    (2, 2)
-    """
-    return max(1, min(own, max(own, of_job) // nworkers_here))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcdask import host as hosts
+from hpcdask import sizing
 from hpcdask.errors import ConfigError
 
 
@@ -12,7 +12,7 @@ def default_shape(
     """Numbers of workers and of threads of each, for `cpus`: by default those of this process."""
     if (n_workers or 0) < 0 or (nthreads or 0) < 0:
         raise ConfigError(f"a cluster cannot have {n_workers} workers of {nthreads} threads")
-    cpus = cpus or hosts.cpu_count()
+    cpus = cpus or sizing.cpus_here()
     if n_workers is None and nthreads is None:
         # About the square root, so that neither the GIL nor copies between processes dominate.
         n_workers = cpus if cpus <= 4 else max(n for n in range(1, cpus + 1) if n * n <= cpus)
@@ -58,7 +58,7 @@ def shape_of_host(
     ConfigError
         If that gives no worker.
     """
-    cpus = cpus or hosts.cpu_count()
+    cpus = cpus or sizing.cpus_here()
     given = parse_nworkers(nworkers)
     n = cpus + 1 + given if given is not None and given < 0 else given
     if n is not None and n < 1:

@@ -16,6 +16,7 @@ from waiting import wait_until
 
 from hpcdask import Client, host
 from hpcdask.launchers.shape import default_shape
+from hpcdask.sizing import NANNY_MEMORY
 
 #: Seconds that a command may take to end when it is told to.
 PROMPT = 3.0
@@ -388,7 +389,7 @@ def info_of_workers(client, number=1):
         ("500 MB", 500 * 10**6),
         ("123456789", 123456789),
         ("0.25", host.memory_limit() * 0.25),
-        ("auto", host.memory_limit() / CPUS),
+        ("auto", host.memory_limit() / CPUS - NANNY_MEMORY),
         ("0", 0),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcdask.comm.addresses import Address, parse_address, parse_ports
+from hpcdask.comm.addresses import Address, parse_address, parse_host, parse_ports
 from hpcdask.errors import ConfigError
 
 
@@ -103,3 +103,29 @@ def test_ports_are_read(spec: Any, ports: list[int]) -> None:
 def test_what_is_no_range_of_ports_is_named(spec: Any) -> None:
     with pytest.raises(ConfigError, match=f"{spec!r}"):
         parse_ports(spec)
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        (None, ""),
+        ("", ""),
+        ("*", ""),
+        ("::", ""),
+        ("[::]", ""),
+        ("0.0.0.0", "0.0.0.0"),
+        ("node7", "node7"),
+        (" 10.1.0.7 ", "10.1.0.7"),
+        ("[fd00:1::7]", "fd00:1::7"),
+        ("fd00:1::7", "fd00:1::7"),
+        ("[fe80::1%ib0]", "fe80::1%ib0"),
+    ],
+)
+def test_a_host_to_listen_on_is_read(given: str | None, host: str) -> None:
+    assert parse_host(given) == host
+
+
+@pytest.mark.parametrize("text", ["[node7]", "[]", "[10.1.0.7]"])
+def test_only_an_ipv6_host_stands_in_brackets(text: str) -> None:
+    with pytest.raises(ConfigError, match="only an IPv6 address stands in brackets"):
+        parse_host(text)

@@ -408,6 +408,22 @@ def test_arrays_go_by_reference_and_wait_for_nobody(monkeypatch: Any) -> None:
     run(main())
 
 
+def test_who_looks_for_another_worker_is_hung_up_on() -> None:
+    async def main() -> None:
+        async with desk() as holder:
+            holder.hold({"x": 1})
+            for address, is_right in (("tcp://127.0.0.1:1", False), (holder.address, True)):
+                comm = await connect(holder.address, OPTIONS)
+                ear = Ear(comm)
+                comm.send_now([RegisterPeer(PROTOCOL_VERSION, address), FetchKeys(1, ())])
+                await (ear.heard(1) if is_right else eventually(lambda comm=comm: comm.closed))
+                assert bool(ear.messages) == is_right
+                comm.close()
+                await comm.wait_closed()
+
+    run(main())
+
+
 def test_a_fetch_of_nothing_is_answered_while_a_value_is_pickled() -> None:
     async def main() -> None:
         async with desk() as holder:

@@ -82,7 +82,7 @@ def test_many_requests_share_one_connection() -> None:
             answers = await asyncio.gather(*(mine.fetch(listener.address, w) for w in wanted))
             assert [answer.values[0].key for answer in answers] == [f"x-{n}" for n in range(20)]
             assert len(comms) == 1
-            assert worker.heard[0] == RegisterPeer(PROTOCOL_VERSION)
+            assert worker.heard[0] == RegisterPeer(PROTOCOL_VERSION, listener.address)
 
     run(main())
 

@@ -108,10 +108,10 @@ def test_every_address_of_a_host_gets_its_share_of_the_time(monkeypatch: Any) ->
     async def resolve(host: str, port: int) -> Any:
         return [("swallows packets",), (socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
 
-    async def dial_or_wait(info: Any, options: CommOptions, timeout: float) -> Any:
+    async def dial_or_wait(info: Any, options: CommOptions, in_vain: float, timeout: float) -> Any:
         if info == ("swallows packets",):
-            await asyncio.wait_for(asyncio.Event().wait(), timeout)
-        return await dial(info, options, timeout)
+            await asyncio.wait_for(asyncio.Event().wait(), in_vain)
+        return await dial(info, options, in_vain, timeout)
 
     monkeypatch.setattr(tcp, "_resolve", resolve)
     monkeypatch.setattr(tcp, "_dial", dial_or_wait)
@@ -123,6 +123,41 @@ def test_every_address_of_a_host_gets_its_share_of_the_time(monkeypatch: Any) ->
             await comm.wait_closed()
 
     run(main())
+
+
+def test_an_address_that_says_nothing_is_not_the_only_one(monkeypatch: Any) -> None:
+    options = CommOptions(token=TOKEN, handshake_timeout=0.2)
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            async with listening(LOCAL) as (listener, _):
+                places = [mute.getsockname(), where(listener)]
+
+                async def resolve(host: str, port: int) -> Any:
+                    return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
+
+                monkeypatch.setattr(tcp, "_resolve", resolve)
+                comm = await connect(listener.address, options, 10)
+                comm.close()
+                await comm.wait_closed()
+
+    run(main())
+
+
+def test_what_is_dialled_in_vain_is_told_now_and_then(monkeypatch: Any) -> None:
+    monkeypatch.setattr(tcp, "_REPORT_AFTER", 0.2)
+    told: list[tuple[str, float]] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def report(problem: str, left: float) -> None:
+        told.append((problem, left))
+
+    with pytest.raises(CommClosedError):
+        run(connect(f"tcp://127.0.0.1:{port}", OPTIONS, 1.5, report=report))
+    assert {problem for problem, _ in told} == {"Connection refused"}
+    assert 2 <= len(told) <= 4, "ever more rarely"
+    assert all(0 < left < 1.3 for _, left in told)
 
 
 def test_a_server_that_says_nothing_is_given_up_within_the_handshake_timeout() -> None:

@@ -269,6 +269,30 @@ def test_an_input_missing_everywhere_is_computed_again() -> None:
     assert [m for box in sent(state).values() for m in box if type(m) is ComputeTask] == []
 
 
+def test_a_task_that_never_reaches_its_input_ends_with_an_error_that_names_the_two() -> None:
+    """As where a restriction lets the input be computed at one place only."""
+    state = started(A, B)
+    submit(state, {"x": [], "y": ["x"]}, wanted=["y"])
+    for _ in range(100):
+        x, y = state.tasks["x"], state.tasks["y"]
+        if y.state == "erred":
+            break
+        if x.state == "processing":
+            assert x.worker is not None
+            finish(state, x.worker.address, "x")
+        assert y.worker is not None
+        # Whoever is to run it finds that the other one is out of reach.
+        missing = Version("x", x.attempt)
+        source = A if y.worker.address == B else B
+        state.data_missing(
+            1.0, y.worker.address, DataMissing("y", y.attempt, missing, source, "no answer")
+        )
+    [failed] = [m for m in sent(state)["c"] if type(m) is TaskFailed]
+    text = str(pickle.loads(failed.error.exception))
+    assert "'y' needs the data of 'x', which is on tcp://10.0.0." in text
+    assert "Look for a firewall" in text
+
+
 @pytest.mark.usefixtures("nothing_ahead")
 def test_data_missing_of_what_nobody_knows_changes_nothing() -> None:
     state = started(A)

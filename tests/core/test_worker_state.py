@@ -186,8 +186,8 @@ def test_an_input_is_asked_of_one_holder_after_the_other_then_reported() -> None
     assert {first.address, second.address} == {B, C}
     state.data_arrived(2.0, second.address, [])
     missing = [
-        DataMissing("y", 2, Version("x", 1), first.address, unreachable=True),
-        DataMissing("y", 2, Version("x", 1), second.address, unreachable=False),
+        DataMissing("y", 2, Version("x", 1), first.address, unreachable="no answer"),
+        DataMissing("y", 2, Version("x", 1), second.address, unreachable=""),
     ]
     assert_worker_sent(state, *missing)
     assert not state.tasks

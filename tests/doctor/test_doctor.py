@@ -77,9 +77,9 @@ def test_every_key_of_the_document_is_in_the_docs():
                 assert f"`{key}`" in page, f"{kind.__name__}.{key} is not in docs/doctor.md"
 
 
-def test_a_low_ulimit_is_red_with_the_ulimit_to_set(home):
+def test_a_low_hard_limit_is_red_with_the_limit_that_is_needed(home):
     prlimit = (
-        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (60, 4096)); "
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (60, 300)); "
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
     command = home.run(
@@ -88,9 +88,9 @@ def test_a_low_ulimit_is_red_with_the_ulimit_to_set(home):
     )
     assert command.code() == 1
     text = " ".join(command.out.split())
-    assert "a process may open 60 files" in text
-    assert "100 workers need 264" in text
-    assert "-> run 'ulimit -n 264' before hpc-dask" in text
+    assert "a process may open 300 files" in text
+    assert "100 workers need 456" in text
+    assert "-> ask the administrators for 456 open files" in text
 
 
 def test_a_folder_that_cannot_be_written_is_red_only_if_it_is_named(home):

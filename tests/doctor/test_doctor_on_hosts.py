@@ -69,8 +69,9 @@ def test_hosts_that_are_well_reach_each_other_on_ib0(home, three_hosts):
 def test_a_host_whose_cable_is_pulled_is_named_with_every_direction_that_is_known(
     home, three_hosts
 ):
-    three_hosts.cut("c", is_seen=False)
-    document = document_of(examine(home, three_hosts, "--json", "--fast"), 1)
+    for switch in ("eth", "ib"):
+        three_hosts.cut("c", is_seen=False, switch=switch)
+    document = document_of(examine(home, three_hosts, "--json", "--fast", "--interface", "ib0"), 1)
     addresses = three_hosts.addresses
     assert document["by_letter"] == ["c"]
     found = " | ".join(reds(document))

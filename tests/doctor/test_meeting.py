@@ -11,8 +11,8 @@ from waiting import on_a_loop
 from hpcdask.doctor import meeting
 from hpcdask.doctor.meeting import Guest, Reception, new_contact
 from hpcdask.doctor.station import Station
-from hpcdask.launchers.world import World
 from hpcdask.rendezvous import new_token, write_scheduler_file
+from hpcdask.world import World
 
 
 def found_on(rank: int, host: str) -> dict:

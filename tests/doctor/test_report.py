@@ -24,7 +24,7 @@ def test_all_is_well_on_one_screen():
     assert "hosts        a, b and c with 1 rank, started by Slurm's srun" in lines
     assert "CPUs         8 of 64 (affinity)" in lines
     assert "memory       32.00 GiB (SLURM_MEM_PER_NODE)" in lines
-    assert "open files   4096, 68 needed for 2 workers" in lines
+    assert "open files   65536, 260 needed for 2 workers" in lines
 
 
 def test_failures_come_first_with_their_cures_then_notes_then_facts():
@@ -80,10 +80,10 @@ def test_numbers_that_differ_between_hosts_are_told_by_the_least_and_the_most():
     made = examination(*MANY)
     for number, name in enumerate(MANY):
         made["hosts"][name]["spawning"]["seconds"] = 0.5 + number / 100
-    made["hosts"]["node002"]["limits"]["open_files"] = -1
+    made["hosts"]["node002"]["limits"]["open_files_hard"] = -1
     text = text_of(made)
     assert "of Python with hpcdask: 0.50 s (node001) to 5.49 s (node500)" in text
-    assert "4096 (node001) to unlimited (node002)" in text
+    assert "65536 (node001) to unlimited (node002)" in text
     assert len(text.splitlines()) < 40
 
 

@@ -9,7 +9,7 @@ from made_up import examination
 from hpcdask._version import __version__
 from hpcdask.doctor.options import DoctorOptions
 from hpcdask.doctor.roll import beginning, call_roll, targets_of
-from hpcdask.launchers.world import World
+from hpcdask.world import World
 
 FACTS = examination("a", "b", "c", interfaces=("eth0", "ib0"))["hosts"]
 

@@ -196,7 +196,7 @@ def test_a_process_ends_whatever_it_is_busy_with():
     code = (
         "import time\n"
         "from hpcdask.doctor.run import certain_end\n"
-        "from hpcdask.launchers.world import World\n"
+        "from hpcdask.world import World\n"
         "with certain_end(World(1, 3), 0.1): time.sleep(100)\n"
     )
     run = subprocess.run(

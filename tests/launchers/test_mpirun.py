@@ -185,6 +185,13 @@ def test_workers_know_nothing_of_mpi_and_share_the_host(cluster):
         assert environ["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", str(nthreads))
 
 
+def test_workers_may_be_let_in_without_being_dialled(home):
+    with Cluster(home, 2, "--no-dial-back") as cluster:
+        dials = cluster.client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.dial_back)
+        cluster.client.shutdown()
+    assert dials is False
+
+
 def test_the_token_is_in_no_command_line_and_no_environment(cluster):
     token = cluster.contact["token"]
     assert len(token) == 64

@@ -12,8 +12,8 @@ import pytest
 from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.launchers.part import share_contact
 from hpcdask.launchers.ranks import FileRanks, Ranks, find_ranks
-from hpcdask.launchers.world import World
 from hpcdask.rendezvous import Contact, new_token
+from hpcdask.world import World
 
 CONTACT = Contact("Scheduler", "id", "tcp://10.0.0.1:1", "", new_token(), 1.0, "1", "h", 1, "")
 

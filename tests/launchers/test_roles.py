@@ -1,11 +1,11 @@
-"""Who does what among the ranks, and with how much of the host."""
+"""Who does what among the ranks."""
 
 from __future__ import annotations
 
 import pytest
 
 from hpcdask.errors import ConfigError
-from hpcdask.launchers.roles import Roles, cpus_per_worker
+from hpcdask.launchers.roles import Roles
 
 
 def words(*args, **kwargs):
@@ -49,21 +49,3 @@ def test_roles(given, expected):
 def test_impossible_roles_are_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         Roles(*given)
-
-
-@pytest.mark.parametrize(
-    ("own", "of_job", "workers", "expected"),
-    [
-        (8, 8, 1, 8),
-        (8, 8, 4, 2),  # no rank is bound
-        (2, 8, 4, 2),  # each is bound to its own
-        (1, 8, 4, 1),  # bound to fewer than it might have
-        (4, 8, 4, 2),  # bound to sockets, two ranks on each
-        (2, 2, 5, 1),  # more workers than CPUs
-        (8, 4, 2, 4),  # the launcher knows less than we have
-    ],
-)
-def test_workers_of_a_host_never_take_more_than_the_job_has(own, of_job, workers, expected):
-    share = cpus_per_worker(own, of_job, workers)
-    assert share == expected
-    assert share * workers <= max(own, of_job, workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hpcdask import descriptors
 from hpcdask.doctor.checks.ranks import numbers_of_ranks
 from hpcdask.doctor.facts import Examination, HostFacts, Limits, Scratch, TokenFacts
 from hpcdask.doctor.findings import Finding, by_text, listing, together, what_and_cure
@@ -15,8 +16,6 @@ _FULL, _NEARLY_FULL = 64 * 2**20, 2 * 2**30
 _FEW_FILES = 100
 #: Seconds to write a MiB, and to start Python and import hpcdask, that are worth a word.
 _SLOW_WRITE, _SLOW_START = 1.0, 5.0
-#: Open files that any process of a cluster needs, besides two for every worker.
-_FILES = 64
 #: Processes and threads that a worker takes on its host: nanny and worker, and their helpers.
 _TASKS_PER_WORKER = 16
 #: Bytes that a worker needs to do anything.
@@ -78,24 +77,16 @@ def _host(facts: HostFacts, nworkers: int, nranks: int) -> Iterator[Finding]:
 # -- Limits ---------------------------------------------------------------------------------------
 
 
-def files_needed(nworkers: int) -> int:
-    """Open files of a scheduler, or a worker that talks with all others, among so many workers."""
-    return _FILES + 2 * nworkers
-
-
 def _open_files(limits: Limits, nworkers: int) -> Iterator[Finding]:
-    needed = files_needed(nworkers)
-    if 0 <= limits["open_files"] < needed:
-        can_raise = not 0 <= limits["open_files_hard"] < needed
+    needed = descriptors.needed(nworkers)
+    if 0 <= limits["open_files_hard"] < needed:  # up to that processes of hpcdask raise their own
         yield Finding(
             "red",
             "limits",
-            f"a process may open {limits['open_files']} files {{on}}, and {nworkers} "
+            f"a process may open {limits['open_files_hard']} files {{on}}, and {nworkers} "
             f"worker{'s' * (nworkers > 1)} need{'s' * (nworkers == 1)} {needed}",
-            f"run 'ulimit -n {needed}' before hpc-dask, in the shell or the job script"
-            if can_raise
-            else f"ask the administrators for {needed} open files (RLIMIT_NOFILE), or start fewer "
-            "workers with more threads each",
+            f"ask the administrators for {needed} open files (the hard limit, 'ulimit -Hn'), or "
+            "start fewer workers with more threads each",
         )
 
 

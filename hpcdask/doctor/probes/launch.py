@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from hpcdask import host as hosts
 from hpcdask.doctor.facts import Launch
 from hpcdask.doctor.probes.programs import output
-from hpcdask.launchers.world import launched_world
+from hpcdask.world import launched_world
 
 #: Loads the MPI library without starting MPI, which could hang, or end the process.
 _NAME_LIBRARY = """\

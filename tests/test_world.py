@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hpcdask.errors import ConfigError
-from hpcdask.launchers.world import World, expand_counts, launched_world
+from hpcdask.grants import expand_counts
+from hpcdask.world import World, launched_world
 
 #: As seen with Open MPI 5.0, MPICH 5.0 and Slurm 22.05; the others as their manuals have them.
 OPEN_MPI = {

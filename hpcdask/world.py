@@ -7,13 +7,13 @@ What the launcher says in the environment is enough; mpi4py is asked too where i
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from hpcdask import host as hosts
 from hpcdask import network
 from hpcdask.errors import ConfigError
+from hpcdask.grants import expand_counts
 
 #: Slurm's numbers of steps that are no steps of srun: the batch script, the interactive shell, ...
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
@@ -210,20 +210,6 @@ def _launch_id(environ: Mapping[str, str], job: str) -> str:
 def _number(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name, "")
     return int(text) if text.isdecimal() else None
-
-
-def expand_counts(text: str) -> list[int]:
-    """Numbers in Slurm's short form.
-
-    Examples
-    --------
-    >>> expand_counts("2(x3),1")
-    [2, 2, 2, 1]
-    """
-    counts = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
-        counts += [int(count)] * int(times or 1)
-    return counts
 
 
 def _node_file(environ: Mapping[str, str]) -> list[str]:
