@@ -239,7 +239,7 @@ def read_private(path: StrPath) -> str:
     TokenError
         If others can read it, or it is another user's.
     """
-    return read_approved(path, lambda status: _refuse_exposed_contact(path, status))
+    return read_approved(path, lambda status: _refuse_exposed_token(path, status))
 
 
 def _refuse_exposed_token(path: StrPath, status: os.stat_result) -> None:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from hpcdask import host as hosts
 from hpcdask import network
 from hpcdask.errors import ConfigError
 from hpcdask.grants import expand_counts
@@ -200,11 +199,14 @@ def _numbered(
 
 
 def _launch_id(environ: Mapping[str, str], job: str) -> str:
-    """A name for this launch: the user's own, PMIx's, the launcher's, or that of the batch job."""
+    """A name for this launch: the user's own, PMIx's or the launcher's.
+
+    That of the batch job would not do: several launches of one job would meet in it.
+    """
     for name in ("HPCDASK_LAUNCH_ID", "PMIX_NAMESPACE", job):
         if environ.get(name):
             return environ[name]
-    return hosts.batch_job(environ).replace(":", "-")
+    return ""
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:

@@ -50,7 +50,7 @@ OF_SRUN = World(3, 6, 1, 2, "Slurm's srun", "slurm-77.2.0")
         (OPEN_MPI, World(3, 6, 1, 2, "Open MPI", "prterun-node1-4711@1")),
         (MPICH, World(3, 6, 1, 2, "MPICH", "")),
         ({**MPICH, "I_MPI_ROOT": "/opt/impi"}, World(3, 6, 1, 2, "Intel MPI", "")),
-        ({**MPICH, "SLURM_JOB_ID": "77"}, World(3, 6, 1, 2, "MPICH", "slurm-77")),
+        ({**MPICH, "SLURM_JOB_ID": "77"}, World(3, 6, 1, 2, "MPICH", "")),
         ({**MPICH, "HPCDASK_LAUNCH_ID": "mine"}, World(3, 6, 1, 2, "MPICH", "mine")),
         (SLURM, OF_SRUN),
         # srun --mpi=pmi2 sets these, too

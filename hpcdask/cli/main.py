@@ -17,6 +17,9 @@ from hpcdask.cli.ssh import ssh
 from hpcdask.cli.submit import submit
 from hpcdask.cli.worker import worker
 
+#: Commands that all ranks of an mpirun or srun are given alike.
+_OF_RANKS = ("mpi", "run", "doctor")
+
 
 class _Group(click.Group):
     """Where no command is named, `mpi` is meant, and its options stand right behind hpc-dask."""
@@ -26,10 +29,10 @@ class _Group(click.Group):
         first = args[0] if args else ""
         for_all = first in self.commands or first in ("-h", "--help", "--version")
         is_address = ":" in first or "--no-scheduler" in args
-        if not for_all and (not first or first.startswith("-") or is_address):
-            args = ["mpi", *args]
-        elif first.endswith(".py"):
+        if first.endswith(".py"):
             args = ["run", *args]
+        elif not for_all and (not first or first.startswith("-") or is_address):
+            args = ["mpi", *args]
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,7 +40,9 @@ class _Group(click.Group):
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as exc:
-            if options.is_spokesman():
+            context = getattr(exc, "ctx", None)
+            is_of_ranks = context is not None and context.command.name in _OF_RANKS
+            if not is_of_ranks or options.is_spokesman():
                 exc.show()
                 sys.exit(exc.exit_code)
             code = 0

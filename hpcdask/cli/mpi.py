@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from typing import Any
 
 import click
@@ -165,16 +167,33 @@ def start(script: tuple[str, ...] | None, given: dict[str, Any]) -> None:
     def work() -> int:
         from hpcdask.launchers.mpi import launch
 
+        return launch(wanted, _meeting(given), given["dry_run"])
+
+    def wanted() -> Any:
         try:
             given.update(settled(given))
-            wanted = _mpi_options(script, given)
-        except ConfigError:
-            if options.is_spokesman():
-                raise
-            return 0
-        return launch(wanted, given["dry_run"])
+            return _mpi_options(script, given)
+        except ConfigError as exc:  # it is perhaps another rank that tells of it
+            raise ConfigError(options.with_source(exc)) from exc
 
-    options.run("hpc-dask", given["log_level"], work)
+    options.run("hpc-dask", given["log_level"], work, needs_config=False)
+
+
+def _meeting(given: dict[str, Any]) -> Any:
+    """How the ranks meet, even if what is configured on this one is wrong."""
+    from hpcdask import host as hosts
+    from hpcdask.launchers.mpi import Meeting
+
+    found = given
+    with contextlib.suppress(ConfigError):
+        found = {**given, **settled(given)}
+    file = found["scheduler_file"]
+    try:
+        timeout = hosts.parse_timedelta(found["death_timeout"])
+    except ConfigError:
+        timeout = Meeting().timeout
+    folder = os.path.dirname(os.path.abspath(file)) if file else None
+    return Meeting(found["use_mpi"], folder, timeout)
 
 
 def _mpi_options(script: tuple[str, ...] | None, given: dict[str, Any]) -> Any:

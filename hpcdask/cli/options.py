@@ -174,7 +174,7 @@ def run(
     try:
         code = work() or 0
     except (HpcdaskError, OSError) as exc:
-        click.echo(f"{command}: {exc}{_where_configured(str(exc))}", err=True)
+        click.echo(f"{command}: {with_source(exc)}", err=True)
         code = 2 if isinstance(exc, ConfigError) else 1
     except KeyboardInterrupt:
         code = 130
@@ -185,17 +185,22 @@ def is_spokesman() -> bool:
     """Whether this process tells what is wrong with a command line, or a file, of all ranks."""
     from hpcdask.world import launched_world
 
-    return launched_world().rank == 0
+    try:
+        return launched_world().rank == 0
+    except ConfigError:  # variables that contradict each other
+        return True
 
 
-def _where_configured(complaint: str) -> str:
-    """Where the value that an error complains of comes from, if nobody has typed it."""
+def with_source(exc: Exception) -> str:
+    """An error, and where the value that it complains of comes from, if nobody has typed it."""
+    complaint = str(exc)
     try:
         rows = config.current().rows()
     except ConfigError:  # which says that itself
-        return ""
+        return complaint
     named = [row for row in rows if row.source != "default" and repr(row.text) in complaint]
-    return "".join(f" ({row.key} is from {row.source})" for row in named)
+    sources = [f" ({row.key} is from {row.source})" for row in named]
+    return complaint + "".join(source for source in sources if source not in complaint)
 
 
 def _tell_of_foreign_keys() -> None:

@@ -33,6 +33,7 @@ from hpcdask.errors import (
     InterfaceNotFoundError,
     LaunchError,
 )
+from hpcdask.launchers.file_ranks import as_file_name
 from hpcdask.messages import PROTOCOL_VERSION, Refused, Registered, RegisterRank
 from hpcdask.network import address_towards
 from hpcdask.rendezvous import (
@@ -61,7 +62,7 @@ _LOOKS_PER_CALL = 10
 
 def contact_paths(options: DoctorOptions, world: World) -> list[Path]:
     """Where rank 0 says where it is."""
-    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in world.launch_id)
+    plain = as_file_name(world.launch_id)
     name = f"hpc-dask-doctor-{plain or 'run'}.json"
     folders = (Path(options.folder), token_path().parent)
     return list(dict.fromkeys(folder / name for folder in folders))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcdask import config, network
 from hpcdask import host as hosts
-from hpcdask import network
 from hpcdask.errors import InterfaceNotFoundError
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ _TITLES = ("RANK", "HOST", "ROLE", "ADDRESS", "INTERFACE", "CPUS", "MEMORY", "SC
 def show(part: Part) -> int:
     """Print the table on rank 0; return 1 there if a rank could not do its part, else 0."""
     rows = part.ranks.gather(_row(part))
-    part.ranks.part()
     if rows is None:
         return 0
-    part.ranks.clean_up()
     world = part.world
     found = f"started by {world.launcher}" if world.launcher else "no launcher"
     click.echo(f"{found}; the ranks meet {part.ranks.how}; {part.roles.in_words}")
@@ -38,7 +36,8 @@ def _row(part: Part) -> dict[str, Any]:
     """What this rank knows of itself."""
     rank, size = part.world.rank, part.size
     options = part.options.scheduler if part.is_scheduler else part.options.worker
-    spec = options.get("interface")
+    key = "scheduler.interface" if part.is_scheduler else "worker.interface"
+    spec = options.get("interface") or config.current()[key]
     address = interface = problem = scratch = ""
     try:
         address = network.interface_address(spec) if spec else network.default_address()

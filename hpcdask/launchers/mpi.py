@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 from hpcdask import network
-from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
+from hpcdask.errors import HpcdaskError, LaunchError
 from hpcdask.launchers import dry_run
-from hpcdask.launchers.part import MPIOptions, Part, meet
+from hpcdask.launchers.meeting import find_ranks, go_on_together
+from hpcdask.launchers.part import MPIOptions, Part
 from hpcdask.launchers.process import Deadline, event_loop, serve
+from hpcdask.launchers.ranks import Ranks
 from hpcdask.launchers.script import serve_script
 from hpcdask.rendezvous import Contact
 from hpcdask.service import Service
@@ -23,11 +27,23 @@ from hpcdask.world import launched_world
 log = logging.getLogger("hpcdask.mpi")
 
 
-def launch(options: MPIOptions, only_show: bool = False) -> int:
+class Meeting(NamedTuple):
+    """How ranks find each other, as `find_ranks` takes it; known before anything else is."""
+
+    use_mpi: bool | None = None
+    folder: str | None = None
+    timeout: float = 60.0
+
+
+def launch(
+    find_options: Callable[[], MPIOptions], meeting: Meeting, only_show: bool = False
+) -> int:
     """Take this rank's part in the cluster until it ends.
 
     Parameters
     ----------
+    find_options : callable
+        Makes the options; what it raises is told to all ranks, as it may be wrong on one only.
     only_show : bool
         Print on rank 0 what each rank would do, and start nothing.
 
@@ -41,26 +57,45 @@ def launch(options: MPIOptions, only_show: bool = False) -> int:
     Raises
     ------
     ConfigError
-        On one rank, if an option has a value that it cannot have.
+        On rank 0, if an option has a value that it cannot have.
     LaunchError
-        If this rank cannot do its part.
+        On rank 0, if a rank cannot do its part, or does not come.
     """
     try:
-        ranks = meet(options)
+        ranks = find_ranks(*meeting)
     except HpcdaskError:  # on each host whose ranks cannot meet the others one says it
         if launched_world().local_rank == 0:
             raise
         return 0
+    with ranks:
+        try:
+            part = part_with_others(find_options, ranks)
+        except HpcdaskError:
+            ranks.part()
+            if ranks.world.rank == 0:
+                raise
+            return 0  # an error here might end rank 0 before it has said why
+        return dry_run.show(part) if only_show else serve_part(part)
+
+
+def part_with_others(find_options: Callable[[], MPIOptions], ranks: Ranks) -> Part:
+    """This rank's part, if all ranks can do theirs; all call it.
+
+    Raises
+    ------
+    ConfigError, LaunchError
+        On all ranks, what is wrong on any.
+    """
+    part: Part | None = None
+    problem: HpcdaskError | OSError | None = None
     try:
-        part = Part(options, ranks)
-    except ConfigError:  # all ranks see the same, and one of them says it
-        ranks.part()
-        if ranks.world.rank == 0:
-            raise
-        return 0
-    if only_show:
-        return dry_run.show(part)
-    return serve_part(part)
+        part = Part(find_options(), ranks)
+    except (HpcdaskError, OSError) as exc:
+        problem = exc
+    go_on_together(ranks, problem)
+    assert part is not None
+    part.settle()
+    return part
 
 
 def serve_part(part: Part, for_good: bool = True) -> int:
@@ -75,8 +110,6 @@ def serve_part(part: Part, for_good: bool = True) -> int:
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(contextlib.ExitStack())
         scheduler_file = part.name_scheduler_file(files)
-        if part.is_scheduler:
-            stack.callback(ranks.clean_up)
         loop = stack.enter_context(event_loop())
         services: list[Service] = []
 

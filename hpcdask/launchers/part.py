@@ -14,7 +14,7 @@ from typing import Any
 
 from hpcdask import config
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
-from hpcdask.launchers.ranks import Ranks, find_ranks
+from hpcdask.launchers.ranks import Ranks
 from hpcdask.launchers.roles import Roles
 from hpcdask.launchers.script import import_path
 from hpcdask.nanny import Nanny
@@ -82,19 +82,6 @@ class MPIOptions:
     shutdown_timeout: float = 10.0
 
 
-def meet(options: MPIOptions, comm: Any = None) -> Ranks:
-    """Find the other ranks.
-
-    Raises
-    ------
-    ConfigError, LaunchError
-        As of `find_ranks`.
-    """
-    file = options.scheduler.get("scheduler_file")
-    folder = os.path.dirname(os.path.abspath(file)) if file else None
-    return find_ranks(options.use_mpi, folder, options.meeting_timeout, comm)
-
-
 def end_with_program(scheduler: Scheduler, timeout: float) -> None:
     """End a scheduler when the program whose ranks it belongs to has gone, or does not come.
 
@@ -154,9 +141,15 @@ class Part:
             options.nworkers,
         )
         self._class, self._class_options = _service_class(options)
-        n_here = ranks.count_here(lambda rank: self.roles.workers_of(rank) > 0)
+        self._try_out(max(self.world.local_size, 1))
+
+    def settle(self) -> None:
+        """Share the host with the ranks that turn out to be there; all call it."""
+        self._size(self.ranks.count_here(lambda rank: self.roles.workers_of(rank) > 0))
+
+    def _size(self, n_here: int) -> None:
+        options, settings = self.options, config.current()
         self._sharing = Sharing.here(options.nworkers, max(n_here, 1))
-        settings = config.current()
         memory_limit = options.worker.get("memory_limit", "auto")
         self.size = size_worker(
             settings.value("worker.nthreads", options.worker.get("nthreads")),
@@ -164,9 +157,9 @@ class Part:
             self._sharing,
             has_nanny=issubclass(self._class, Nanny),
         )
-        self._try_out()
 
-    def _try_out(self) -> None:
+    def _try_out(self, n_here: int) -> None:
+        self._size(n_here)
         Scheduler(**self.options.scheduler)
         options = self._worker_options(0, {"scheduler": self.options.address})
         known = _parameters(find_class(self.options.worker_class or Worker), Worker, self._class)

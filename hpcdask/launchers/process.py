@@ -230,9 +230,9 @@ async def _leave(services: Sequence[Service], interrupted: asyncio.Future[signal
         await asyncio.wait({leaving})
 
 
-async def first_of(*futures: asyncio.Future[Any]) -> None:
-    """Wait until one of these is done."""
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+async def first_of(*futures: asyncio.Future[Any], patience: float | None = None) -> None:
+    """Wait until one of these is done, or for so many seconds."""
+    await asyncio.wait(futures, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
 
 
 @contextlib.contextmanager

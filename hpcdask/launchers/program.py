@@ -18,8 +18,9 @@ from hpcdask.client.connection import close_all as close_clients
 from hpcdask.client.loop import run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError
-from hpcdask.launchers.mpi import serve_part
-from hpcdask.launchers.part import PROGRAM, MPIOptions, Part, meet
+from hpcdask.launchers.meeting import find_ranks
+from hpcdask.launchers.mpi import part_with_others, serve_part
+from hpcdask.launchers.part import PROGRAM, MPIOptions, Part
 from hpcdask.launchers.process import close_all
 from hpcdask.rendezvous import Contact
 from hpcdask.service import Service
@@ -107,7 +108,8 @@ def initialize(
         program = _Program(part)
         atexit.register(program.end)
         return True
-    serve_part(part, for_good=leaves)
+    with part.ranks:
+        serve_part(part, for_good=leaves)
     if leaves:
         sys.exit(0)
     return False
@@ -197,7 +199,8 @@ def execute(
         return function(*arguments, **keywords)
     part = _part(**given, has_client=function is not None, **more)
     if not part.is_client:
-        serve_part(part)
+        with part.ranks:
+            serve_part(part, for_good=False)
         return None
     assert function is not None
     program = _Program(part)
@@ -208,8 +211,8 @@ def execute(
 
 
 def _has_a_cluster() -> bool:
-    """Whether a launcher has made a cluster already, whose client this program is."""
-    return bool(os.environ.get("HPCDASK_SCHEDULER_FILE"))
+    """Whether this is the script of ``hpc-dask run``, which has made a cluster for it."""
+    return os.environ.get("HPCDASK_SCRIPT") == str(os.getpid())
 
 
 def _part(
@@ -260,11 +263,17 @@ def _part(
         address=scheduler_address,
         **fields,
     )
-    ranks = meet(options, comm)
+    folder = os.path.dirname(os.path.abspath(scheduler_file)) if scheduler_file else None
+    ranks = find_ranks(options.use_mpi, folder, options.meeting_timeout, comm)
     if has_client:
         rank = min(1, ranks.world.size - 1) if client_rank is None else client_rank
         options = replace(options, client_rank=rank)
-    return Part(options, ranks)
+    try:
+        return part_with_others(lambda: options, ranks)
+    except BaseException:
+        ranks.part()
+        ranks.clean_up()
+        raise
 
 
 class _Program:
@@ -281,9 +290,7 @@ class _Program:
         self._has_ended = False
         try:
             place = part.agree(self._start_scheduler)
-        finally:
             part.ranks.part()
-        try:
             workers = part.workers(place)
             self._services += workers
             for worker in workers:
@@ -308,6 +315,8 @@ class _Program:
             )
             self._client._is_internal = True
         except BaseException:
+            part.ranks.part()
+            part.ranks.clean_up()
             self._close_services()
             raise
 
@@ -336,8 +345,7 @@ class _Program:
         finally:
             self._client.close()
             self._close_services()
-            if self._part.is_scheduler:
-                self._part.ranks.clean_up()
+            self._part.ranks.clean_up()
 
     def _close_services(self) -> None:
         with contextlib.suppress(Exception):

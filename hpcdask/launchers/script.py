@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from hpcdask.launchers.process import Deadline, close_all, live, settle, stop_signals
+from hpcdask.launchers.process import Deadline, close_all, first_of, live, settle, stop_signals
 from hpcdask.nanny import MPI_VARIABLES
 from hpcdask.service import Service
 
@@ -25,6 +24,7 @@ _GRACE = 3.0
 _BECOME_SCRIPT = """\
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+os.environ["HPCDASK_SCRIPT"] = str(os.getpid())
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
@@ -55,14 +55,14 @@ async def serve_script(
     with stop_signals(with_parent=True, for_good=True) as stopped:
         living = asyncio.ensure_future(live(services))
         try:
-            await _first_of(ending, stopped, living)
+            await first_of(ending, stopped, living)
             if living.done() and living.exception() is None:
                 # Somebody has shut the cluster down, perhaps the script itself, which may have
                 # work left to do without it.
-                await _first_of(ending, stopped, patience=_GRACE)
+                await first_of(ending, stopped, patience=_GRACE)
                 if not ending.done() and not stopped.done():
                     log.warning("the cluster was shut down; waiting for the script to end")
-                    await _first_of(ending, stopped)
+                    await first_of(ending, stopped)
             deadline.begin()
             if not ending.done():
                 number = stopped.result() if stopped.done() else signal.SIGTERM
@@ -77,10 +77,6 @@ async def serve_script(
         finally:
             await settle(living, services, "the script has ended")
     return deadline.code
-
-
-async def _first_of(*futures: asyncio.Future[Any], patience: float | None = None) -> None:
-    await asyncio.wait(futures, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _start(script: Sequence[str], scheduler_file: str) -> subprocess.Popen[bytes]:

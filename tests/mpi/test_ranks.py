@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 
 from hpcdask.errors import ConfigError, LaunchError
+from hpcdask.launchers.meeting import find_ranks, go_on_together
 from hpcdask.launchers.part import share_contact
-from hpcdask.launchers.ranks import MPIRanks, find_ranks
+from hpcdask.launchers.ranks import MPIRanks
 from hpcdask.rendezvous import Contact
 
 # pytest-mpi takes every test in a folder named "mpi" for one that ranks run together.
@@ -93,6 +94,13 @@ def test_a_value_of_any_rank_is_shared_and_all_are_gathered(ranks, comm):
     rank, size = comm.Get_rank(), comm.Get_size()
     assert ranks.share({"from": rank}, root=size - 1) == {"from": size - 1}
     assert ranks.gather(rank) == (list(range(size)) if rank == 0 else None)
+
+
+def test_what_is_wrong_on_one_rank_alone_ends_all(ranks, comm):
+    last = comm.Get_size() - 1
+    problem = ConfigError("no module") if comm.Get_rank() == last else None
+    with pytest.raises(ConfigError, match=rf"^rank {last} on \S+: no module$"):
+        go_on_together(ranks, problem)
 
 
 def test_ranks_know_their_place_and_their_neighbours(ranks, comm):
