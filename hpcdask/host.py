@@ -343,7 +343,8 @@ def thread_environment(nthreads: int, environ: Mapping[str, str]) -> dict[str, s
 
 def omp_is_from_pbs(environ: Mapping[str, str]) -> bool:
     """PBS sets OMP_NUM_THREADS to NCPUS in every job: nobody's wish, and n threads in each of n."""
-    return "PBS_JOBID" in environ and environ.get("OMP_NUM_THREADS") == environ.get("NCPUS")
+    is_set = "PBS_JOBID" in environ and "OMP_NUM_THREADS" in environ  # Torque sets neither
+    return is_set and environ["OMP_NUM_THREADS"] == environ.get("NCPUS")
 
 
 def batch_job(environ: Mapping[str, str] | None = None) -> str:

@@ -279,7 +279,11 @@ def test_what_the_environment_has_goes_before_variables_from_a_file(
 
 
 def test_what_pbs_sets_for_nobody_gives_way_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PBS_JOBID": "1", "NCPUS": "8", "OMP_NUM_THREADS": "8"}.items():
+    monkeypatch.setenv("PBS_JOBID", "1")
+    for name in ("NCPUS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert Nanny(NOBODY)._worker_environment()["OMP_NUM_THREADS"] == "1", "as in Torque"
+    for name, value in {"NCPUS": "8", "OMP_NUM_THREADS": "8"}.items():
         monkeypatch.setenv(name, value)
     assert Nanny(NOBODY)._worker_environment()["OMP_NUM_THREADS"] == "1"
     with config.set({"nanny.environ": {"OMP_NUM_THREADS": "4"}}):
