@@ -70,7 +70,7 @@ finish_beside() {
 }
 
 # What starts batch systems, mpirun and SSH servers.
-launching=(tests/launchers tests/batch tests/jobqueue tests/doctor)
+launching=(tests/launchers tests/batch tests/jobqueue tests/doctor tests/docs)
 computing=(tests/core tests/simulation tests/wire)
 
 except() { # except PATH...: the options of pytest that leave these out

@@ -61,7 +61,7 @@ SlurmdTimeout=300
 SlurmdParameters=config_overrides
 $nodes
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
-PartitionName=short Nodes=ALL MaxTime=2 DefaultTime=1 State=UP
+PartitionName=short Nodes=ALL MaxTime=60 DefaultTime=1 State=UP
 """)
 
 #: Why there can be no Slurm here; empty if there can. PMIx is for ``srun --mpi=pmix``.
