@@ -189,6 +189,7 @@ class SSHCluster(Cluster):
         self._numbers = itertools.count()
         self._own_client: asyncio.Task[Client] | None = None
         self._over = asyncio.Event()
+        self._scheduler_is_gone = asyncio.Event()
         if any(each.options.get("known_hosts", "") is None for each in self.hosts):
             log.warning("host keys are not checked (known_hosts=None): whoever answers is trusted")
         self._begin()
@@ -214,7 +215,7 @@ class SSHCluster(Cluster):
         self._plan()
         await self._start_scheduler(self._scheduler_link)
         first = [i for i, m in enumerate(self._members) for _ in range(m.n_planned)]
-        await self._start_on(first)
+        await self._start_first(first)
         if not self._members:
             text = "%s has no host for workers; name %s twice to have one there, too"
             log.warning(text, self.name, self.hosts[0])
@@ -317,6 +318,7 @@ class SSHCluster(Cluster):
         if self._closing is not None:
             return
         self.failure = why
+        self._scheduler_is_gone.set()
         if self.status == "running":  # else its start fails, and tells why
             log.log(
                 logging.ERROR if why else logging.INFO,
@@ -365,6 +367,21 @@ class SSHCluster(Cluster):
                 text = "%s gets %d workers of %d threads for %d CPUs; set nthreads for the workers"
                 log.warning(text, member.host, total, member.nthreads, member.link.cpus)
         await self._start_on(chosen)
+
+    async def _start_first(self, positions: Iterable[int]) -> None:
+        """Start workers, but not beyond the scheduler: they would look for it for long."""
+        starting = asyncio.ensure_future(self._start_on(positions))
+        gone = asyncio.ensure_future(self._scheduler_is_gone.wait())
+        try:
+            await first_of(starting, gone)
+            if not starting.done():
+                why = self.failure or "its scheduler was shut down before all workers were there"
+                raise LaunchError(f"{self.name} ends: {why}")
+            starting.result()
+        finally:
+            starting.cancel()
+            gone.cancel()
+            await asyncio.wait({starting, gone})
 
     async def _start_on(self, positions: Iterable[int]) -> None:
         names = {str(next(self._numbers)): position for position in positions}

@@ -113,6 +113,17 @@ def test_hosts_come_from_a_file_and_a_client_can_shut_the_cluster_down(ssh_home,
     sshd.all_gone(PROMPT)
 
 
+def test_a_cluster_that_is_shut_down_while_it_starts_ends_at_once(ssh_home, sshd):
+    command = start(ssh_home, sshd, HOST, "--nworkers", "8", "--nthreads", "1")
+    file = ssh_home.folder / "scheduler.json"
+    with Client(scheduler_file=file, set_as_default=False, timeout=20) as client:
+        client.shutdown()
+    assert command.code(PROMPT) == 1
+    assert "its scheduler was shut down before all workers were there" in command.err
+    assert "Traceback" not in command.err
+    sshd.all_gone(PROMPT)
+
+
 def test_a_scheduler_that_dies_ends_all_and_logs_stay_where_they_were_wanted(
     ssh_home, sshd, tmp_path
 ):
