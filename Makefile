@@ -23,7 +23,7 @@ export MPIRUN := mpirun --map-by :OVERSUBSCRIBE --bind-to none
 
 .PHONY: run test soak chaos bench profile docs bytecode clean
 
-run: $(VENV)/.installed-mpi bytecode
+run: $(VENV)/.installed-mpi,yaml bytecode
 	@$(MPIRUN) -np $(NP) hpc-dask run examples/stdlib_census.py
 
 test: $(VENV)/.installed-mpi,test,docs $(VENV)/mpich/.installed bytecode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 from typing import Any
@@ -301,5 +302,8 @@ def run(script: str, args: tuple[str, ...], **given: Any) -> None:
     In SCRIPT a bare 'Client()' connects to the cluster.
     """
     if script.startswith("-"):  # what click leaves of an option that it does not know
-        raise click.NoSuchOption(script, ctx=click.get_current_context())
+        context = click.get_current_context()
+        known = [name for each in context.command.params for name in each.opts]
+        alike = difflib.get_close_matches(script, known)
+        raise click.NoSuchOption(script, possibilities=alike, ctx=context)
     start((script, *args), given)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcdask import config
+from hpcdask.comm.addresses import parse_ports
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
 from hpcdask.launchers.ranks import Ranks
 from hpcdask.launchers.roles import Roles
@@ -160,12 +161,26 @@ class Part:
 
     def _try_out(self, n_here: int) -> None:
         self._size(n_here)
+        self._refuse_too_few_ports()
         Scheduler(**self.options.scheduler)
         options = self._worker_options(0, {"scheduler": self.options.address})
         known = _parameters(find_class(self.options.worker_class or Worker), Worker, self._class)
         if unknown := sorted(options.keys() - known):
             raise ConfigError(f"a {self._class.__name__} has no option {', '.join(unknown)}")
         self._class(**options)
+
+    def _refuse_too_few_ports(self) -> None:
+        ports = parse_ports(self.options.worker.get("port"))
+        first = self.world.rank - self.world.local_rank
+        neighbours = range(first, first + self.world.local_size)
+        shares_range = self.options.scheduler.get("port") == self.options.worker.get("port")
+        n = sum(map(self.roles.workers_of, neighbours))
+        n += shares_range and self.roles.scheduler in neighbours
+        if ports != [0] and len(ports) < n:
+            raise ConfigError(
+                f"{n} processes on this host listen, and --port-range "
+                f"{self.options.worker['port']} has {len(ports)} ports: give a wider one"
+            )
 
     @property
     def is_scheduler(self) -> bool:

@@ -150,14 +150,16 @@ def _bound(examination: Examination) -> Iterator[Finding]:
     few, shared = {}, {}
     for name, facts in examination["hosts"].items():
         ranks = [rank for rank in examination["ranks"] if rank["host"] == name]
+        if len(examination["ranks"]) > 1:  # rank 0 has no worker then
+            ranks = [rank for rank in ranks if rank["rank"] != 0]
         if "grants" not in facts or not ranks:
             continue
         cpus = facts["grants"]["job_cpus"]
         together = {cpu for rank in ranks for cpu in rank["affinity"]}
         if all(len(rank["affinity"]) == 1 for rank in ranks) and len(ranks) < cpus:
-            few[name] = f"each rank may use one CPU, {len(ranks)} of the {cpus} that the job has"
+            few[name] = f"each worker may use one CPU, {len(ranks)} of the {cpus} that the job has"
         elif together and len(ranks) > len(together):
-            shared[name] = f"{len(ranks)} ranks share {len(together)} CPUs"
+            shared[name] = f"{len(ranks)} workers share {len(together)} CPUs"
     for text, names in by_text(few).items():
         yield Finding(
             "yellow",
@@ -171,6 +173,6 @@ def _bound(examination: Examination) -> Iterator[Finding]:
             "yellow",
             "grants",
             f"on {listing(names)} {text}",
-            "start as many ranks as there are CPUs, or fewer with several threads each",
+            "start no more workers than there are CPUs, or fewer with several threads each",
             names,
         )
