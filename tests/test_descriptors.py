@@ -53,3 +53,4 @@ async def test_a_scheduler_that_knows_how_many_come_says_so_at_its_start(
         scheduler.expected_nannies = number
         async with scheduler:
             assert (f"a scheduler of {number} workers needs" in caplog.text) == is_said
+            scheduler.expected_nannies = 0  # it would wait for them

@@ -309,6 +309,11 @@ def test_the_users_omp_setting_rules_the_libraries_that_follow_it() -> None:
     assert chosen == {"VECLIB_MAXIMUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
 
 
+def test_a_job_without_an_omp_setting_has_none_from_pbs() -> None:
+    assert not host.omp_is_from_pbs({"PBS_JOBID": "1.server"})
+    assert host.thread_environment(4, {"PBS_JOBID": "1.server"})["OMP_NUM_THREADS"] == "1"
+
+
 def test_the_omp_setting_of_pbs_is_nobodys_wish() -> None:
     environ = {"PBS_JOBID": "1.server", "NCPUS": "36", "OMP_NUM_THREADS": "36"}
     assert host.thread_environment(36, environ)["OMP_NUM_THREADS"] == "1"

@@ -112,6 +112,7 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "scheduler.idle-timeout": ("1h", lambda: Scheduler()._idle_timeout, 3600.0),
     "scheduler.allowed-failures": (7, lambda: Scheduler().state.allowed_failures, 7),
     "scheduler.worker-ttl": ("1min", lambda: Scheduler().worker_ttl, 60.0),
+    "scheduler.dial-back": (False, lambda: Scheduler().dial_back, False),
     "scheduler.client-grace": ("1min", lambda: Scheduler().state.unclaimed, 60.0),
     "scheduler.heartbeat": ("1s", lambda: Scheduler().members._registered().heartbeat, 1.0),
     "scheduler.work-stealing": (False, lambda: Scheduler().state.work_stealing, False),
