@@ -40,6 +40,8 @@ log = logging.getLogger("hpcdask.scheduler")
 
 #: Seconds that a new connection has to say who it is.
 _INTRODUCTION = 10.0
+#: Seconds in which the end of a process is seen on all its connections.
+_IN_THIS_MOMENT = 0.3
 #: Seconds that a nanny has to tell how its worker died, if a task is to be given up for that.
 _LAST_WORDS = 1.0
 #: Heartbeats that all workers together send, per second, at most.
@@ -239,7 +241,8 @@ class Membership:
             self._spawn(self.reach.look_again(hello))
         else:
             sentence = await self.reach.why_not(hello)
-            if sentence:
+            # One that has ended meanwhile, as it does with the cluster, is no case of a firewall.
+            if sentence and not self._is_closing and not await _has_gone(comm):
                 self.reach.tell(hello, sentence)
                 comm.send(OutOfReach(sentence))
             if sentence or comm.closed:  # it did not wait
@@ -372,6 +375,15 @@ class Membership:
         worker = self._state.workers.get(self._watched.get(nanny, ""))
         if worker is not None:
             worker.last_seen = self._scheduler.now()
+
+
+async def _has_gone(comm: Comm) -> bool:
+    """Whether the other side has hung up, or does so in this moment."""
+    try:
+        await asyncio.wait_for(comm.wait_closed(), _IN_THIS_MOMENT)
+    except asyncio.TimeoutError:
+        return False
+    return True
 
 
 def in_words(died: WorkerDied) -> str:
