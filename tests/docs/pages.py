@@ -17,7 +17,7 @@ NOT_RUN = {
     r"qsub .*\.(pbs|sge).*": "tests/jobqueue runs each template on PBS commands and Grid Engine",
 }
 
-_RANKS = r"((mpirun -np|srun -n) \d+ |srun )?"
+_RANKS = r"((mpirun -np|srun -n) \d+ (--(bind-to|map-by) \S+ )*|srun )?"
 #: Ways to run a command, each for those that match. The first that fits counts.
 KINDS = {
     # It ends by itself, with code 0.
