@@ -158,6 +158,12 @@ _OF_WORKERS = (
     *("lifetime", "lifetime_stagger", "lifetime_restart", "drain_timeout", "preload", "log_level"),
 )
 
+#: Of these options --no-scheduler could make nothing.
+_OF_THE_SCHEDULER = (
+    *("scheduler_port", "scheduler_interface", "scheduler_rank", "exclusive_workers"),
+    *("worker_ttl", "allowed_failures", "dial_back"),
+)
+
 mpi_options = options.together(_network, _ranks, _workers, _life, options.authentication)
 
 
@@ -264,8 +270,10 @@ def mpi(context: click.Context, /, arguments: tuple[str, ...], **given: Any) -> 
     'Client(scheduler_file=...).shutdown()', SIGTERM or Ctrl-C.
     """
     _refuse_arguments(context, arguments, given["with_scheduler"])
-    if not given["with_scheduler"] and not (arguments or given["scheduler_file"]):
-        raise click.UsageError("--no-scheduler needs SCHEDULER_ADDRESS or --scheduler-file")
+    if not given["with_scheduler"]:
+        _refuse_what_is_the_schedulers(context)
+        if not (arguments or given["scheduler_file"]):
+            raise click.UsageError("--no-scheduler needs SCHEDULER_ADDRESS or --scheduler-file")
     start(None, {**given, "scheduler_address": arguments[0] if arguments else None})
 
 
@@ -274,14 +282,8 @@ def _refuse_arguments(
 ) -> None:
     group = context.parent.command if context.parent is not None else None
     if arguments and isinstance(group, click.Group) and arguments[0] in group.commands:
-        first = next(
-            name
-            for name in context.params
-            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-            and name != "arguments"
-        )
-        parameter = next(p for p in context.command.params if p.name == first)
-        raise click.UsageError(f"put {parameter.opts[0]} behind {arguments[0]!r}")
+        first = next(each for each in _typed(context) if each.name != "arguments")
+        raise click.UsageError(f"put {first.opts[0]} behind {arguments[0]!r}")
     if len(arguments) > 1:
         raise click.UsageError(f"there is no use for {arguments[1]!r}")
     if arguments and with_scheduler:
@@ -289,6 +291,21 @@ def _refuse_arguments(
             f"{arguments[0]!r} is no command; the address of a running scheduler goes with "
             "--no-scheduler"
         )
+
+
+def _typed(context: click.Context) -> list[click.Parameter]:
+    """The parameters that stand on the command line, in their order."""
+    by_name = {str(each.name): each for each in context.command.params}
+    on_it = click.core.ParameterSource.COMMANDLINE
+    return [by_name[n] for n in context.params if context.get_parameter_source(n) is on_it]
+
+
+def _refuse_what_is_the_schedulers(context: click.Context) -> None:
+    for each in _typed(context):
+        if each.name in _OF_THE_SCHEDULER:
+            raise click.UsageError(
+                f"{each.opts[0]} is the scheduler's, and --no-scheduler starts none"
+            )
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -426,3 +426,25 @@ def test_an_option_that_belongs_behind_the_command_is_pointed_out(home):
     command = home.hpc_dask("--nthreads", "2", "run", "script.py")
     assert command.code() == 2
     assert "put --nthreads behind 'run'" in command.err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--no-scheduler",), "--no-scheduler needs SCHEDULER_ADDRESS or --scheduler-file"),
+        (("--no-scheduler", "--worker-ttl", "3s", "h:1"), "--worker-ttl is the scheduler's"),
+        (("h:1", "x"), "there is no use for 'x'"),
+        (("h:1",), "the address of a running scheduler goes with --no-scheduler"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(home, words, expected):
+    command = home.hpc_dask(*words)
+    assert command.code() == 2
+    assert expected in command.err
+
+
+def test_a_word_of_the_script_is_no_option_of_ours(home):
+    home.file("ok.py", "import sys\nprint(sys.argv[1:])\n")
+    command = home.hpc_dask("ok.py", "--no-scheduler", "a:b")
+    assert command.code() == 0
+    assert command.out == "['--no-scheduler', 'a:b']\n"
