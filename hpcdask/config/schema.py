@@ -536,6 +536,7 @@ VARIABLES = {
     "HPCDASK_TOKEN": "The cluster token itself, as 64 hex digits.",
     "HPCDASK_RANK": "A rank's number, from a launcher that hpcdask does not know.",
     "HPCDASK_SIZE": "The number of its ranks.",
+    "HPCDASK_SCRIPT": "Set for the script of `hpc-dask run`, which has a cluster then.",
     "HPCDASK_LAUNCH_ID": "The same word for all ranks of a launch that has none by itself.",
 }
 

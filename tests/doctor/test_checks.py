@@ -98,19 +98,21 @@ def test_an_mpirun_of_another_mpi_than_mpi4py_is_noted(launcher, library, are_st
 
 
 def test_ranks_bound_to_one_core_each_are_noted():
-    made = examination("a", "b")
+    made = examination("a", "b", "c")  # the rank of the first has no worker
     for rank in made["ranks"]:
         rank["affinity"] = [3]
     finding = only(made)
     assert finding.severity == "yellow"
-    assert finding.what == ("on a and b each rank may use one CPU, 1 of the 8 that the job has")
+    assert finding.what == ("on b and c each worker may use one CPU, 1 of the 8 that the job has")
     assert "--bind-to none" in finding.cure
 
 
 def test_more_ranks_than_cpus_are_noted():
     made = examination("a")
-    made["ranks"] = [{**made["ranks"][0], "rank": n, "affinity": [0, 1]} for n in range(3)]
-    assert only(made).what == "on a 3 ranks share 2 CPUs"
+    made["ranks"] = [{**made["ranks"][0], "rank": n, "affinity": [0, 1]} for n in range(4)]
+    assert only(made).what == "on a 3 workers share 2 CPUs"
+    made["ranks"].pop()
+    assert check(made) == []
 
 
 # -- Connections ----------------------------------------------------------------------------------
