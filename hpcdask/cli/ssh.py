@@ -123,6 +123,7 @@ from hpcdask.errors import ConfigError
     help="After how long a host that hears nothing from here ends what it runs.",
 )
 @options.lives_of_workers
+@options.dial_back
 @options.worker_ttl
 @options.allowed_failures
 @options.authentication
@@ -206,4 +207,4 @@ _FOR_WORKERS = (
     "lifetime_restart",
     "drain_timeout",
 )
-_FOR_SCHEDULERS = ("interface", "worker_ttl", "allowed_failures")
+_FOR_SCHEDULERS = ("interface", "dial_back", "worker_ttl", "allowed_failures")

@@ -141,7 +141,7 @@ SCHEMA: tuple[Setting, ...] = (
         True,
         "Whether a worker is let in only if the scheduler can reach it, as others must for data.",
         "Scheduler(dial_back=)",
-        ("scheduler --dial-back", "mpirun --dial-back"),
+        ("scheduler --dial-back", "mpirun --dial-back", "ssh --dial-back"),
     ),
     Setting(
         "scheduler.client-grace",

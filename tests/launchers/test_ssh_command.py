@@ -147,7 +147,7 @@ def test_options_reach_scheduler_and_workers(ssh_home, sshd, tmp_path):
     options = (
         "--nworkers 2 --nthreads 3 --memory-limit 1GiB --resources GPU=1 --worker-port 0 "
         f"--local-directory {tmp_path}/scratch --interface lo --death-timeout 30s --worker-ttl 77s "
-        "--allowed-failures 5 --lifetime 1h --nanny-port 0 --ssh-username"
+        "--allowed-failures 5 --no-dial-back --lifetime 1h --nanny-port 0 --ssh-username"
     ).split()
     command = start(ssh_home, sshd, *options, sshd.user, HOST)
     with client_of(ssh_home, command) as client:
@@ -161,9 +161,10 @@ def test_options_reach_scheduler_and_workers(ssh_home, sshd, tmp_path):
             lambda dask_scheduler: (
                 dask_scheduler.worker_ttl,
                 dask_scheduler.state.allowed_failures,
+                dask_scheduler.dial_back,
             )
         )
-        assert limits == (77.0, 5)
+        assert limits == (77.0, 5, False)
         assert client.scheduler_address.startswith("tcp://127.0.0.1:")
     assert command.end() == 0
 
