@@ -3,7 +3,7 @@
 #
 # All stages run, so that one run shows all that is wrong; the exit code is that of the first stage
 # that failed. The largest part of pytest comes last, so its closing line is the last one of a good
-# run. What mostly waits for other processes runs beside what computes, two at a time.
+# run. What mostly waits for other processes runs beside what computes, at most three at a time.
 set -uo pipefail
 # As in the Makefile, for who calls this without it: Open MPI wants to be told twice that root may.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -51,45 +51,52 @@ import signal, sys, pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(pytest.main(sys.argv[1:]))'
 
-beside='' # the process id of what runs in the background; its output is shown when it has ended
+declare -A beside=() outputs=() # of what runs in the background, by its name
+trap 'kill -INT "${beside[@]}" 2>/dev/null; wait; rm -f "${outputs[@]}"' EXIT
 
-start_beside() { # start_beside PYTEST-ARGUMENTS...
-    output=$(mktemp)
-    python -c "$interruptible_pytest" "$@" >"$output" 2>&1 &
-    beside=$!
-    trap 'kill -INT "$beside" 2>/dev/null; wait "$beside"; rm -f "$output"' EXIT
+start_beside() { # start_beside NAME PYTEST-ARGUMENTS...
+    local name=$1
+    shift
+    outputs[$name]=$(mktemp)
+    python -c "$interruptible_pytest" "$@" >"${outputs[$name]}" 2>&1 &
+    beside[$name]=$!
 }
 
-finish_beside() {
-    wait "$beside"
-    local code=$?
-    cat "$output"
-    rm -f "$output"
-    trap - EXIT
+# Its output is shown when it has ended.
+finish_beside() { # finish_beside NAME
+    local code
+    wait "${beside[$1]}"
+    code=$?
+    unset "beside[$1]"
+    cat "${outputs[$1]}"
     return "$code"
 }
 
-# What starts batch systems, mpirun and SSH servers.
-launching=(tests/launchers tests/batch tests/jobqueue tests/doctor tests/docs)
 computing=(tests/core tests/simulation tests/wire)
+batch=(tests/batch tests/jobqueue tests/doctor tests/docs)
 
 except() { # except PATH...: the options of pytest that leave these out
     printf -- '--ignore\n%s\n' "$@"
 }
 
 stage "system packages" tests/system-packages.sh
-start_beside tests/chaos
+start_beside chaos tests/chaos
+start_beside batch "${batch[@]}"
 stage "ruff check" ruff check .
 stage "ruff format" ruff format --check .
 stage "mypy" mypy
 stage "docs" sphinx-build -W --keep-going -q docs build/docs
 stage "pytest under mpirun, 3 ranks" mpi_tests
 stage "pytest: states, simulated clusters, bytes" python -m pytest "${computing[@]}"
-stage "pytest: chaos, which has run meanwhile" finish_beside
-start_beside "${launching[@]}"
-mapfile -t others < <(except tests/mpi tests/chaos "${computing[@]}" "${launching[@]}")
+stage "pytest: chaos, which has run meanwhile" finish_beside chaos
+start_beside launchers tests/launchers
+start_beside clusters tests/cluster
+stage "pytest: batch systems, which have run meanwhile" finish_beside batch
+mapfile -t others < <(except tests/mpi tests/chaos "${computing[@]}" "${batch[@]}" \
+    tests/launchers tests/cluster)
 stage "pytest: all else" python -m pytest "${others[@]}"
-stage "pytest: launchers and batch systems, which have run meanwhile" finish_beside
+stage "pytest: clusters, which have run meanwhile" finish_beside clusters
+stage "pytest: launchers, which have run meanwhile" finish_beside launchers
 
 if ((${#failed[@]})); then
     printf 'FAILED:' >&2
