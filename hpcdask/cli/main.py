@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import click
 
-from hpcdask.cli import mpi, options
-from hpcdask.cli.config import config
-from hpcdask.cli.configured import configure
-from hpcdask.cli.doctor import doctor
-from hpcdask.cli.jobscript import jobscript
-from hpcdask.cli.scheduler import scheduler
-from hpcdask.cli.ssh import ssh
-from hpcdask.cli.submit import submit
-from hpcdask.cli.worker import worker
+from hpcdask.cli import options
 
+#: Commands whose file is not called as they are.
+_FILES = {"run": "mpi"}
+_NAMES = ["config", "doctor", "jobscript", "mpi", "run", "scheduler", "ssh", "submit", "worker"]
 #: Commands that all ranks of an mpirun or srun are given alike.
 _OF_RANKS = ("mpi", "run", "doctor")
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """The commands by name, each imported when it is asked for.
+
+    Of a thousand workers that start at once on a shared file system, none needs the others.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._found:
+            if name not in _NAMES:
+                raise KeyError(name)
+            from hpcdask.cli.configured import configure
+
+            module = importlib.import_module(f"hpcdask.cli.{_FILES.get(name, name)}")
+            self._found[name] = getattr(module, name)
+            configure(self._found[name])
+        return self._found[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._found[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*_NAMES, *self._found]))
+
+    def __contains__(self, name: object) -> bool:
+        return name in _NAMES or name in self._found
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 class _Group(click.Group):
@@ -75,14 +108,11 @@ def main() -> None:
     """
 
 
-mpi_command = mpi.mpi
-main.add_command(doctor)
-main.add_command(config)
-main.add_command(mpi_command)
-main.add_command(mpi.run)
-main.add_command(scheduler)
-main.add_command(ssh)
-main.add_command(worker)
-main.add_command(jobscript)
-main.add_command(submit)
-configure(*main.commands.values())
+main.commands = _Commands()
+
+
+def __getattr__(name: str) -> click.Command:
+    """Let a command be installed under a name of its own, as hpc-dask-worker is."""
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return main.commands[name]
