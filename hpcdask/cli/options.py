@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
@@ -222,15 +221,9 @@ def _exit(code: int) -> None:
         thread.join(max(deadline - time.monotonic(), 0.0))
     if not any(thread.is_alive() for thread in others):
         sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if "mpi4py.MPI" in sys.modules:
-        # MPICH takes leave of its mpirun not before exit(3), and mpirun kills all ranks when one
-        # ends without.
-        import ctypes
+    from hpcdask.launchers.process import leave_now
 
-        ctypes.CDLL(None).exit(code)
-    os._exit(code)
+    leave_now(code)
 
 
 def import_from_here() -> None:

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from hpcdask import descriptors
 from hpcdask.errors import LaunchError
@@ -19,7 +20,25 @@ log = logging.getLogger("hpcdask.process")
 
 #: Seconds that a process which ends gives to what still runs in it.
 _CANCELLING = 3.0
+#: Seconds that what libraries do at the end of a process may take.
+_LAST_CALL = 1.0
 _ENDING = ("closing", "closed", "failed")
+
+
+def leave_now(code: int) -> NoReturn:
+    """End this process, whatever its threads do; from any of them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "mpi4py.MPI" in sys.modules:
+        # MPICH takes leave of its mpirun not before exit(3), and mpirun kills all ranks when one
+        # ends without. Should that hang, the process ends nevertheless.
+        import ctypes
+
+        last = threading.Timer(_LAST_CALL, os._exit, (code,))
+        last.daemon = True
+        last.start()
+        ctypes.CDLL(None).exit(code)
+    os._exit(code)
 
 
 class Deadline:
@@ -59,7 +78,7 @@ class Deadline:
 
     def _end(self) -> None:
         log.error("the end has taken %g s (--shutdown-timeout): leaving by force", self._seconds)
-        os._exit(self.code)
+        leave_now(self.code)
 
     def __enter__(self) -> Deadline:
         return self
