@@ -56,6 +56,14 @@ class SubmitError(LaunchError):
     """A batch system refused a job, or could not be asked."""
 
 
+class StatusError(HpcdaskError, RuntimeError):
+    """A batch system gave no complete answer to what was asked about its jobs."""
+
+
+class JobError(LaunchError):
+    """Jobs of a batch system cannot start, or keep failing, so that no worker will come."""
+
+
 class WorkerStartError(LaunchError):
     """A worker process ended, or said nothing, before it had registered."""
 

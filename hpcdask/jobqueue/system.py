@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hpcdask.errors import ConfigError
+from hpcdask.jobqueue.status import Answer, JobStatus
 
 #: Kinds of launch: by MPI, by the batch system's own launcher, without a script, as an array.
 LAUNCHES = ("mpi", "native", "cluster", "workers")
@@ -187,6 +188,50 @@ class BatchSystem(ABC):
     def file_id(self, job_id: str) -> str:
         """The part of an id that `job_id_expression` stands for."""
         return job_id
+
+    # -- The queue: commands out, answers in ------------------------------------------------------
+
+    #: The id of a job within the job, one of an array too, as an expression of the shell; what it
+    #: gives is what `elements` says of it, with the number of a requeue behind an r, if there is one.
+    element_expression: ClassVar[str] = ""
+
+    def trial_command(self, path: str) -> list[str] | None:
+        """A command that asks whether a job script would be taken, and submits nothing."""
+        return None
+
+    def elements(self, job_id: str, count: int) -> list[str]:
+        """Ids of the jobs of a submission, one by one, as all else here calls them."""
+        raise NotImplementedError
+
+    def cancel_commands(self, ids: Sequence[str]) -> list[list[str]]:
+        """Commands that cancel exactly these, each short enough for a command line."""
+        raise NotImplementedError
+
+    def status_command(self, ids: Sequence[str]) -> list[str]:
+        """One command that tells of all these jobs, as far as they are in the queue."""
+        raise NotImplementedError
+
+    def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
+        """Jobs by id. One that is missing may have ended, or be forgotten: `end_commands` tell.
+
+        Raises
+        ------
+        StatusError
+            If this is no complete answer, so that nothing follows from what is missing.
+        """
+        raise NotImplementedError
+
+    def end_commands(self, ids: Sequence[str]) -> list[list[str]]:
+        """Commands that tell of jobs that are no longer in the queue."""
+        raise NotImplementedError
+
+    def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
+        """Jobs of which the system knows the end (or that are there after all), by id."""
+        raise NotImplementedError
+
+    def can_never_run(self, status: JobStatus) -> bool:
+        """Whether the reason for which a job waits will not go away."""
+        return False
 
 
 def _refuse_wrong_kind(job: JobSpec) -> None:
