@@ -6,6 +6,7 @@ then part, and all traffic is TCP (see `hpcdask.launchers.ranks`).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -106,22 +107,30 @@ def serve_part(part: Part, for_good: bool = True) -> int:
     for_good : bool
         Whether the process ends afterwards.
     """
+    with event_loop() as loop:
+        return loop.run_until_complete(run_part(part, for_good))
+
+
+async def run_part(part: Part, for_good: bool = True) -> int:
+    """Do what `serve_part` does, on the running loop of the main thread."""
     options, ranks = part.options, part.ranks
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(contextlib.ExitStack())
         scheduler_file = part.name_scheduler_file(files)
-        loop = stack.enter_context(event_loop())
         services: list[Service] = []
 
-        def start() -> Contact:
+        async def start() -> Contact:
             if options.script is not None and not os.path.isfile(options.script[0]):
                 raise LaunchError(f"there is no script {options.script[0]!r} to run")
-            scheduler = loop.run_until_complete(part.start_scheduler(scheduler_file))
+            scheduler = await part.start_scheduler(scheduler_file)
             services.append(scheduler)
             return scheduler.contact()
 
+        starting = [asyncio.ensure_future(start())] if part.is_scheduler else []
+        if starting:
+            await asyncio.wait(starting)
         try:
-            place = part.agree(start)
+            place = part.agree(lambda: starting[0].result())
         except LaunchError:
             ranks.part()
             if part.is_scheduler:
@@ -133,11 +142,10 @@ def serve_part(part: Part, for_good: bool = True) -> int:
         deadline = stack.enter_context(Deadline(options.shutdown_timeout))
         if part.is_scheduler and options.script is not None:
             assert scheduler_file is not None
-            work = serve_script(services, options.script, scheduler_file, files.close, deadline)
-            return loop.run_until_complete(work)
-        loop.run_until_complete(
-            serve(services, with_parent=True, for_good=for_good, deadline=deadline)
-        )
+            return await serve_script(
+                services, options.script, scheduler_file, files.close, deadline
+            )
+        await serve(services, with_parent=True, for_good=for_good, deadline=deadline)
         return 0
 
 
