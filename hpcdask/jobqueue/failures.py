@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from hpcdask.jobqueue.records import JobRecord, Limits
+from hpcdask.jobqueue.job_record import JobRecord
+from hpcdask.jobqueue.records import Limits
 from hpcdask.jobqueue.status import End
 
 #: Ends that are the batch system's own doing: they say nothing about the job.

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from hpcdask.jobqueue.failures import Troubles
-from hpcdask.jobqueue.records import JobRecord, Limits, Request, Shape
+from hpcdask.jobqueue.job_record import JobRecord
+from hpcdask.jobqueue.records import Limits, Request, Shape
 from hpcdask.jobqueue.status import Phase
 
 #: Waits in the queue that are remembered.

@@ -230,4 +230,5 @@ def let_commands_be_slow(simulation: QueueSimulation) -> None:
 
 @deed(weight=1)
 def let_jobs_appear_late(simulation: QueueSimulation) -> None:
-    _for_a_while(simulation, simulation.queue, "slow_listing", simulation.draw(15.0))
+    delay = simulation.draw(simulation.random.choice([15.0, 150.0]))
+    _for_a_while(simulation, simulation.queue, "slow_listing", delay)

@@ -198,7 +198,7 @@ class QueueSimulation:
             if self.checks.has_what_is_wanted():
                 self.checks.check_zombies()
         self.note("close")
-        self.listing, self.queue.slow_listing = "right", 0.0  # what nobody could notice
+        self.tell_all()
         self.tell("close")
         self.pass_time(self.random.uniform(0, 60))
         recover(self)
@@ -207,6 +207,12 @@ class QueueSimulation:
         self.pass_time(1000.0)  # for the last zombie
         assert not self.registered
         self.checks.check_nothing_is_left()
+
+    def tell_all(self) -> None:
+        """End those lies that nobody could notice: what is not told now is never asked again."""
+        self.listing, self.queue.slow_listing = "right", 0.0
+        for job in self.queue.there():
+            job.appears = self.clock.now
 
     def pass_time(self, seconds: float) -> None:
         self.until(lambda: False, "", seconds)
