@@ -40,6 +40,8 @@ class Controller:
     outbox : list of Action
         What is to be done; whoever calls an event empties it.
     is_closed : bool
+    queue_trouble : str
+        Why the last listing has failed; empty if it has not.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -48,6 +50,7 @@ class Controller:
         self.pools: dict[str, Pool] = {}
         self.outbox: list[Action] = []
         self.is_closed = False
+        self.queue_trouble = ""
         self.leftovers = Leftovers(self.limits)
         self._submissions = Submissions(self.pools, self.limits)
         self._history = History(self.limits)
@@ -119,14 +122,22 @@ class Controller:
         self._submissions.close(now)
         self._balance_all(now)
 
-    def adopt(self, now: float, pool: str, ids: Collection[str]) -> None:
+    def adopt(
+        self, now: float, pool: str, ids: Collection[str], *, leaving: Collection[str] = ()
+    ) -> None:
         """Take over jobs that somebody else has submitted: an earlier session of the user.
 
-        They are wanted; `scale` afterwards says whether they are enough, or too many.
+        Parameters
+        ----------
+        ids : collection of str
+            Those that are wanted; `scale` afterwards says whether they are enough, or too many.
+        leaving : collection of str
+            Others, which were being given back.
         """
         self._now = now
         record = self.pools[pool]
-        self._add(now, record, ids, -math.inf)
+        self._add(now, record, (*ids, *leaving), -math.inf)
+        self._give_back(now, [self.jobs[id] for id in leaving])
         if not self.is_closed:
             record.n_wanted = max(record.n_wanted, len(record.staying(now)))
         self._balance(now, record)
@@ -135,6 +146,9 @@ class Controller:
 
     def submitted(self, now: float, request: int, ids: Collection[str]) -> None:
         """It has worked; each of `ids` is one job of the array."""
+        if not ids:  # whatever that means: at least it must not be repeated at once
+            self.submit_unclear(now, request, "the submission has named no job")
+            return
         self._now = now
         known = self._submissions.resolve(request)
         if known is not None:  # else this is the second answer
@@ -210,7 +224,7 @@ class Controller:
         never : collection of str
             Ids of the jobs that wait for what will not come, as `BatchSystem.can_never_run` has it.
         """
-        self._now = now
+        self._now, self.queue_trouble = now, ""
         for id, status in statuses.items():
             self._see(now, id, status)
         for job in self.jobs.values():
@@ -229,6 +243,7 @@ class Controller:
 
     def listing_failed(self, now: float, why: str) -> None:
         """Nothing is known; nothing is concluded."""
+        self.queue_trouble = why
         self.tick(now)
 
     def ends_known(self, now: float, statuses: Mapping[str, JobStatus]) -> None:
@@ -437,7 +452,7 @@ class Controller:
             else:
                 continue
             self._give_back(now, [job])
-            pool.troubles.start_failed(now, job, f"job {job.id}: {why} without a worker")
+            pool.troubles.fell_silent(now, job, f"job {job.id}: {why} without a worker")
 
     def _give_back(self, now: float, jobs: Iterable[JobRecord]) -> None:
         """Want jobs no more: their workers hand over first."""

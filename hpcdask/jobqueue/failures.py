@@ -58,9 +58,10 @@ class Troubles:
         self.losses.note(now, begun, why)
         self._pause(now, True)
 
-    def start_failed(self, now: float, job: JobRecord, why: str) -> None:
-        """A job has not brought a worker within its time."""
-        counts = [streak.note(now, job.requested, why) for streak in (self.starts, self.losses)]
+    def fell_silent(self, now: float, job: JobRecord, why: str) -> None:
+        """A job that runs has had no worker for too long; perhaps it had one before."""
+        streaks = [self.losses] if job.up_since is not None else [self.losses, self.starts]
+        counts = [streak.note(now, job.requested, why) for streak in streaks]
         self._pause(now, any(counts))
 
     def job_lost(self, now: float, job: JobRecord) -> None:

@@ -111,9 +111,10 @@ class Pool:
 
         def cost(position: int) -> tuple[float, ...]:
             job = staying[position]
-            if not job.workers:  # the youngest first
-                return job.phase is not Phase.PENDING, -position
-            return 2, rank.get(job.id, len(rank)), job.ends or math.inf, -position
+            youth = -job.submitted, -position
+            if not job.workers:
+                return job.phase is not Phase.PENDING, *youth
+            return 2, rank.get(job.id, len(rank)), job.ends or math.inf, *youth
 
         return [staying[position] for position in sorted(range(len(staying)), key=cost)[:surplus]]
 
