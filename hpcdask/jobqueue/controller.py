@@ -31,6 +31,13 @@ from hpcdask.jobqueue.worker_names import candidates, job_of, life_of
 class Controller:
     """Keeps as many jobs as are wanted.
 
+    Parameters
+    ----------
+    limits : Limits, optional
+    first_request : int
+        Number of the first submission. One session after the other of a cluster must go on where
+        the former has ended, if submissions are found by their numbers.
+
     Attributes
     ----------
     jobs : dict
@@ -44,7 +51,7 @@ class Controller:
         Why the last listing has failed; empty if it has not.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, first_request: int = 1) -> None:
         self.limits = limits or Limits()
         self.jobs: dict[str, JobRecord] = {}
         self.pools: dict[str, Pool] = {}
@@ -52,7 +59,7 @@ class Controller:
         self.is_closed = False
         self.queue_trouble = ""
         self.leftovers = Leftovers(self.limits)
-        self._submissions = Submissions(self.pools, self.limits)
+        self._submissions = Submissions(self.pools, self.limits, first_request)
         self._history = History(self.limits)
         self._now = -math.inf  # of the last event
 
@@ -132,7 +139,7 @@ class Controller:
         ids : collection of str
             Those that are wanted; `scale` afterwards says whether they are enough, or too many.
         leaving : collection of str
-            Others, which were being given back.
+            Others, which were being given back; both as `to_adopt` said.
         """
         self._now = now
         record = self.pools[pool]
@@ -491,6 +498,12 @@ class Controller:
         return list(self._history)
 
     @property
+    def is_certain(self) -> bool:
+        """Whether it is known of each submission what has come of it."""
+        has_requests = any([pool.requests for pool in self.pools.values()])
+        return not has_requests and not self._submissions.has_lost
+
+    @property
     def is_over(self) -> bool:
         """Whether it is closed, and nothing of it is known to be in the queue or on its way."""
         has_requests = any([pool.requests for pool in self.pools.values()])
@@ -499,8 +512,15 @@ class Controller:
     def wake_at(self) -> float | None:
         """When `tick` is due next, if no other event comes before."""
         times = [at for pool in self.pools.values() for at in pool.changes_at()]
-        times += self.leftovers.changes_at()
+        times += (*self.leftovers.changes_at(), *self._submissions.lost_at())
         return min([at for at in times if self._now < at < math.inf], default=None)
+
+    def to_adopt(self, pool: str) -> tuple[list[str], list[str]]:
+        """Ids of the jobs that a later session has to `adopt`: wanted ones, and `leaving`."""
+        wanted = [job.id for job in self.pools[pool].jobs.values() if job.is_wanted]
+        leaving = [job.id for job in self.pools[pool].jobs.values() if not job.is_wanted]
+        gone = [job.id for job in self._history.presumed(self._now) if job.pool == pool]
+        return wanted, leaving + gone
 
     def wanted(self, pool: str) -> int:
         """Jobs that are wanted of a pool."""

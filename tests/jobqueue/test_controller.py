@@ -761,12 +761,28 @@ def test_a_worker_of_no_known_job_is_a_reason_to_look_again() -> None:
     queue.scale(0, 1)
     queue.submit_unclear(0, 1, "timed out")
     queue.found(100, 1, [])
-    [submit] = queue.tick(200)
+    *_, submit = queue.tick(200)
     queue.submitted(200, submit.request, ["6"])
     assert queue.worker_joined(300, "5") == [Find(1, "cpu", 1)]
     # It is too many now, unless the other has not started yet.
     assert queue.found(301, 1, ["5"]) == [Cancel(("6",))]
     assert queue.controller.jobs["5"].workers == {"5"}
+
+
+def test_what_was_not_found_in_time_is_still_looked_for_now_and_then() -> None:
+    queue = Queue(unclear=60.0, max_missed=1, max_failures=1)
+    queue.scale(0, 1)
+    queue.submit_unclear(0, 1, "timed out")
+    queue.found(100, 1, [])
+    n_looks, now = 0, 100.0
+    while (at := queue.controller.wake_at()) is not None:
+        now = at
+        n_looks += queue.tick(now) == [Find(1, "cpu", 1)]
+        queue.found(now, 1, [])
+    assert 3600 < now < 4200
+    assert 5 < n_looks < 20
+    assert queue.found(5000, 1, ["5"]) == []
+    assert list(queue.controller.jobs) == ["5"]
 
 
 def test_a_worker_may_come_before_the_answer_to_the_submission() -> None:

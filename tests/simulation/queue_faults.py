@@ -107,6 +107,13 @@ def release_some(simulation: QueueSimulation) -> None:
     simulation.tell("release", [job.id for job in jobs])
 
 
+@deed(weight=1, odds=0.5)
+def begin_a_session(simulation: QueueSimulation) -> None:
+    """What a former one did not know is lost with it, so there must be no such thing."""
+    if simulation.controller.is_certain:
+        simulation.begin_session()
+
+
 # -- What happens to jobs -------------------------------------------------------------------------
 
 
