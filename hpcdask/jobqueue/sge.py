@@ -183,8 +183,11 @@ class GridEngine(BatchSystem):
     def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
         if answer.code == 1 and re.search(r"job (id|name) \S+ not found", answer.err):
             return {}  # it may come later, and never comes of a job that was cancelled in the queue
+        _, *records = re.split(r"^=+\n", complete(self.title, answer), flags=re.MULTILINE)
+        if not records:
+            raise no_listing(self.title, answer)
         ends: dict[str, JobStatus] = {}
-        for record in re.split(r"^=+\n", complete(self.title, answer), flags=re.MULTILINE)[1:]:
+        for record in records:
             fields = dict(re.findall(r"^(\w+) +(.*?) *$", record, re.MULTILINE))
             id = fields["jobnumber"]
             if fields["taskid"] != "undefined":

@@ -235,7 +235,7 @@ def _of_squeue(line: str) -> JobStatus:
         end = _ENDS[state]
         # It names a job so, too, that has run and was killed for its memory.
         if end is End.FAILED and reason == "JobLaunchFailure" and left.signal != 9:
-            end = End.LAUNCH_FAILED
+            end, left = End.LAUNCH_FAILED, Exit()  # what it left is Slurm's own
         return _ended(id, end, in_words(state, reason), left, nodes, restarts)
     phase = _PHASES.get(state, Phase.RUNNING)
     if state not in ("PENDING", "RUNNING"):
