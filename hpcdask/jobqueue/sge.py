@@ -160,7 +160,8 @@ class GridEngine(BatchSystem):
     def status_command(self, ids: Sequence[str]) -> list[str]:
         # All jobs of the user's: it cannot list some, but by -j, which tells no state. As XML,
         # since the table cuts names, and this cannot be cut off itself.
-        return ["qstat", "-xml", "-u", "$user"]
+        # A user's own ~/.sge_qstat may ask for less, if that is not said here.
+        return ["qstat", "-xml", "-u", "$user", "-s", "a"]
 
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         try:

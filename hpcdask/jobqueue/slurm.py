@@ -60,6 +60,10 @@ _COLUMNS = {
     "NodeList": 40,
 }
 
+#: What a user may have set to see less in squeue would hide jobs, and so make them look lost.
+_FILTERS = ("ACCOUNT", "LICENSES", "NAMES", "PARTITION", "QOS", "USERS")
+_WITHOUT_FILTERS = ["env", *(word for name in _FILTERS for word in ("-u", f"SQUEUE_{name}"))]
+
 #: Reasons that only a change of the job, or of the site's rules, takes away: what one job may
 #: have, not what a user or a group may have at a time.
 _NEVER = re.compile(
@@ -178,7 +182,7 @@ class Slurm(BatchSystem):
         # columns, whose contents nothing can break, and with a header, so that silence is no list.
         columns = ",".join(f"{name}:{width}" for name, width in _COLUMNS.items())
         jobs = ",".join(dict.fromkeys(id.partition("_")[0] for id in ids))
-        return ["squeue", "-r", "-t", "all", "-O", columns, "-j", jobs]
+        return [*_WITHOUT_FILTERS, "squeue", "-r", "-t", "all", "-O", columns, "-j", jobs]
 
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         if answer.code == 1 and "Invalid job id specified" in answer.err:
