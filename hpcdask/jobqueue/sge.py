@@ -73,6 +73,9 @@ class GridEngine(BatchSystem):
             )
             yield f"#$ -pe {job.parallel_environment} {slots}"
         yield f"#$ -l h_rt={format_walltime(job.walltime)}"
+        if job.launch == "workers":
+            yield from comment("Before it is killed a job gets SIGUSR2, and can hand over.")
+            yield "#$ -notify"
         if job.queue:
             yield f"#$ -q {job.queue}"
         if job.account:

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hpcdask import network
+from hpcdask import config, network
 from hpcdask.errors import HpcdaskError, LaunchError
 from hpcdask.launchers import dry_run
 from hpcdask.launchers.meeting import find_ranks, go_on_together
@@ -145,8 +145,29 @@ async def run_part(part: Part, for_good: bool = True) -> int:
             return await serve_script(
                 services, options.script, scheduler_file, files.close, deadline
             )
-        await serve(services, with_parent=True, for_good=for_good, deadline=deadline)
+        await serve(
+            services,
+            with_parent=True,
+            leaves=not options.with_scheduler,
+            for_good=for_good,
+            deadline=deadline,
+            beside=None if options.with_scheduler else lambda: _leave_in_time(part, services),
+        )
         return 0
+
+
+async def _leave_in_time(part: Part, services: Sequence[Service]) -> None:
+    """Let ranks that are all workers of a cluster elsewhere leave it before their job ends."""
+    from hpcdask.launchers.departure import leave_in_time
+
+    settings = config.current()
+    given = part.options.worker.get("drain_timeout")
+    await leave_in_time(
+        services,
+        settings["worker.walltime.duration"],
+        settings["worker.walltime.margin"],
+        settings.value("worker.drain-timeout", given),
+    )
 
 
 def _say_what_was_found(part: Part) -> None:

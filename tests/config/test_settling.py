@@ -282,6 +282,7 @@ def test_every_setting_has_variables(setting: Any) -> None:
         "admin.log-format": "%(message)s",
         "worker.resources": "A=1",
         "nanny.environ": '{"A": "1"}',
+        "worker.walltime.duration": "1h",
     }
     word = re.match(r"one of (\w+)", setting.kind.name)
     text = word[1] if word else texts.get(setting.key, "1")
