@@ -16,6 +16,7 @@ from hpcdask.jobqueue.answers import (
     indices,
     no_listing,
     of_shell_code,
+    reads,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.shell import become_ranks, become_workers, comment, run_by_mpi
@@ -166,6 +167,7 @@ class GridEngine(BatchSystem):
         # A user's own ~/.sge_qstat may ask for less, if that is not said here.
         return ["qstat", "-xml", "-u", "$user", "-s", "a"]
 
+    @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         try:
             root = ElementTree.fromstring(complete(self.title, answer))
@@ -184,6 +186,7 @@ class GridEngine(BatchSystem):
         # It takes one job only, and tells of all those of an array.
         return [["qacct", "-j", job] for job in dict.fromkeys(id.partition(".")[0] for id in ids)]
 
+    @reads
     def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
         if answer.code == 1 and re.search(r"job (id|name) \S+ not found", answer.err):
             return {}  # it may come later, and never comes of a job that was cancelled in the queue

@@ -14,6 +14,7 @@ from hpcdask.jobqueue.answers import (
     no_listing,
     of_wait_status,
     ranges,
+    reads,
     seconds,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
@@ -184,6 +185,7 @@ class Slurm(BatchSystem):
         jobs = ",".join(dict.fromkeys(id.partition("_")[0] for id in ids))
         return [*_WITHOUT_FILTERS, "squeue", "-r", "-t", "all", "-O", columns, "-j", jobs]
 
+    @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         if answer.code == 1 and "Invalid job id specified" in answer.err:
             return {}  # it knows none of them; where it knows some it leaves out the others
@@ -201,6 +203,7 @@ class Slurm(BatchSystem):
         what = ("-X", "-P", "-o", "JobID,State,ExitCode,NodeList")
         return [["sacct", *what, "-j", ",".join(some)] for some in chunks(jobs)]
 
+    @reads
     def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
         header, *lines = complete(self.title, answer).splitlines() or [""]
         if header != "JobID|State|ExitCode|NodeList":

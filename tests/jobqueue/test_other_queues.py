@@ -176,6 +176,7 @@ def test_jobs_that_lsf_does_not_know_do_not_hide_the_others():
         said("", "LSF is down. Please wait ...\n", 255),
         said("", "Job <99> is not found\nbatch daemon not responding\n", 255),
         said(f"{HEADER}12^1^RUN^hostA\n"),
+        bjobs("13^0^EXIT^hostA^3 second(s)^-^three^-^-"),
     ],
 )
 def test_a_listing_of_lsf_that_may_lack_something_is_an_error(answer):

@@ -261,6 +261,8 @@ def test_unknown_jobs_do_not_hide_the_others():
         # As JSON it would be a valid empty list, were it not for the code.
         said('{"timestamp":1700000000,"pbs_version":"23.06.06","pbs_server":"pbshost"}\n', "", 255),
         said(OPENPBS[:-200]),
+        said("PBS is down for maintenance\n\n"),
+        said("Job Id: 7.pbshost\n    Job_Name = dask\n\n"),
         said(OPENPBS[: OPENPBS.index("    job_state = X")]),
         said("", "usage:\nqstat [-f] [-J] [-p] [-t] [-x] [-E] [-F format]\n", 2),
     ],

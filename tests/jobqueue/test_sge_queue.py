@@ -273,6 +273,8 @@ def test_books_that_know_nothing_yet_tell_nothing():
     assert SGE.parse_ends(said("", "error: job id 4711 not found\n", 1)) == {}
     with pytest.raises(StatusError):
         SGE.parse_ends(said("", "error: /var/lib/sge/accounting: No such file\n", 1))
+    with pytest.raises(StatusError):
+        SGE.parse_ends(said(record()[:200]))
 
 
 # -- Reasons and trials ---------------------------------------------------------------------------

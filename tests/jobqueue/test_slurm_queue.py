@@ -180,6 +180,7 @@ WHOLE = squeue("7_1|RUNNING|0|0|0:02|9:58|None|node1", "8|PENDING|0|0|0:00|10:00
         ),
         said("", "slurm_load_jobs error: Socket timed out on send/recv operation\n", 1),
         said(WHOLE, "squeue: error: killed\n", 137),
+        squeue("7_1|RUNNING|0|many|0:02|9:58|None|node1"),
     ],
 )
 def test_a_listing_that_may_lack_something_is_an_error(answer):
@@ -215,7 +216,14 @@ def test_the_books_tell_of_ends_only():
     assert (ends["5_3"].reason, ends["5_3"].nodes) == ("CANCELLED by 1000", "")
 
 
-@pytest.mark.parametrize("answer", [said("", "Slurm accounting storage is disabled\n", 1), said()])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said("", "Slurm accounting storage is disabled\n", 1),
+        said(),
+        said(SACCT[: SACCT.index("3:0|n1")]),
+    ],
+)
 def test_closed_books_tell_nothing(answer):
     with pytest.raises(StatusError):
         SLURM.parse_ends(answer)
