@@ -1,4 +1,4 @@
-"""Batch systems: what each one calls things, and submitting jobs to any of them.
+"""Batch systems: what each one calls things, and workers in jobs of any of them.
 
 Names are imported when first used.
 """
@@ -7,16 +7,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpcdask.jobqueue.job import Job
+    from hpcdask.jobqueue.jobs_of_systems import (
+        HTCondorJob,
+        LSFJob,
+        MoabJob,
+        OARJob,
+        PBSJob,
+        SGEJob,
+        SLURMJob,
+    )
     from hpcdask.jobqueue.runner import MPIRunner, PBSRunner, SGERunner, SLURMRunner
 
 _WHERE = {
+    "Job": "job",
+    **dict.fromkeys(
+        ["HTCondorJob", "LSFJob", "MoabJob", "OARJob", "PBSJob", "SGEJob", "SLURMJob"],
+        "jobs_of_systems",
+    ),
     **dict.fromkeys(["MPIRunner", "PBSRunner", "SGERunner", "SLURMRunner"], "runner"),
 }
 
 __all__ = [
+    "HTCondorJob",
+    "Job",
+    "LSFJob",
     "MPIRunner",
+    "MoabJob",
+    "OARJob",
+    "PBSJob",
     "PBSRunner",
+    "SGEJob",
     "SGERunner",
+    "SLURMJob",
     "SLURMRunner",
 ]
 
