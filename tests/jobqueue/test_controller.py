@@ -861,6 +861,15 @@ def test_jobs_of_an_earlier_session_are_taken_over() -> None:
     assert queue.adopt(4, "cpu", ["5_0"]) == []
 
 
+def test_workers_of_several_lives_of_an_adopted_job_are_told_apart() -> None:
+    queue = Queue(n_workers=3)
+    for name in ("5-0", "5-1", "5-2", "5r1-0", "5r1-1", "5r1-2"):
+        queue.worker_joined(0, name)
+    queue.adopt(1, "cpu", ["5"])
+    assert queue.controller.jobs["5"].workers == {"5r1-0", "5r1-1", "5r1-2"}
+    assert queue.tick(100) == [Retire("5", ("5-0", "5-1", "5-2"))]
+
+
 def test_those_that_it_was_giving_back_are_given_back() -> None:
     queue = Queue()
     queue.worker_joined(0, "5_1")

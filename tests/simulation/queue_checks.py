@@ -12,6 +12,7 @@ from fake_queue import FakeJob
 
 from hpcdask.jobqueue.controller import Action, Cancel, Retire, Submit
 from hpcdask.jobqueue.status import JobStatus, Phase
+from hpcdask.jobqueue.worker_names import life_of
 
 if TYPE_CHECKING:
     from queue_simulator import QueueSimulation
@@ -76,9 +77,9 @@ class QueueChecks:
                 self.not_before[args[0]] = -math.inf
         elif event == "worker_joined":
             job = self.simulation.queue.job_of_worker.get(args[0])
-            # A former life's says nothing of the present one.
-            is_of_now = job is not None and ("r" in args[0]) == bool(job.restarts)
-            self._hear([job.id] if job is not None and is_of_now else [])
+            # A former life's says nothing of the present one, nor one of an unknown job of any.
+            if job is not None and life_of(args[0], job.id) == job.restarts:
+                self._hear([job.id] if job.id in self.simulation.controller.jobs else [])
 
     def _hear(self, ids: list[str]) -> None:
         for id in ids:
