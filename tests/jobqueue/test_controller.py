@@ -27,9 +27,16 @@ WALLTIME = 3600.0
 class Queue:
     """A controller of a pool "cpu", which is told what happens, each event with its time."""
 
-    def __init__(self, n_workers: int = 1, walltime: float = WALLTIME, **limits: Any) -> None:
+    def __init__(
+        self,
+        n_workers: int = 1,
+        walltime: float = WALLTIME,
+        margin: float = 0.0,
+        **limits: Any,
+    ) -> None:
+        shape = Shape(n_workers=n_workers, walltime=walltime, margin=margin)
         self.controller = Controller(Limits(**limits))
-        self.controller.add_pool("cpu", Shape(n_workers=n_workers, walltime=walltime))
+        self.controller.add_pool("cpu", shape)
 
     def __getattr__(self, event: str) -> Any:
         def happens(now: float, *args: Any, **options: Any) -> list[Action]:
@@ -500,6 +507,17 @@ def test_a_successor_is_submitted_as_early_as_jobs_usually_wait() -> None:
     for n, now in enumerate([100, 200, 900, 900]):
         queue.worker_joined(now, f"5_{n}")
     assert queue.controller.wake_at() == 100 + WALLTIME - 900
+
+
+def test_workers_that_leave_before_the_walltime_is_over_are_succeeded_before_they_do() -> None:
+    queue = Queue(lead=60.0, margin=180.0)
+    queue.has(["5"])
+    assert queue.controller.wake_at() == WALLTIME - 180 - 60
+    assert queue.tick(WALLTIME - 240) == [Submit(2, "cpu", 1)]
+    queue.submitted(WALLTIME - 239, 2, ["6"])
+    # It has ended as was planned, so the next one need not wait.
+    assert queue.ends(WALLTIME - 150, "5", End.COMPLETED) == []
+    assert queue.controller.pools["cpu"].troubles.losses.n == 0
 
 
 def test_but_not_before_half_of_the_walltime() -> None:

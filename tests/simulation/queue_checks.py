@@ -141,7 +141,8 @@ class QueueChecks:
         walltime = simulation.queue.walltime
         ends = [known.ends] if known is not None and known.ends is not None else []
         ends += [job.started + walltime] if job.started is not None else []
-        if ends and min(ends) - walltime / 2 - 20 <= now:
+        longest = self.simulation.queue.margin + (walltime - self.simulation.queue.margin) / 2
+        if ends and min(ends) - longest - 20 <= now:
             return False  # it may have a successor
         if job.id not in self.told:
             return now - self.unclear.get(job.submission, now) < simulation.limits.unclear
