@@ -64,6 +64,7 @@ class FakeQueue:
     ) -> None:
         self.clock, self.random, self.walltime = clock, random, walltime
         self.join, self.leave, self.note = join, leave, note
+        self.margin = random.choice([0.0, walltime / 10])  # in which workers leave by themselves
         self.jobs: dict[str, FakeJob] = {}
         self.alive: set[str] = set()  # workers' processes
         self.job_of_worker: dict[str, FakeJob] = {}
@@ -72,7 +73,7 @@ class FakeQueue:
         # What this system is like.
         self.wait = random.choice([1.0, 30.0, 300.0])  # seconds in the queue, as a rule
         self.n_slots = random.choice([3, 6, 100])
-        self.counts_restarts = random.random() < 0.7
+        self.most_restarts = random.choice([0, 1, 1000, 1000])  # to which it counts
         self.lists_ends = random.random() < 0.5
         self.says_unknown = random.random() < 0.3
         self.accounting = random.choice([1.0, 15.0, math.inf])  # seconds until it knows
@@ -129,6 +130,9 @@ class FakeQueue:
                 job.processes.add(name)
                 self.job_of_worker[name] = job
                 self._later(job, self.draw(5.0), self._comes, name)
+                if self.margin:
+                    early = self.margin * self.random.uniform(0.5, 1)
+                    self._later(job, self.walltime - early, self._departs, name)
 
     def _stop(self, job: FakeJob, leaves_zombies: bool = False) -> None:
         """End a life of a job."""
@@ -197,6 +201,10 @@ class FakeQueue:
         job.phase = Phase.PENDING
         self._later(job, self.draw(self.wait), self._start)
 
+    def _departs(self, job: FakeJob, name: str) -> None:
+        if name in job.processes:
+            self.process_ends(name)
+
     def process_ends(self, name: str) -> None:
         """A worker ends by itself, as it was asked to; its job ends with the last."""
         self.alive.discard(name)
@@ -250,5 +258,5 @@ class FakeQueue:
             elapsed=elapsed,
             left=left,
             end=job.end if job.phase is Phase.ENDED else None,
-            restarts=job.restarts if self.counts_restarts else 0,
+            restarts=min(job.restarts, self.most_restarts),
         )
