@@ -22,6 +22,7 @@ from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.launchers.adaptive import Adaptive, Stock
+from hpcdask.launchers.scheduler_access import SchedulerAccess, as_text
 
 _clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
 #: Seconds that the end of a cluster may take.
@@ -72,6 +73,8 @@ class Cluster(abc.ABC):
         self._closing: asyncio.Task[None] | None = None
         self._scaling: asyncio.Lock | None = None
         self._adaptive: Adaptive | None = None
+        #: Set by `_launch`.
+        self._access: SchedulerAccess | None = None
         if asynchronous:
             self.loop = loop or asyncio.get_running_loop()
         else:
@@ -114,34 +117,8 @@ class Cluster(abc.ABC):
         """Let workers hand over what only they hold, and end them; as `Scheduler.retire`."""
 
     @abc.abstractmethod
-    async def _take_stock(self) -> Stock:
-        """What there is to do, and who does it."""
-
-    @abc.abstractmethod
     def _threads_of_one(self) -> int:
         """Threads of a worker, as far as that is known before there is one."""
-
-    @abc.abstractmethod
-    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
-        """Wait for workers; `WaitTimeoutError` if they do not come within `limit` seconds."""
-
-    @abc.abstractmethod
-    async def _scheduler_log(self) -> str:
-        """Last log lines of the scheduler."""
-
-    @abc.abstractmethod
-    async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Last log lines of workers, by address; of all if none is named."""
-
-    @property
-    @abc.abstractmethod
-    def scheduler_address(self) -> str:
-        """Address of the scheduler; empty until it has one."""
-
-    @property
-    @abc.abstractmethod
-    def place(self) -> SchedulerPlace:
-        """How a client of this process reaches the scheduler."""
 
     def _forget_ended(self) -> None:  # noqa: B027 - not every kind has to look
         """Drop from `workers` those that have ended by themselves."""
@@ -149,6 +126,32 @@ class Cluster(abc.ABC):
     def _surplus(self, n: int) -> list[str]:
         """Names of the `n` workers to end: the youngest."""
         return list(self.workers)[len(self.workers) - n :] if n > 0 else []
+
+    # -- The scheduler ----------------------------------------------------------------------------
+
+    @property
+    def _scheduler(self) -> SchedulerAccess:
+        if self._access is None:
+            raise LaunchError(f"{self.name} has no scheduler: it is {self.status}")
+        return self._access
+
+    @property
+    def scheduler_address(self) -> str:
+        """Address of the scheduler; empty until it has one."""
+        return "" if self._access is None else self._access.address
+
+    @property
+    def place(self) -> SchedulerPlace:
+        """How a client of this process reaches the scheduler."""
+        return self._scheduler.place
+
+    async def _take_stock(self) -> Stock:
+        """What there is to do, and who does it."""
+        return await self._scheduler.take_stock()
+
+    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
+        """Wait for workers; `WaitTimeoutError` if they do not come within `limit` seconds."""
+        await self._scheduler.until_registered(n_workers, limit)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -315,10 +318,10 @@ class Cluster(abc.ABC):
             if cluster:
                 result["Cluster"] = as_text(logs.recent())
             if scheduler:
-                result["Scheduler"] = await self._scheduler_log()
+                result["Scheduler"] = await self._scheduler.log()
             if workers:
                 names = () if workers is True else tuple(workers)
-                result.update(await self._worker_logs(names))
+                result.update(await self._scheduler.worker_logs(names))
             return result
 
         return self._maybe_sync(work(), timeout)
@@ -337,11 +340,6 @@ class Cluster(abc.ABC):
             f"{type(self).__name__}({self.name}, {self.scheduler_address!r}, "
             f"workers={len(self.workers)}, threads={nthreads}, {self.status})"
         )
-
-
-def as_text(lines: Iterable[tuple[str, str]]) -> str:
-    """What `hpcdask.logs.recent` gives, as one text."""
-    return "\n".join(line for _, line in lines)
 
 
 def refuse_dashboard(options: Mapping[str, Any]) -> None:
