@@ -8,19 +8,21 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 from hpcdask import descriptors, logs, sizing
 from hpcdask.calls import call
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.launchers.adaptive import Stock, take_stock
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, as_text, refuse_dashboard
 from hpcdask.launchers.shape import default_shape
+from hpcdask.launchers.stock import Stock, take_stock
+from hpcdask.launchers.units import UnitShape
 from hpcdask.messages import TaskError
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import new_token
+from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 from hpcdask.wire.serialize import dumps, loads
 from hpcdask.worker import Worker
@@ -102,7 +104,7 @@ class LocalCluster(Cluster):
         self._n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker)
         self._sharing = sizing.Sharing.here(max(self._n_workers, 1))
         self._memory_limit = memory_limit
-        sizing.size_worker(self.threads_per_worker, memory_limit, self._sharing)  # or it raises
+        self._size = sizing.size_worker(self.threads_per_worker, memory_limit, self._sharing)
         self._token = token if token is not None else new_token()
         self._local_directory = local_directory
         self._worker_kwargs = worker_kwargs
@@ -201,11 +203,17 @@ class LocalCluster(Cluster):
         """How a client of this process reaches it: without the detour through a socket."""
         return SchedulerPlace(self.scheduler.inproc_address, token=self._token)
 
-    async def _take_stock(self) -> Stock:
-        return take_stock(self.scheduler)
+    async def _take_stock(
+        self, assumed: Mapping[str, float], worker_key: Callable[[Any], Hashable] | None
+    ) -> Stock:
+        return take_stock(self.scheduler, assumed, worker_key)
 
-    def _threads_of_one(self) -> int:
-        return self.threads_per_worker
+    def _worker_shape(self) -> UnitShape:
+        return UnitShape(
+            nthreads=self._size.nthreads,
+            memory=self._size.memory_limit,
+            resources=checked_resources(self._worker_kwargs.get("resources")),
+        )
 
     async def _until_registered(self, n_workers: int, limit: float | None) -> None:
         seconds = math.inf if limit is None else limit

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ from hpcdask.comm import connect
 from hpcdask.comm.addresses import parse_address, parse_ports
 from hpcdask.dialling import SchedulerPlace, refuse_taken_file
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
-from hpcdask.launchers.adaptive import Stock, take_stock
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, as_text, refuse_dashboard
 from hpcdask.launchers.local import check_worker_options
 from hpcdask.launchers.process import first_of, stop_signals
@@ -34,6 +33,8 @@ from hpcdask.launchers.ssh_hosts import (
     make_hosts,
 )
 from hpcdask.launchers.ssh_link import SSHLink
+from hpcdask.launchers.stock import Stock, take_stock
+from hpcdask.launchers.units import UnitShape
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import (
     Contact,
@@ -42,6 +43,7 @@ from hpcdask.rendezvous import (
     resolve_token,
     write_scheduler_file,
 )
+from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 from hpcdask.worker_class import is_ours, path_of
 
@@ -450,8 +452,12 @@ class SSHCluster(Cluster):
         workers = [(worker.name, worker.position) for worker in self.workers.values()]
         return choose_surplus(workers, [member.n_planned for member in self._members], n)
 
-    def _threads_of_one(self) -> int:
-        return self._members[0].nthreads if self._members else 1
+    def _worker_shape(self) -> UnitShape:
+        return UnitShape(
+            nthreads=self._members[0].nthreads if self._members else 0,
+            memory=_given_memory(self._worker_options.get("memory_limit")),
+            resources=checked_resources(self._worker_options.get("resources")),
+        )
 
     # -- For users --------------------------------------------------------------------------------
 
@@ -486,9 +492,13 @@ class SSHCluster(Cluster):
         client._is_internal = True
         return await client
 
-    async def _take_stock(self) -> Stock:
+    async def _take_stock(
+        self, assumed: Mapping[str, float], worker_key: Callable[[Any], Hashable] | None
+    ) -> Stock:
         client = await self._client()
-        stock: Stock = await client.run_on_scheduler(take_stock)
+        stock: Stock = await client.run_on_scheduler(
+            take_stock, assumed=assumed, worker_key=worker_key
+        )
         return stock
 
     async def _until_registered(self, n_workers: int, limit: float | None) -> None:
@@ -579,6 +589,15 @@ def _settle_token(token: bytes | str | None, token_file: str | None, auth: bool)
     if token is None and token_file is None:
         return new_token()
     return resolve_token(token, token_file)
+
+
+def _given_memory(limit: Any) -> int:
+    """Bytes of one worker, if a user gave them; 0 for what each host decides."""
+    text = str(limit).strip().lower()
+    if text in ("none", "auto"):
+        return 0
+    nbytes = hosts_module.parse_bytes(text)
+    return nbytes if nbytes > 1 else 0  # a bare number up to 1 is a part of what there is
 
 
 def _try_out(
