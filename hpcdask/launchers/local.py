@@ -13,8 +13,10 @@ from hpcdask import descriptors, sizing
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
 from hpcdask.launchers.scheduler_access import SchedulerHere
 from hpcdask.launchers.shape import default_shape
+from hpcdask.launchers.units import UnitShape
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import new_token
+from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 from hpcdask.worker import Worker
 
@@ -95,7 +97,7 @@ class LocalCluster(Cluster):
         self._n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker)
         self._sharing = sizing.Sharing.here(max(self._n_workers, 1))
         self._memory_limit = memory_limit
-        sizing.size_worker(self.threads_per_worker, memory_limit, self._sharing)  # or it raises
+        self._size = sizing.size_worker(self.threads_per_worker, memory_limit, self._sharing)
         self._token = token if token is not None else new_token()
         self._local_directory = local_directory
         self._worker_kwargs = worker_kwargs
@@ -182,8 +184,12 @@ class LocalCluster(Cluster):
             options["host"] = self._host
         return Nanny(self.scheduler.address, log_level=self._log_level, **options)
 
-    def _threads_of_one(self) -> int:
-        return self.threads_per_worker
+    def _worker_shape(self) -> UnitShape:
+        return UnitShape(
+            nthreads=self._size.nthreads,
+            memory=self._size.memory_limit,
+            resources=checked_resources(self._worker_kwargs.get("resources")),
+        )
 
 
 def check_worker_options(options: Iterable[str], kind: str) -> None:

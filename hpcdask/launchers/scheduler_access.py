@@ -14,7 +14,6 @@ from hpcdask import logs
 from hpcdask.client.client import Client
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.launchers.adaptive import Stock, take_stock
 from hpcdask.messages import TaskError
 from hpcdask.scheduler import Scheduler
 from hpcdask.wire.serialize import dumps, loads
@@ -50,8 +49,8 @@ class SchedulerAccess(abc.ABC):
         """How a client of this process reaches it."""
 
     @abc.abstractmethod
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Return ``function(*args, dask_scheduler=scheduler)``, called where the scheduler is.
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function where the scheduler is, with that as ``dask_scheduler=``.
 
         The function may be async, and belongs to a module that is there, too.
         """
@@ -63,11 +62,6 @@ class SchedulerAccess(abc.ABC):
     async def retire(self, who: Collection[str], timeout: float, patience: float | None) -> None:
         """As `Scheduler.retire`; workers are called by name, address or the id of their nanny."""
         await self.run(_retire, set(who), timeout, patience)
-
-    async def take_stock(self) -> Stock:
-        """What there is to do, and who does it."""
-        stock: Stock = await self.run(take_stock)
-        return stock
 
     async def until_registered(self, n_workers: int, limit: float | None) -> None:
         """Wait for workers.
@@ -137,8 +131,8 @@ class SchedulerHere(SchedulerAccess):
         token = self.scheduler.token
         return SchedulerPlace(self.scheduler.inproc_address, token=token or None, auth=bool(token))
 
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        value = function(*args, dask_scheduler=self.scheduler)
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        value = function(*args, **kwargs, dask_scheduler=self.scheduler)
         return await value if inspect.isawaitable(value) else value
 
     async def close(self, reason: str) -> None:
@@ -170,11 +164,11 @@ class SchedulerThere(SchedulerAccess):
     def place(self) -> SchedulerPlace:
         return self._place
 
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._client is None or _is_over(self._client):
             self._client = asyncio.get_running_loop().create_task(self._connect())
         client = await asyncio.shield(self._client)
-        return await client.run_on_scheduler(function, *args)
+        return await client.run_on_scheduler(function, *args, **kwargs)
 
     async def _connect(self) -> Client:
         client = Client(

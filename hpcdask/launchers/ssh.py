@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ from hpcdask.launchers.ssh_hosts import (
     make_hosts,
 )
 from hpcdask.launchers.ssh_link import SSHLink
+from hpcdask.launchers.stock import Stock, take_stock
+from hpcdask.launchers.units import UnitShape
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import (
     Contact,
@@ -41,6 +43,7 @@ from hpcdask.rendezvous import (
     resolve_token,
     write_scheduler_file,
 )
+from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 from hpcdask.worker_class import is_ours, path_of
 
@@ -444,8 +447,12 @@ class SSHCluster(Cluster):
         workers = [(worker.name, worker.position) for worker in self.workers.values()]
         return choose_surplus(workers, [member.n_planned for member in self._members], n)
 
-    def _threads_of_one(self) -> int:
-        return self._members[0].nthreads if self._members else 1
+    def _worker_shape(self) -> UnitShape:
+        return UnitShape(
+            nthreads=self._members[0].nthreads if self._members else 0,
+            memory=_given_memory(self._worker_options.get("memory_limit")),
+            resources=checked_resources(self._worker_options.get("resources")),
+        )
 
     def _place(self, address: str) -> SchedulerPlace:
         return SchedulerPlace(address, token=self._token, auth=self._token is not None)
@@ -508,6 +515,15 @@ def _settle_token(token: bytes | str | None, token_file: str | None, auth: bool)
     if token is None and token_file is None:
         return new_token()
     return resolve_token(token, token_file)
+
+
+def _given_memory(limit: Any) -> int:
+    """Bytes of one worker, if a user gave them; 0 for what each host decides."""
+    text = str(limit).strip().lower()
+    if text in ("none", "auto"):
+        return 0
+    nbytes = hosts_module.parse_bytes(text)
+    return nbytes if nbytes > 1 else 0  # a bare number up to 1 is a part of what there is
 
 
 def _try_out(
