@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,6 @@ from hpcdask.launchers.ssh_hosts import (
     make_hosts,
 )
 from hpcdask.launchers.ssh_link import SSHLink
-from hpcdask.launchers.stock import Stock, take_stock
 from hpcdask.launchers.units import UnitShape
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import (
