@@ -22,7 +22,8 @@ from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.launchers.adaptive import Adaptive as _Adaptive
-from hpcdask.launchers.stock import Stock
+from hpcdask.launchers.scheduler_access import SchedulerAccess, as_text
+from hpcdask.launchers.stock import Stock, take_stock
 from hpcdask.launchers.units import Units, UnitShape, WorkerUnits, bounds
 
 _clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
@@ -74,6 +75,8 @@ class Cluster(abc.ABC):
         self._closing: asyncio.Task[None] | None = None
         self._scaling: asyncio.Lock | None = None
         self._adaptive: _Adaptive | None = None
+        #: Set by `_launch`.
+        self._access: SchedulerAccess | None = None
         if asynchronous:
             self.loop = loop or asyncio.get_running_loop()
         else:
@@ -116,12 +119,6 @@ class Cluster(abc.ABC):
         """Let workers hand over what only they hold, and end them; as `Scheduler.retire`."""
 
     @abc.abstractmethod
-    async def _take_stock(
-        self, assumed: Mapping[str, float], worker_key: Callable[[Any], Hashable] | None
-    ) -> Stock:
-        """What there is to do, and who does it; parameters as of `take_stock`."""
-
-    @abc.abstractmethod
     def _worker_shape(self) -> UnitShape:
         """What one more worker brings, as far as that is known before it is there."""
 
@@ -129,34 +126,41 @@ class Cluster(abc.ABC):
         """What `adapt` may start and end; by default single workers."""
         return WorkerUnits(self)
 
-    @abc.abstractmethod
-    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
-        """Wait for workers; `WaitTimeoutError` if they do not come within `limit` seconds."""
-
-    @abc.abstractmethod
-    async def _scheduler_log(self) -> str:
-        """Last log lines of the scheduler."""
-
-    @abc.abstractmethod
-    async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Last log lines of workers, by address; of all if none is named."""
-
-    @property
-    @abc.abstractmethod
-    def scheduler_address(self) -> str:
-        """Address of the scheduler; empty until it has one."""
-
-    @property
-    @abc.abstractmethod
-    def place(self) -> SchedulerPlace:
-        """How a client of this process reaches the scheduler."""
-
     def _forget_ended(self) -> None:  # noqa: B027 - not every kind has to look
         """Drop from `workers` those that have ended by themselves."""
 
     def _surplus(self, n: int) -> list[str]:
         """Names of the `n` workers to end: the youngest."""
         return list(self.workers)[len(self.workers) - n :] if n > 0 else []
+
+    # -- The scheduler ----------------------------------------------------------------------------
+
+    @property
+    def _scheduler(self) -> SchedulerAccess:
+        if self._access is None:
+            raise LaunchError(f"{self.name} has no scheduler: it is {self.status}")
+        return self._access
+
+    @property
+    def scheduler_address(self) -> str:
+        """Address of the scheduler; empty until it has one."""
+        return "" if self._access is None else self._access.address
+
+    @property
+    def place(self) -> SchedulerPlace:
+        """How a client of this process reaches the scheduler."""
+        return self._scheduler.place
+
+    async def _take_stock(
+        self, assumed: Mapping[str, float], worker_key: Callable[[Any], Hashable] | None
+    ) -> Stock:
+        """What there is to do, and who does it; parameters as of `take_stock`."""
+        stock: Stock = await self._scheduler.run(take_stock, assumed=assumed, worker_key=worker_key)
+        return stock
+
+    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
+        """Wait for workers; `WaitTimeoutError` if they do not come within `limit` seconds."""
+        await self._scheduler.until_registered(n_workers, limit)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -380,10 +384,10 @@ class Cluster(abc.ABC):
             if cluster:
                 result["Cluster"] = as_text(logs.recent())
             if scheduler:
-                result["Scheduler"] = await self._scheduler_log()
+                result["Scheduler"] = await self._scheduler.log()
             if workers:
                 names = () if workers is True else tuple(workers)
-                result.update(await self._worker_logs(names))
+                result.update(await self._scheduler.worker_logs(names))
             return result
 
         return self._maybe_sync(work(), timeout)
@@ -406,11 +410,6 @@ class Cluster(abc.ABC):
 
 def _given(amounts: Mapping[str, float | None]) -> dict[str, float]:
     return {what: amount for what, amount in amounts.items() if amount is not None}
-
-
-def as_text(lines: Iterable[tuple[str, str]]) -> str:
-    """What `hpcdask.logs.recent` gives, as one text."""
-    return "\n".join(line for _, line in lines)
 
 
 def refuse_dashboard(options: Mapping[str, Any]) -> None:

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcdask import host as hosts_module
-from hpcdask import logs, network
-from hpcdask.client.client import Client
+from hpcdask import network
 from hpcdask.comm import connect
 from hpcdask.comm.addresses import parse_address, parse_ports
 from hpcdask.dialling import SchedulerPlace, refuse_taken_file
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
-from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, as_text, refuse_dashboard
+from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
 from hpcdask.launchers.local import check_worker_options
 from hpcdask.launchers.process import first_of, stop_signals
+from hpcdask.launchers.scheduler_access import SchedulerThere
 from hpcdask.launchers.shape import parse_nworkers, shape_of_host
 from hpcdask.launchers.ssh_hosts import (
     Load,
@@ -185,11 +185,9 @@ class SSHCluster(Cluster):
             raise ConfigError("a silence_timeout of 0 s would end every host at once")
         self.failure = ""  # why it has ended although nobody asked it to
         self._contact: Contact | None = None
-        self._reached_at = ""  # address of the scheduler for clients of this host
         self._members: list[WorkerHost] = []
         self._scheduler_link: SSHLink | None = None
         self._numbers = itertools.count()
-        self._own_client: asyncio.Task[Client] | None = None
         self._over = asyncio.Event()
         self._scheduler_is_gone = asyncio.Event()
         if any(each.options.get("known_hosts", "") is None for each in self.hosts):
@@ -251,9 +249,10 @@ class SSHCluster(Cluster):
         options = {**self._scheduler_options, **self._where_to_be(link, is_scheduler=True)}
         about = await link.start(_SCHEDULER, "scheduler", options)
         self._contact = contact = Contact(**about["contact"], token=self._token or b"")
-        self._reached_at = await self._way_to(contact.address, link)
+        reached_at = await self._way_to(contact.address, link)
+        self._access = SchedulerThere(self._place(reached_at), contact.address, self.name)
         if self._scheduler_file:
-            here = Contact(**{**about["contact"], "address": self._reached_at}, token=contact.token)
+            here = Contact(**{**about["contact"], "address": reached_at}, token=contact.token)
             write_scheduler_file(self._scheduler_file, here)
 
     def _where_to_be(self, link: SSHLink, is_scheduler: bool) -> dict[str, Any]:
@@ -283,13 +282,10 @@ class SSHCluster(Cluster):
         return address
 
     async def _end(self) -> None:
-        if self._own_client is not None:
-            self._own_client.cancel()
-            await asyncio.wait({self._own_client})
-            if not self._own_client.cancelled() and self._own_client.exception() is None:
-                await self._own_client.result()._close()
         self.workers = {}
         reason = "the cluster ends"
+        if self._access is not None:
+            await self._access.close(reason)
         await asyncio.gather(*(member.link.close(reason) for member in self._members))
         if self._scheduler_link is not None:
             await self._scheduler_link.close(reason)
@@ -440,8 +436,7 @@ class SSHCluster(Cluster):
     ) -> None:
         leaving = [self.workers[name] for name in names if name in self.workers]
         ids = [worker.nanny or worker.address for worker in leaving]
-        client = await self._client()
-        await client.run_on_scheduler(_retire, ids, timeout, patience)
+        await self._scheduler.retire(ids, timeout, patience)
         for worker in leaving:
             self.workers.pop(worker.name, None)
             link = self._members[worker.position].link
@@ -459,60 +454,8 @@ class SSHCluster(Cluster):
             resources=checked_resources(self._worker_options.get("resources")),
         )
 
-    # -- For users --------------------------------------------------------------------------------
-
-    @property
-    def scheduler_address(self) -> str:
-        """Address of the scheduler."""
-        return "" if self._contact is None else self._contact.address
-
-    @property
-    def place(self) -> SchedulerPlace:
-        """How a client of this process reaches it."""
-        return self._place(self._reached_at)
-
     def _place(self, address: str) -> SchedulerPlace:
         return SchedulerPlace(address, token=self._token, auth=self._token is not None)
-
-    async def _client(self) -> Client:
-        """A client for our own questions."""
-        if self._own_client is None or _is_over(self._own_client):
-            self._own_client = asyncio.get_running_loop().create_task(self._connect_client())
-        return await asyncio.shield(self._own_client)
-
-    async def _connect_client(self) -> Client:
-        client = Client(
-            self._reached_at,
-            token=self._token,
-            auth=self._token is not None,
-            name=self.name,
-            asynchronous=True,
-            set_as_default=False,
-        )
-        client._is_internal = True
-        return await client
-
-    async def _take_stock(
-        self, assumed: Mapping[str, float], worker_key: Callable[[Any], Hashable] | None
-    ) -> Stock:
-        client = await self._client()
-        stock: Stock = await client.run_on_scheduler(
-            take_stock, assumed=assumed, worker_key=worker_key
-        )
-        return stock
-
-    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
-        client = await self._client()
-        await client.wait_for_workers(n_workers, timeout=limit)
-
-    async def _scheduler_log(self) -> str:
-        client = await self._client()
-        return as_text(await client.run_on_scheduler(logs.recent))
-
-    async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
-        client = await self._client()
-        found = await client.run(logs.recent, workers=list(names) or None, on_error="ignore")
-        return {address: as_text(lines) for address, lines in found.items()}
 
 
 async def serve(make: Callable[[], SSHCluster]) -> None:
@@ -550,23 +493,6 @@ async def _live(cluster: SSHCluster) -> None:
     n_hosts = len({worker.host for worker in cluster.workers.values()})
     log.info(text, len(cluster.workers), n_hosts, cluster.scheduler_address)
     await cluster.finished()
-
-
-async def _retire(
-    ids: list[str], timeout: float, patience: float | None, dask_scheduler: Any
-) -> None:
-    """Called where the scheduler is, with the ids of nannies, or addresses of who has none."""
-    records = dask_scheduler.state.workers.values()
-    leaving = [w.address for w in records if w.info.nanny in ids or w.address in ids]
-    await dask_scheduler.retire(leaving, timeout, patience)
-
-
-def _is_over(making: asyncio.Task[Client]) -> bool:
-    """Whether another client is needed."""
-    if not making.done():
-        return False
-    failed = making.cancelled() or making.exception() is not None
-    return failed or making.result().status == "closed"
 
 
 async def _all(works: Iterable[Any]) -> None:
