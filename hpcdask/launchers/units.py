@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a worker which got a task at the last moment has to end it, before it is ended.
 _RETIREMENT = 24 * 3600.0
+#: Seconds of work for which it is worth to queue for a unit more: its start alone takes several.
+_WORTH_QUEUEING = 60.0
 #: Least and most seconds for which a unit that had to be queued for is kept without work.
 _KEPT_LEAST, _KEPT_MOST = 60.0, 600.0
 
@@ -135,13 +137,18 @@ class WorkerUnits(Units):
         raise AssertionError(f"{n} of no pending workers")
 
 
-def kept_for(wait: float) -> float:
-    """Seconds for which to keep units without work that had to be queued for.
+class QueuedUnits(Units):
+    """Units that have to be queued for: the jobs of a batch system."""
 
-    To keep one for as long as it would take to get it again costs at most twice what is best, which
-    only who knows the next work could do.
-    """
-    return min(max(wait, _KEPT_LEAST), _KEPT_MOST)
+    def keep_idle(self) -> float:
+        """As long as it would take to get a unit again.
+
+        That costs at most twice what is best, which only who knows the next work could do.
+        """
+        return min(max(self.shape().wait, _KEPT_LEAST), _KEPT_MOST)
+
+    def target_duration(self) -> float:
+        return _WORTH_QUEUEING
 
 
 class Bounds(NamedTuple):
