@@ -3,103 +3,27 @@
 Events come in with the time, actions go out in `outbox`. It never asks the system, the clock or the
 network; `hpcdask.jobqueue.cluster` does, and tests do in its place.
 
-The rule: per pool, the jobs that are wanted less the jobs that will still be there are submitted, as
-one array; so whatever is lost, to a walltime, preemption or a fault, is replaced.
+The rule: per pool, the jobs that are wanted less the jobs that will still be there are submitted,
+as one array; so whatever is lost, to a walltime, preemption or a fault, is replaced. What may be in
+the queue for all that is known counts as there: a job submitted twice costs somebody's budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
+from hpcdask.errors import LaunchError
+from hpcdask.jobqueue import consistency, outlook
+from hpcdask.jobqueue.actions import Action, AskEnds, Cancel, Find, Retire, Submit
+from hpcdask.jobqueue.failures import Troubles
+from hpcdask.jobqueue.leftovers import Leftovers
+from hpcdask.jobqueue.pools import Pool
+from hpcdask.jobqueue.records import JobRecord, Limits, Row, Shape
 from hpcdask.jobqueue.status import End, JobStatus, Phase
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What each job of a pool brings; see also `Limits`.
-
-    Parameters
-    ----------
-    n_workers : int
-        Processes that register from one job.
-    walltime : float
-        Seconds.
-    """
-
-    n_workers: int
-    walltime: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How patient and how eager the controller is; times in seconds."""
-
-    max_failures: int = 3  # failed starts in a row, of submissions or jobs, before it gives up
-    first_pause: float = 1.0  # after the first of them; doubled by each
-    longest_pause: float = 300.0
-    max_array: int = 1000  # jobs of one submission
-    max_missed: int = 3  # complete listings without a job, and no word of its end, until it is gone
-    start_timeout: float = 300.0  # from a job's start to its first worker
-    lead: float = 60.0  # a job that ends within this, or within the usual wait, is replaced now
-
-
-# ---------------------------------------------------------------- actions
-
-
-class Submit(NamedTuple):
-    """Submit an array of `count` jobs; answer with `submitted` or `submit_failed`."""
-
-    request: int
-    pool: str
-    count: int
-
-
-class Cancel(NamedTuple):
-    """Cancel these jobs; nothing has to be answered, the next listing tells."""
-
-    ids: tuple[str, ...]
-
-
-class Retire(NamedTuple):
-    """Let workers of a job hand over and end; answer with `retired`."""
-
-    id: str
-    workers: tuple[str, ...]
-
-
-class AskEnds(NamedTuple):
-    """Ask how these ended, which the queue no longer lists; answer with `ends_known`."""
-
-    ids: tuple[str, ...]
-
-
-Action: TypeAlias = Submit | Cancel | Retire | AskEnds
-
-
-# ---------------------------------------------------------------- what is known of a job
-
-
-@dataclass(slots=True, eq=False)
-class JobRecord:
-    """A job that was submitted, until `history` forgets it."""
-
-    id: str
-    pool: str
-    submitted: float
-    status: JobStatus
-    started: float | None = None
-    ends: float | None = None  # when its walltime is over
-    workers: set[str] = field(default_factory=set)  # names of those registered
-    has_reported: bool = False  # a worker of it has registered, ever
-    is_wanted: bool = True  # else it is being retired or cancelled
-    n_missed: int = 0
-
-    @property
-    def phase(self) -> Phase:
-        """Where it is."""
-        return self.status.phase
+from hpcdask.jobqueue.submissions import Submissions
+from hpcdask.jobqueue.worker_names import candidates, job_of
 
 
 class Controller:
@@ -109,67 +33,541 @@ class Controller:
     ----------
     jobs : dict
         By id, those that may be in the queue.
-    history : list of JobRecord
-        The last that have ended.
+    pools : dict
+        By name.
     outbox : list of Action
         What is to be done; whoever calls an event empties it.
+    is_closed : bool
     """
 
-    def __init__(self, limits: Limits | None = None) -> None: ...
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.jobs: dict[str, JobRecord] = {}
+        self.pools: dict[str, Pool] = {}
+        self.outbox: list[Action] = []
+        self.is_closed = False
+        self.leftovers = Leftovers(self.limits)
+        self._submissions = Submissions(self.pools, self.limits)
+        self._ended: dict[str, JobRecord] = {}
+        self._now = -math.inf  # of the last event
 
-    def add_pool(self, name: str, shape: Shape) -> None: ...
+    def add_pool(self, name: str, shape: Shape) -> None:
+        """Have another kind of jobs, of which none is wanted yet."""
+        if name in self.pools:
+            raise ValueError(f"there is a pool {name!r} already; choose another name")
+        self.pools[name] = Pool(name, shape, self.limits, Troubles(self.limits))
 
-    # -- What is wanted
+    # -- What is wanted ---------------------------------------------------------------------------
 
-    def scale(self, now: float, pool: str, n_jobs: int) -> None:
-        """From now on want so many jobs; what has failed before is forgiven."""
+    def scale(
+        self,
+        now: float,
+        pool: str,
+        n_jobs: int,
+        *,
+        idle: Collection[str] = (),
+        forgives: bool = True,
+    ) -> None:
+        """From now on want so many jobs.
+
+        Parameters
+        ----------
+        idle : collection of str
+            Ids of jobs that go first if there are too many, after those that wait in the queue.
+        forgives : bool
+            Whether to try again what has failed before: if a person asks, not for every thought
+            of an adaptive cluster.
+
+        Raises
+        ------
+        LaunchError
+            After `close`.
+        """
+        if n_jobs < 0:
+            raise ValueError(f"there cannot be {n_jobs} jobs")
+        if self.is_closed:
+            raise LaunchError(f"the cluster is closed, and cannot have {n_jobs} jobs")
+        self._now = now
+        record = self.pools[pool]
+        record.n_wanted = n_jobs
+        if forgives:
+            record.troubles.forgive()
+        self._balance(now, record, idle)
 
     def release(self, now: float, ids: Collection[str]) -> None:
         """Want these no more, and so many fewer of their pools."""
+        self._now = now
+        jobs = [self.jobs[id] for id in dict.fromkeys(ids) if id in self.jobs]
+        jobs = [job for job in jobs if job.is_wanted]
+        for job in jobs:
+            pool = self.pools[job.pool]
+            pool.n_wanted = max(pool.n_wanted - 1, 0)
+        self._give_back(now, jobs)
+        self._balance_all(now)
 
     def close(self, now: float) -> None:
         """Cancel everything; want nothing any more."""
+        self._now, self.is_closed = now, True
+        presumed = [job for job in self._ended.values() if job.is_presumed]
+        for pool in self.pools.values():
+            pool.n_wanted = 0
+        for job in (*self.jobs.values(), *presumed):
+            job.is_wanted = False
+        self._cancel(now, [*self.jobs.values(), *presumed])
+        self._submissions.close(now)
+        self._balance_all(now)
 
     def adopt(self, now: float, pool: str, ids: Collection[str]) -> None:
-        """Take over jobs that somebody else has submitted: an earlier session of the user."""
+        """Take over jobs that somebody else has submitted: an earlier session of the user.
 
-    # -- What happens
+        They are wanted; `scale` afterwards says whether they are enough, or too many.
+        """
+        self._now = now
+        record = self.pools[pool]
+        self._add(now, record, ids, -math.inf)
+        if not self.is_closed:
+            record.n_wanted = max(record.n_wanted, len(record.staying(now)))
+        self._balance(now, record)
 
-    def submitted(self, now: float, request: int, ids: Collection[str]) -> None: ...
+    # -- What comes of a submission ---------------------------------------------------------------
 
-    def submit_failed(self, now: float, request: int, why: str) -> None: ...
+    def submitted(self, now: float, request: int, ids: Collection[str]) -> None:
+        """It has worked; each of `ids` is one job of the array."""
+        self._now = now
+        known = self._submissions.resolve(request)
+        if known is not None:  # else this is the second answer
+            pool = self.pools[known.pool]
+            self._add(now, pool, ids, known.begun)
+            self._balance(now, pool)
 
-    def listed(self, now: float, statuses: Mapping[str, JobStatus]) -> None:
-        """A complete listing: of jobs that are missing from it, the end is asked for."""
+    def submit_failed(self, now: float, request: int, why: str) -> None:
+        """It has failed, and for certain there is no job of it."""
+        self._now = now
+        known = self._submissions.resolve(request)
+        if known is not None:
+            pool = self.pools[known.pool]
+            pool.troubles.submission_failed(now, known.begun, why)
+            self._balance(now, pool)
+
+    def submit_unclear(self, now: float, request: int, why: str) -> None:
+        """Nobody knows: the command took too long, say, or was interrupted.
+
+        Until its jobs are `found`, or have not been for a while, they count as submitted.
+        """
+        self._now = now
+        known = self._submissions.make_unclear(now, request, why)
+        if known is not None:
+            pool = self.pools[known.pool]
+            pool.troubles.submission_unclear(now, known.begun, why)
+            self._balance(now, pool)
+
+    def found(self, now: float, request: int, ids: Collection[str]) -> None:
+        """A complete look for the jobs of this very submission has found these, or none."""
+        if ids:
+            self.submitted(now, request, ids)
+            return
+        self._now = now
+        failed = self._submissions.not_found(now, request)
+        if failed is not None:
+            pool = self.pools[failed.pool]
+            pool.troubles.submission_failed(now, failed.begun, failed.why_unclear)
+            self._balance(now, pool)
+
+    def _add(self, now: float, pool: Pool, ids: Collection[str], requested: float) -> None:
+        """Know of jobs, perhaps of some that seemed to be gone."""
+        for id in ids:
+            if id in self._ended:
+                self._revive(now, self._ended[id])
+            elif id not in self.jobs:
+                status = JobStatus(id=id, phase=Phase.PENDING)
+                job = JobRecord(id, pool.name, now, status, requested)
+                self.jobs[id] = pool.jobs[id] = job
+                self._reclaim(now, job)
+        if self.is_closed:
+            self._give_back(now, [self.jobs[id] for id in ids])
+
+    # -- What the queue says ----------------------------------------------------------------------
+
+    @property
+    def to_list(self) -> list[str]:
+        """Ids of the jobs to ask the queue for: also some that seem to be gone."""
+        oldest = self._now - self.limits.remember
+        presumed = [
+            job.id
+            for job in self._ended.values()
+            if job.is_presumed and job.ended is not None and job.ended > oldest
+        ]
+        return [*self.jobs, *presumed]
+
+    def listed(
+        self,
+        now: float,
+        statuses: Mapping[str, JobStatus],
+        *,
+        asked: Collection[str] | None = None,
+        never: Collection[str] = (),
+    ) -> None:
+        """A complete listing: of jobs that are missing from it, the end is asked for.
+
+        Parameters
+        ----------
+        asked : collection of str, optional
+            Ids of the jobs that were asked for, before the command was started; others are not
+            missing. By default all that are known now.
+        never : collection of str
+            Ids of the jobs that wait for what will not come, as `BatchSystem.can_never_run` has it.
+        """
+        self._now = now
+        for id, status in statuses.items():
+            self._see(now, id, status)
+        for job in self.jobs.values():
+            job.can_never_run = job.id in never
+        missing = [
+            job
+            for job in self.jobs.values()
+            if job.id not in statuses and (asked is None or job.id in asked)
+        ]
+        ids = [job.id for job in missing if self._miss(now, job, not statuses)]
+        if ids:
+            self.outbox.append(AskEnds(tuple(ids)))
+        self._cancel(now, [job for job in self.jobs.values() if self._outlives_cancel(now, job)])
+        self._balance_all(now)
 
     def listing_failed(self, now: float, why: str) -> None:
         """Nothing is known; nothing is concluded."""
+        self.tick(now)
 
-    def ends_known(self, now: float, statuses: Mapping[str, JobStatus]) -> None: ...
+    def ends_known(self, now: float, statuses: Mapping[str, JobStatus]) -> None:
+        """What is known of jobs that were asked for: how they have ended, or that they have not."""
+        self._now = now
+        for id, status in statuses.items():
+            job = self.jobs.get(id)
+            if (
+                job is not None
+                and status.phase is Phase.ENDED
+                and status.end in (None, End.UNKNOWN)
+            ):
+                # "No such job": true of one that was seen; another may only be too new.
+                is_new = job.listed is None and job.n_missed < self.limits.max_missed
+                if job.workers or is_new:
+                    continue
+            self._see(now, id, status)
+        self._balance_all(now)
 
-    def worker_joined(self, now: float, name: str) -> None: ...
+    def _see(self, now: float, id: str, status: JobStatus) -> None:
+        """Take over what the system says of a job."""
+        job = self.jobs.get(id)
+        if job is None:
+            job = self._ended.get(id)
+            if job is None:
+                return  # somebody else's
+            if status.phase is Phase.ENDED:
+                if job.is_presumed and status.end not in (None, End.UNKNOWN):
+                    job.status, job.is_presumed = _merged(job.status, status), False
+                return
+            self._revive(now, job)
+        if status.phase is Phase.ENDED:
+            self._end(now, job, status)
+            return
+        job.n_missed, job.missing_since = 0, None
+        was_up = job.listed in (Phase.RUNNING, Phase.ENDING)
+        if status.restarts > job.life:
+            self._begin_life(now, job, status.restarts)
+        elif was_up and status.phase is Phase.PENDING and status.restarts == job.life == 0:
+            self._begin_life(now, job, 0)  # the system does not count them
+        job.listed = status.phase
+        if status.phase is Phase.PENDING and job.workers:
+            # The listing is older than their arrival.
+            status = replace(status, phase=Phase.RUNNING)
+        self._take_status(now, job, status)
 
-    def worker_left(self, now: float, name: str) -> None: ...
+    def _take_status(self, now: float, job: JobRecord, status: JobStatus) -> None:
+        pool, job.status = self.pools[job.pool], status
+        if status.phase is Phase.PENDING:
+            job.forget_start()
+            return
+        if job.started is None or status.elapsed is not None:
+            job.started = now - (status.elapsed or 0.0)
+        if not job.has_started:
+            job.has_started = True
+            if job.requested > -math.inf:  # else nobody knows since when it has waited
+                pool.note_wait(max(job.started - job.submitted, 0.0))
+        if status.left is not None:
+            job.ends = now + status.left
+        else:
+            job.ends = job.started + pool.shape.walltime
+        if status.phase is Phase.RUNNING:
+            job.ending_since = None
+            if not job.workers and job.silent_since is None:
+                job.silent_since = now if job.has_reported else job.started
+        else:
+            job.silent_since = None
+            if job.ending_since is None:
+                job.ending_since = now
 
-    def retired(self, now: float, id: str) -> None: ...
+    def _begin_life(self, now: float, job: JobRecord, life: int) -> None:
+        """The job was put back into the queue; workers of its life before are gone, or will be."""
+        new = {name for name in job.workers if dict(candidates(name))[job.id] >= life > 0}
+        self.leftovers.add(now, job, job.workers - new)
+        job.workers, job.life = new, life
+        job.n_silent_lives = job.n_silent_lives + 1 if job.is_silent else 0
+        job.is_silent = not new
+        job.forget_start()
+
+    def _miss(self, now: float, job: JobRecord, are_all_missing: bool) -> bool:
+        """Note that a job is not in a listing; return whether to ask for its end."""
+        limits = self.limits
+        job.n_missed += 1
+        if job.missing_since is None:
+            job.missing_since = now
+        if job.cancelled is not None:
+            is_gone = job.n_missed > 1
+        else:
+            patience = limits.missing_with_all if are_all_missing else limits.missing
+            is_gone = job.n_missed >= limits.max_missed and now - job.missing_since >= patience
+        if is_gone and (self.is_closed or not job.workers):
+            end = End.UNKNOWN if job.cancelled is None else End.CANCELLED
+            self._end(now, job, JobStatus(id=job.id, phase=Phase.ENDED, end=end))
+            job.is_presumed = True
+            return False
+        # Not each time for ever, of a job whose workers are here.
+        return job.n_missed <= limits.max_missed or job.n_missed & (job.n_missed - 1) == 0
+
+    def _end(self, now: float, job: JobRecord, status: JobStatus) -> None:
+        """The job has ended."""
+        pool = self.pools[job.pool]
+        was_due = pool.due_at(job) <= now
+        del self.jobs[job.id], pool.jobs[job.id]
+        self._ended[job.id] = job
+        while len(self._ended) > self.limits.max_history:
+            del self._ended[next(iter(self._ended))]
+        job.status, job.ended = _merged(job.status, status), now
+        self.leftovers.add(now, job, job.workers)
+        job.workers = set()
+        if job.is_wanted and not (was_due and job.has_reported):
+            pool.troubles.job_lost(now, job)
+        if status.end is End.LAUNCH_FAILED:
+            # Grid Engine keeps such a job in its queue until it is deleted.
+            job.is_wanted = False
+            self._cancel(now, [job])
+
+    def _revive(self, now: float, job: JobRecord) -> None:
+        """The job is in the queue after all."""
+        del self._ended[job.id]
+        self.jobs[job.id] = self.pools[job.pool].jobs[job.id] = job
+        job.ended, job.is_presumed, job.n_missed, job.missing_since = None, False, 0, None
+        job.status = JobStatus(id=job.id, phase=Phase.PENDING, restarts=job.life)
+        job.forget_start()
+        job.n_retiring = 0
+        self._reclaim(now, job)
+        if not job.is_wanted and job.cancelled is None:
+            self._give_back(now, [job])
+
+    def _outlives_cancel(self, now: float, job: JobRecord) -> bool:
+        """Whether a job that was cancelled shows no sign of it."""
+        if job.cancelled is None or job.n_missed or job.phase is Phase.ENDING:
+            return False
+        pause = self.limits.cancel_again * 2.0 ** min(job.n_cancels - 1, 5)
+        return now - job.cancelled >= pause
+
+    # -- What workers do --------------------------------------------------------------------------
+
+    def worker_joined(self, now: float, name: str) -> None:
+        """A worker has registered; also one that comes back."""
+        self._now = now
+        for id, life in candidates(name):
+            job = self.jobs.get(id) or self._ended.get(id)
+            if job is None:
+                continue
+            if job.ended is not None or life < job.life:
+                self.leftovers.add(now, job, {name})
+            elif self._join(now, job, name):
+                self._balance(now, self.pools[job.pool])
+            return
+        self.leftovers.strangers.add(name)
+        self._submissions.look_for_lost(now)  # it may be of one of those
+        self.outbox += self._submissions.looks(now)
+
+    def _join(self, now: float, job: JobRecord, name: str) -> bool:
+        """Count a worker as one of a job's; return whether anything may follow from that."""
+        pool, life = self.pools[job.pool], dict(candidates(name))[job.id]
+        if life > job.life:  # no listing has told yet
+            self._begin_life(now, job, life)
+        job.workers.add(name)
+        job.silent_since = None
+        if job.phase is Phase.PENDING:
+            self._take_status(now, job, replace(job.status, phase=Phase.RUNNING, reason=""))
+        if job.n_retiring and job.cancelled is None and not job.is_wanted:
+            self._retire(job, {name})
+        was_silent = job.is_silent
+        if was_silent:
+            job.is_silent, job.has_reported, job.n_silent_lives = False, True, 0
+            pool.troubles.job_started()
+        return was_silent or pool.is_complete(job)
+
+    def _reclaim(self, now: float, job: JobRecord) -> None:
+        for name in self.leftovers.reclaim(job):
+            self._join(now, job, name)
+
+    def worker_left(self, now: float, name: str) -> None:
+        """A worker is gone, or does not answer."""
+        self._now = now
+        if self.leftovers.discard(name):
+            return
+        for id, _ in candidates(name):
+            job = self.jobs.get(id)
+            if job is not None and name in job.workers:
+                job.workers.remove(name)
+                if not job.workers:
+                    self._last_left(now, job)
+                return
+
+    def _last_left(self, now: float, job: JobRecord) -> None:
+        if job.phase is Phase.RUNNING:
+            job.silent_since = now
+        if job.n_retiring and not job.is_wanted:
+            job.n_retiring = 0
+            if job.cancelled is None:
+                self._cancel(now, [job])
+
+    def retired(self, now: float, id: str) -> None:
+        """What `Retire` asked for has been done, or cannot be."""
+        self._now = now
+        job = self.jobs.get(id)
+        if job is not None and job.n_retiring:
+            job.n_retiring -= 1
+            if not (job.n_retiring or job.is_wanted) and job.cancelled is None:
+                self._cancel(now, [job])
+
+    # -- What follows -----------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """Time has passed: a pause is over, a walltime near."""
+        self._now = now
+        self._balance_all(now)
 
-    # -- What it says
+    def _balance_all(self, now: float) -> None:
+        for pool in self.pools.values():
+            self._balance(now, pool)
+
+    def _balance(self, now: float, pool: Pool, idle: Collection[str] = ()) -> None:
+        """Have as many jobs as are wanted."""
+        pool.balanced = now
+        self.outbox += self._submissions.looks(now)
+        self._give_up(now, pool)
+        pool.note_due(now)
+        self._give_back(now, pool.superfluous(now, idle))
+        self._give_back(now, pool.relieved(now))
+        if not self.is_closed and pool.n_complete(now) >= pool.n_wanted:
+            self._dismiss_leftovers(now, pool)
+        n_missing = pool.n_missing(now)
+        if n_missing:
+            self.outbox.append(self._submissions.begin(now, pool, n_missing))
+
+    def _give_up(self, now: float, pool: Pool) -> None:
+        """Cancel jobs that run, or are started again and again, and bring no worker."""
+        for job in list(pool.jobs.values()):
+            if not job.is_wanted:
+                continue
+            if job.n_silent_lives >= self.limits.max_failures:
+                why = f"it was started {job.n_silent_lives} times"
+            elif pool.silent_at(job) <= now:
+                why = f"it has run for {self.limits.start_timeout:g} s"
+            else:
+                continue
+            self._give_back(now, [job])
+            pool.troubles.start_failed(now, job, f"job {job.id}: {why} without a worker")
+
+    def _give_back(self, now: float, jobs: Iterable[JobRecord]) -> None:
+        """Want jobs no more: their workers hand over first."""
+        to_cancel = []
+        for job in jobs:
+            job.is_wanted = False
+            if job.workers and not self.is_closed:
+                self._retire(job, job.workers)
+            else:
+                to_cancel.append(job)
+        self._cancel(now, to_cancel)
+
+    def _retire(self, job: JobRecord, workers: Collection[str]) -> None:
+        job.n_retiring += 1
+        self.outbox.append(Retire(job.id, tuple(sorted(workers))))
+
+    def _cancel(self, now: float, jobs: Collection[JobRecord]) -> None:
+        if jobs:
+            for job in jobs:
+                job.cancelled, job.n_cancels = now, job.n_cancels + 1
+            self.outbox.append(Cancel(tuple(job.id for job in jobs)))
+
+    def _dismiss_leftovers(self, now: float, pool: Pool) -> None:
+        """Let workers of jobs that are gone end: others have taken their place."""
+        for id, names in self.leftovers.to_retire(now, pool.name):
+            if id in self.jobs:
+                self._retire(self.jobs[id], names)
+            else:
+                self.outbox.append(Retire(id, tuple(sorted(names))))
+
+    # -- What it says -----------------------------------------------------------------------------
+
+    @property
+    def history(self) -> list[JobRecord]:
+        """The last jobs that have ended, in that order."""
+        return list(self._ended.values())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is closed, and nothing of it is known to be in the queue or on its way."""
+        has_requests = any([pool.requests for pool in self.pools.values()])
+        return self.is_closed and not self.jobs and not has_requests
 
     def wake_at(self) -> float | None:
-        """When `tick` is due next."""
+        """When `tick` is due next, if no other event comes before."""
+        times = [at for pool in self.pools.values() for at in pool.changes_at()]
+        times += self.leftovers.changes_at()
+        return min([at for at in times if self._now < at < math.inf], default=None)
 
-    def wanted(self, pool: str) -> int: ...
+    def wanted(self, pool: str) -> int:
+        """Jobs that are wanted of a pool."""
+        return self.pools[pool].n_wanted
 
     def why_not(self, now: float, n_workers: int) -> str:
         """Why so many workers will not come, if that is so; empty while they may still."""
+        return outlook.why_not(self.pools.values(), self.is_closed, now, n_workers)
+
+    def rows(self, now: float, n_ended: int = 20) -> list[Row]:
+        """A table: jobs that are there, then the last that have ended, the newest first."""
+        ended = self.history[-n_ended:][::-1] if n_ended else []
+        return [outlook.row(job, now) for job in (*self.jobs.values(), *ended)]
+
+    def validate(self) -> None:
+        """Check that the state does not contradict itself; for tests, after every event."""
+        consistency.check(self)
 
 
-def job_of(worker: str) -> str:
-    """The id of the job in a worker's name, as job scripts make it: ``ID``, ``ID-2``, ``IDr1-2``."""
+def _merged(before: JobStatus, after: JobStatus) -> JobStatus:
+    """What is known of a job that has ended, with what was known before."""
+    return replace(
+        after,
+        nodes=after.nodes or before.nodes,
+        elapsed=before.elapsed if after.elapsed is None else after.elapsed,
+        end=after.end or End.UNKNOWN,
+        left=None,
+        restarts=max(before.restarts, after.restarts),
+    )
 
 
-__all__ = ["Action", "AskEnds", "Cancel", "Controller", "End", "JobRecord", "Limits", "Retire",
-           "Shape", "Submit", "job_of"]
+__all__ = [
+    "Action",
+    "AskEnds",
+    "Cancel",
+    "Controller",
+    "End",
+    "Find",
+    "JobRecord",
+    "Limits",
+    "Retire",
+    "Row",
+    "Shape",
+    "Submit",
+    "job_of",
+]

@@ -1,0 +1,63 @@
+"""How fast commands may follow each other, so that a cluster is no burden to a batch system."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Pace:
+    """A token bucket, in the form that keeps one number: when the next command is due.
+
+    Parameters
+    ----------
+    burst : int
+        Commands that may be run at once after a rest.
+    rate : float
+        Commands per second in the long run.
+
+    Examples
+    --------
+    >>> pace = Pace(burst=2, rate=0.5)
+    >>> [pace.take(now=0.0) for _ in range(4)]
+    [0.0, 0.0, 2.0, 4.0]
+    >>> pace.take(now=60.0)
+    0.0
+    """
+
+    def __init__(self, burst: int = 5, rate: float = 1.0) -> None:
+        if burst < 1 or not rate > 0:
+            raise ValueError(f"no command would ever be due with burst={burst} and rate={rate}")
+        self._interval = 1 / rate  # seconds between two commands
+        self._slack = (burst - 1) * self._interval
+        self._due = float("-inf")  # when the next command would be due, if there were no bursts
+
+    def take(self, now: float) -> float:
+        """Take the next place, and say in how many seconds that is.
+
+        Places are given in the order of the calls; who takes one runs one command.
+        """
+        due = max(self._due, now)
+        self._due = due + self._interval
+        return max(0.0, due - self._slack - now)
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Parts of at most `size` items, as equal as can be.
+
+    Examples
+    --------
+    >>> list(chunks("abcdefg", 3))
+    ['abc', 'de', 'fg']
+    """
+    if size < 1:
+        raise ValueError(f"parts of {size} items would never be all of them")
+    n_parts = math.ceil(len(items) / size)
+    start = 0
+    for part in range(n_parts):
+        end = start + math.ceil((len(items) - start) / (n_parts - part))
+        yield items[start:end]
+        start = end
