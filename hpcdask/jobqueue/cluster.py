@@ -14,12 +14,21 @@ from typing import Any, ClassVar
 
 from hpcdask import config
 from hpcdask import host as hosts
-from hpcdask.errors import ConfigError, LaunchError
+from hpcdask.errors import ConfigError, InterfaceNotFoundError, LaunchError
 from hpcdask.jobqueue.commands import Commands
 from hpcdask.jobqueue.controller import job_of
-from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, Owner, default_base
+from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, Owner
 from hpcdask.jobqueue.job import Job
 from hpcdask.jobqueue.job_units import JobUnits
+from hpcdask.jobqueue.jobs_of_systems import (
+    HTCondorJob,
+    LSFJob,
+    MoabJob,
+    OARJob,
+    PBSJob,
+    SGEJob,
+    SLURMJob,
+)
 from hpcdask.jobqueue.keeper import Keeper
 from hpcdask.jobqueue.table import JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
@@ -91,6 +100,8 @@ class JobQueueCluster(Cluster):
     """
 
     job_cls: ClassVar[type[Job] | None] = None
+    #: Whether it can tell that workers will never come.
+    knows_jobs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -122,20 +133,22 @@ class JobQueueCluster(Cluster):
         kind = job_cls or self.job_cls
         if kind is None:
             raise ConfigError("a JobQueueCluster needs a job_cls; or take SLURMCluster, say")
-        base = Path(shared_temp_directory) if shared_temp_directory else None
-        self._base = base
-        self._folder = ClusterFolder((base or default_base()).absolute() / self.name)
         self._job = kind(
-            config_name=config_name,
-            interface=interface,
-            protocol=protocol,
-            scheduler_file=os.fspath(self._folder.scheduler_file),
-            default_log_directory=os.fspath(self._folder.path / "logs"),
-            **job_kwargs,
+            config_name=config_name, interface=interface, protocol=protocol, **job_kwargs
         )
+        section = f"jobqueue.{self._job.config_name}"
+        self._interval: float = config.get(f"{section}.poll-interval")
+        base = shared_temp_directory or config.get(f"{section}.shared-temp-directory")
+        self._base = Path(base) if base else None
+        self._folder = ClusterFolder.planned(self.name, self._base)
+        self._job.scheduler_file = os.fspath(self._folder.scheduler_file)
+        self._job.log_directory = self._job.log_directory or os.fspath(self._folder.logs)
         self._scheduler_cls = scheduler_cls
         self._scheduler_options = _scheduler_options(
-            scheduler_options, host=host, interface=interface, protocol=protocol
+            {**config.get(f"{section}.scheduler-options"), **(scheduler_options or {})},
+            host=host,
+            interface=self._job.interface,
+            protocol=protocol,
         )
         self._n_first_jobs = self._jobs_for(n=n_workers)
         self._keeper: Keeper | None = None
@@ -145,15 +158,8 @@ class JobQueueCluster(Cluster):
 
     async def _launch(self) -> None:
         self._folder = ClusterFolder.create(self.name, self._base)
-        self._access = SchedulerHere(
-            self._scheduler_cls(
-                **self._scheduler_options,
-                token=new_token(),
-                scheduler_file=self.scheduler_file,
-            )
-        )
-        self._access.scheduler.on_closing = self._scheduler_ends
-        await self._access.start()
+        os.makedirs(self._job.log_directory, exist_ok=True)  # most systems make none
+        self._access = await self._start_scheduler()
         state = ClusterState(
             name=self.name,
             system=self._job.system.name,
@@ -161,14 +167,34 @@ class JobQueueCluster(Cluster):
             started=time.time(),
             scheduler_file=self.scheduler_file,
         )
-        interval: float = config.get("jobqueue.poll-interval")
         self._keeper = Keeper(
-            state, self._job.system, self._folder, self._access, Commands(), interval, self.workers
+            state,
+            self._job.system,
+            self._folder,
+            self._access,
+            Commands(),
+            self._interval,
+            self.workers,
         )
         self._keeper.add_pool(POOL, self._job)
         self._keeper.start()
         if self._n_first_jobs:
             await self._have_jobs(self._n_first_jobs)
+
+    async def _start_scheduler(self) -> SchedulerHere:
+        scheduler = self._scheduler_cls(
+            **self._scheduler_options, token=new_token(), scheduler_file=self.scheduler_file
+        )
+        scheduler.on_closing = self._scheduler_ends
+        access = SchedulerHere(scheduler)
+        try:
+            await access.start()
+        except InterfaceNotFoundError as exc:
+            raise InterfaceNotFoundError(
+                f"{exc} Where only compute nodes have it, name another one for the scheduler, with "
+                "scheduler_options={'interface': ...}."
+            ) from None
+        return access
 
     async def _end(self) -> None:
         reason = "the cluster ends"
@@ -403,3 +429,45 @@ def _scheduler_options(given: Mapping[str, Any] | None, **common: Any) -> dict[s
     options["protocol"] = "tcp"
     Scheduler(**options)  # or it raises
     return options
+
+
+class SLURMCluster(JobQueueCluster):
+    """A cluster in jobs of Slurm; parameters as of `JobQueueCluster` and `SLURMJob`."""
+
+    job_cls = SLURMJob
+
+
+class PBSCluster(JobQueueCluster):
+    """A cluster in jobs of PBS; parameters as of `JobQueueCluster` and `PBSJob`."""
+
+    job_cls = PBSJob
+
+
+class SGECluster(JobQueueCluster):
+    """A cluster in jobs of Grid Engine; parameters as of `JobQueueCluster` and `SGEJob`."""
+
+    job_cls = SGEJob
+
+
+class LSFCluster(JobQueueCluster):
+    """A cluster in jobs of LSF; parameters as of `JobQueueCluster` and `LSFJob`."""
+
+    job_cls = LSFJob
+
+
+class OARCluster(JobQueueCluster):
+    """A cluster in jobs of OAR; parameters as of `JobQueueCluster` and `OARJob`."""
+
+    job_cls = OARJob
+
+
+class HTCondorCluster(JobQueueCluster):
+    """A cluster in jobs of HTCondor; parameters as of `JobQueueCluster` and `HTCondorJob`."""
+
+    job_cls = HTCondorJob
+
+
+class MoabCluster(JobQueueCluster):
+    """A cluster in jobs of Moab; parameters as of `JobQueueCluster` and `MoabJob`."""
+
+    job_cls = MoabJob

@@ -151,11 +151,30 @@ class ClusterFolder:
         Mode 0700.
     scheduler_file, state_file : Path
         Both mode 0600.
+    logs : Path
+        Folder for the jobs' logs.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.scheduler_file, self.state_file = path / "scheduler.json", path / "state.json"
+        self.logs = path / "logs"
+
+    @classmethod
+    def planned(cls, name: str, base: Path | None = None) -> ClusterFolder:
+        """The folder that `create` would make, which is not there yet; parameters as there.
+
+        Raises
+        ------
+        ConfigError
+            If the name cannot be that of a folder.
+        """
+        if not re.fullmatch(r"[\w.+-]+", name) or name.startswith((".", "-")):
+            raise ConfigError(
+                f"{name!r} cannot be the name of a cluster of jobs, since it names a folder, too: "
+                "take letters, digits, '.', '_', '+' and '-'"
+            )
+        return cls((base or default_base()).expanduser().absolute() / name)
 
     @classmethod
     def create(cls, name: str, base: Path | None = None) -> ClusterFolder:
@@ -174,12 +193,7 @@ class ClusterFolder:
         ConfigError
             If the name is that of another cluster, or it cannot be made.
         """
-        if not re.fullmatch(r"[\w.+-]+", name) or name.startswith((".", "-")):
-            raise ConfigError(
-                f"{name!r} cannot be the name of a cluster of jobs, since it names a folder, too: "
-                "take letters, digits, '.', '_', '+' and '-'"
-            )
-        folder = cls((base or default_base()).absolute() / name)
+        folder = cls.planned(name, base)
         try:
             make_private_folder(folder.path.parent)
             folder._make()
@@ -262,14 +276,14 @@ class ClusterFolder:
         keep_state : bool
             Whether jobs may still be there, which somebody has to find.
         """
-        kept = {"logs"} | ({self.state_file.name} if keep_state else set())
+        kept = {self.logs.name} | ({self.state_file.name} if keep_state else set())
         with contextlib.suppress(OSError):
             for entry in list(os.scandir(self.path)):
                 if entry.name not in kept and not entry.is_dir():
                     os.unlink(entry)
         if keep_state:
             return
-        for path in (self.path / "logs", self.path):
+        for path in (self.logs, self.path):
             with contextlib.suppress(OSError):  # unless there are logs
                 path.rmdir()
         link = default_base() / self.path.name

@@ -11,8 +11,10 @@ import logging
 import math
 import os
 import random
+import re
+import shlex
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +51,8 @@ _STEADY = 30.0
 _SLOWER = 1 / 20
 #: Seconds from a submission, or from the end of a worker, to the next look.
 _SOON = 0.5
+#: Seconds between two questions why jobs wait, where the listing does not tell.
+_REASONS = 15.0
 #: Shortest and longest pause between two looks while the cluster ends.
 _ENDING = (0.1, 1.0)
 #: Seconds for a worker that was idle, and has got a task at the last moment, to end it.
@@ -118,6 +122,9 @@ class Keeper:
         workers: dict[str, Member],
         limits: Limits | None = None,
     ) -> None:
+        limits = limits or Limits()
+        if not system.has_arrays:
+            limits = replace(limits, max_array=1)
         self.controller = Controller(limits)
         self.pools: dict[str, Job] = {}
         self.members: dict[str, Member] = {}
@@ -129,6 +136,8 @@ class Keeper:
         self._one_submission, self._one_look = asyncio.Lock(), asyncio.Lock()
         self._tried: set[str] = set()  # pools whose script the system has found good
         self._unhurried: set[str] = set()  # jobs whose workers may end what they run
+        self._reasons: dict[str, str] = {}  # why jobs wait, and when to ask again
+        self._reasons_due = -math.inf
         self._hopeless: set[str] = set()  # jobs of which it was told that they never run
         self._news = asyncio.Event()
         self._look_due = math.inf
@@ -333,22 +342,41 @@ class Keeper:
                 return
             never = [id for id, status in found.items() if self._system.can_never_run(status)]
             before = self._seen()
+            found = await self._with_reasons(found)
             self._tell(self.controller.listed, found, asked=asked, never=never)
             if before != self._seen():
                 self._last_event = self.now()
             self._warn_of_hopeless(never)
 
     async def _listing(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        answer = await self._commands.run(self._system.status_command(ids))
-        found = self._system.parse_status(answer)
-        waiting = [id for id in ids if id in found and found[id].phase is Phase.PENDING]
-        ask = self._system.reason_command(waiting) if waiting else None
-        if ask:
-            with contextlib.suppress(StatusError):  # it is told next time
-                for id, why in self._system.parse_reasons(await self._commands.run(ask)).items():
-                    if id in found:
-                        found[id] = replace(found[id], reason=why)
-        return found
+        return self._system.parse_status(
+            await self._commands.run(self._system.status_command(ids))
+        )
+
+    async def _with_reasons(self, found: dict[str, JobStatus]) -> dict[str, JobStatus]:
+        """Add why jobs wait, where that takes another command, which is not run each time."""
+        waiting = [
+            id
+            for id, status in found.items()
+            if id in self.controller.jobs and status.phase is Phase.PENDING
+        ]
+        command = self._system.reason_command(waiting) if waiting else None
+        if command is None:
+            return found
+        if self.now() >= self._reasons_due or not self._reasons.keys() >= set(waiting):
+            self._reasons_due = self.now() + _REASONS
+            try:
+                told = self._system.parse_reasons(await self._commands.run(command))
+            except StatusError as exc:
+                log.debug("%s does not say why jobs wait: %s", self._system.title, exc)
+                told = {}
+            self._reasons = {id: told.get(id) or told.get(_number(id), "") for id in waiting}
+        return {
+            id: replace(status, reason=", ".join(filter(None, (status.reason, why))))
+            if (why := self._reasons.get(id)) and status.phase is Phase.PENDING
+            else status
+            for id, status in found.items()
+        }
 
     def _seen(self) -> dict[str, tuple[Phase, str]]:
         return {id: (job.phase, job.status.reason) for id, job in self.controller.jobs.items()}
@@ -408,6 +436,7 @@ class Keeper:
     async def _submitted(self, action: Submit) -> list[str]:
         """Submit jobs and return their ids."""
         job, system = self.pools[action.pool], self._system
+        submit = shlex.split(job.submit_command)
         script = job.script(action.count)
         path = os.fspath(await in_thread(self._folder.write_script, self._name_of(action), script))
         trial = system.trial_command(path)
@@ -420,7 +449,7 @@ class Keeper:
                 raise self._refused(script, words)
             self._tried.add(action.pool)
         try:
-            answer = await self._commands.run([*job.submit_words, path], submits=True)
+            answer = await self._commands.run([*submit, path], submits=True)
         except NoCommandError as exc:
             raise SubmitError(str(exc)) from exc
         except StatusError as exc:
@@ -431,7 +460,7 @@ class Keeper:
             return system.elements(system.job_id(answer.out), action.count)
         except ValueError:
             raise _UnclearError(
-                f"{job.submit_words[0]} named no id that {system.title} has: {in_words(answer)}"
+                f"{submit[0]} named no id that {system.title} has: {in_words(answer)}"
             ) from None
 
     def _name_of(self, action: Submit | Find) -> str:
@@ -451,7 +480,7 @@ class Keeper:
         self._tell(self.controller.found, action.request, ids)
 
     async def _cancel(self, action: Cancel) -> None:
-        for command in self._system.cancel_commands(action.ids):
+        for command in self._cancel_commands(action.ids):
             try:
                 answer = await self._commands.run(command)
             except StatusError as exc:
@@ -460,6 +489,13 @@ class Keeper:
             if answer.code:  # of one that has ended meanwhile, most likely
                 log.info("%s says: %s", command[0], in_words(answer))
         self._look_within(_SOON)
+
+    def _cancel_commands(self, ids: Sequence[str]) -> Iterator[list[str]]:
+        """Those of each pool, which may have words of its own in them."""
+        records = {job.id: job for job in self.controller.history} | self.controller.jobs
+        for name, pool in self.pools.items():
+            own = [id for id in ids if records[id].pool == name]
+            yield from pool.system.cancel_commands(own) if own else ()
 
     async def _retire(self, action: Retire) -> None:
         hurried = action.id not in self._unhurried
@@ -552,6 +588,12 @@ def _complain(task: asyncio.Task[Any]) -> None:
     """Say what nobody else would: a loop that has ended by a fault of ours."""
     if not task.cancelled() and (exc := task.exception()) is not None:
         log.error("the jobs of a cluster are no longer watched", exc_info=exc)
+
+
+def _number(id: str) -> str:
+    """Of the array that a job belongs to: what waits in it waits for the same, often."""
+    match = re.match(r"\d+", id)
+    return match[0] if match else id
 
 
 def _listed(ids: Sequence[str]) -> str:
