@@ -248,7 +248,7 @@ class Controller:
                 and status.end in (None, End.UNKNOWN)
             ):
                 # "No such job": true of one that was seen; another may only be too new.
-                is_new = job.listed is None and job.n_missed < self.limits.max_missed
+                is_new = job.listed is None and not self._is_overdue(now, job, self.limits.missing)
                 if job.workers or is_new:
                     continue
             self._see(now, id, status)
@@ -312,6 +312,7 @@ class Controller:
         job.workers, job.life = new, life
         job.n_silent_lives = job.n_silent_lives + 1 if job.is_silent else 0
         job.is_silent = not new
+        job.status = JobStatus(id=job.id, phase=Phase.PENDING, restarts=life)
         job.forget_start()
 
     def _miss(self, now: float, job: JobRecord, are_all_missing: bool) -> bool:
@@ -324,7 +325,7 @@ class Controller:
             is_gone = job.n_missed > 1
         else:
             patience = limits.missing_with_all if are_all_missing else limits.missing
-            is_gone = job.n_missed >= limits.max_missed and now - job.missing_since >= patience
+            is_gone = self._is_overdue(now, job, patience)
         if is_gone and (self.is_closed or not job.workers):
             end = End.UNKNOWN if job.cancelled is None else End.CANCELLED
             self._end(now, job, JobStatus(id=job.id, phase=Phase.ENDED, end=end))
@@ -332,6 +333,11 @@ class Controller:
             return False
         # Not each time for ever, of a job whose workers are here.
         return job.n_missed <= limits.max_missed or job.n_missed & (job.n_missed - 1) == 0
+
+    def _is_overdue(self, now: float, job: JobRecord, patience: float) -> bool:
+        """Whether a job has been missing often and long enough."""
+        is_missing = job.missing_since is not None and now - job.missing_since >= patience
+        return is_missing and job.n_missed >= self.limits.max_missed
 
     def _end(self, now: float, job: JobRecord, status: JobStatus) -> None:
         """The job has ended."""
@@ -380,7 +386,8 @@ class Controller:
             if job is None:
                 continue
             if job.ended is not None or life < job.life:
-                self.leftovers.add(now, job, {name})
+                self.leftovers.add(-math.inf, job, {name})  # it will not end by itself
+                self._balance(now, self.pools[job.pool])
             elif self._join(now, job, name):
                 self._balance(now, self.pools[job.pool])
             return
@@ -391,6 +398,7 @@ class Controller:
     def _join(self, now: float, job: JobRecord, name: str) -> bool:
         """Count a worker as one of a job's; return whether anything may follow from that."""
         pool, life = self.pools[job.pool], dict(candidates(name))[job.id]
+        lead, is_first = pool.lead, not job.workers
         if life > job.life:  # no listing has told yet
             self._begin_life(now, job, life)
         job.workers.add(name)
@@ -399,11 +407,12 @@ class Controller:
             self._take_status(now, job, replace(job.status, phase=Phase.RUNNING, reason=""))
         if job.n_retiring and job.cancelled is None and not job.is_wanted:
             self._retire(job, {name})
-        was_silent = job.is_silent
-        if was_silent:
+        ends_doubt = is_first and pool.troubles.starts.n > 0
+        if job.is_silent:
             job.is_silent, job.has_reported, job.n_silent_lives = False, True, 0
             pool.troubles.job_started()
-        return was_silent or pool.is_complete(job)
+        may_relieve = pool.is_complete(job) and bool(pool.n_due or self.leftovers.by_job)
+        return ends_doubt or may_relieve or pool.lead != lead
 
     def _reclaim(self, now: float, job: JobRecord) -> None:
         for name in self.leftovers.reclaim(job):
@@ -425,6 +434,8 @@ class Controller:
     def _last_left(self, now: float, job: JobRecord) -> None:
         if job.phase is Phase.RUNNING:
             job.silent_since = now
+        if job.missing_since is not None:
+            job.missing_since = now  # until now there was a sign of it
         if job.n_retiring and not job.is_wanted:
             job.n_retiring = 0
             if job.cancelled is None:

@@ -48,12 +48,14 @@ class Troubles:
 
     def submission_failed(self, now: float, begun: float, why: str) -> None:
         """A command was refused, or nothing came of it."""
-        counts = [streak.note(now, begun, why) for streak in (self.starts, self.losses)]
-        self._pause(now, any(counts))
+        for streak in (self.starts, self.losses):
+            streak.note(now, begun, why)
+        self._pause(now, True)
 
     def submission_unclear(self, now: float, begun: float, why: str) -> None:
         """A batch system is too busy, perhaps, to answer: a reason to be slow."""
-        self._pause(now, self.losses.note(now, begun, why))
+        self.losses.note(now, begun, why)
+        self._pause(now, True)
 
     def start_failed(self, now: float, job: JobRecord, why: str) -> None:
         """A job has not brought a worker within its time."""
@@ -79,8 +81,7 @@ class Troubles:
 
     def job_started(self) -> None:
         """A new job has brought a worker."""
-        if self.starts.n:
-            self.starts = Streak(known=self.starts.known)
+        self.starts = Streak(known=self.starts.known)
 
     def forgive(self) -> None:
         """Begin anew: somebody who knows more has asked for it."""

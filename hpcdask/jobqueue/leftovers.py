@@ -28,9 +28,10 @@ class Leftovers:
         self.strangers: set[str] = set()
 
     def add(self, now: float, job: JobRecord, workers: Collection[str]) -> None:
-        """Keep account of workers that a job has lost."""
+        """Keep account of workers that a job has lost then."""
         if workers:
             leftover = self.by_job.setdefault(job.id, Leftover(job.pool, now))
+            leftover.since = min(leftover.since, now)
             leftover.workers.update(workers)
 
     def discard(self, name: str) -> bool:

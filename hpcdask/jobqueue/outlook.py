@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 from hpcdask.jobqueue.pools import Pool
@@ -70,7 +71,8 @@ def row(job: JobRecord, now: float) -> Row:
     status, elapsed, left = job.status, job.status.elapsed, None
     if job.ended is None:
         elapsed = None if job.started is None else now - job.started
-        left = None if job.ends is None else max(job.ends - now, 0.0)
+        if job.ends is not None and job.ends < math.inf:
+            left = max(job.ends - now, 0.0)
     elif elapsed is None and job.started is not None:
         elapsed = job.ended - job.started
     return Row(

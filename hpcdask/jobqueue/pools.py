@@ -27,8 +27,12 @@ class Pool:
     jobs: dict[str, JobRecord] = field(default_factory=dict)  # in the order of submission
     requests: dict[int, Request] = field(default_factory=dict)  # not known to have failed
     balanced: float = -math.inf  # when this was last done
-    usual_wait: float = 0.0  # in the queue, seconds
+    lead: float = 0.0  # seconds before a job's end at which its successor is submitted
+    n_due: int = 0  # wanted jobs that are that near to it
     _waits: deque[float] = field(default_factory=lambda: deque(maxlen=_N_WAITS))
+
+    def __post_init__(self) -> None:
+        self._set_lead(0.0)
 
     def note_wait(self, seconds: float) -> None:
         """Learn from a job that has started.
@@ -37,12 +41,10 @@ class Pool:
         predecessor, one that comes too late leaves a gap.
         """
         self._waits.append(seconds)
-        self.usual_wait = sorted(self._waits)[3 * len(self._waits) // 4]
+        self._set_lead(sorted(self._waits)[3 * len(self._waits) // 4])
 
-    @property
-    def lead(self) -> float:
-        """Seconds before a job's end at which its successor is submitted."""
-        return min(max(self.limits.lead, self.usual_wait), self.shape.walltime / 2)
+    def _set_lead(self, usual_wait: float) -> None:
+        self.lead = min(max(self.limits.lead, usual_wait), self.shape.walltime / 2)
 
     @property
     def n_under_way(self) -> int:
@@ -66,9 +68,11 @@ class Pool:
 
         Else their successors would be cancelled, and submitted again at the end of the queue.
         """
+        self.n_due = 0
         for job in self.jobs.values():
             if job.ends is not None and job.ends - self.lead <= now:
                 job.lead = max(job.lead, self.lead + self.limits.lead)
+                self.n_due += job.is_wanted
 
     def silent_at(self, job: JobRecord) -> float:
         """When a job has run without a worker for too long."""
