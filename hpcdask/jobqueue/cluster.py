@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,12 +36,11 @@ from hpcdask.launchers.scheduler_access import SchedulerHere
 from hpcdask.launchers.units import UnitShape
 from hpcdask.launchers.worth import idle_units
 from hpcdask.rendezvous import new_token
+from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 
 #: Of the jobs that `scale` is about.
 POOL = "workers"
-#: Seconds in which a batch system that refuses a job says so as a rule: for these `scale` waits.
-_ANSWER = 5.0
 #: Seconds for cancelled jobs to leave the queue.
 _LEAVING = 8.0
 
@@ -152,14 +151,12 @@ class JobQueueCluster(Cluster):
         )
         self._n_first_jobs = self._jobs_for(n=n_workers)
         self._keeper: Keeper | None = None
+        self._has_folder = False  # or it is another cluster's
         self._begin()
 
     # -- Life -------------------------------------------------------------------------------------
 
     async def _launch(self) -> None:
-        self._folder = ClusterFolder.create(self.name, self._base)
-        os.makedirs(self._job.log_directory, exist_ok=True)  # most systems make none
-        self._access = await self._start_scheduler()
         state = ClusterState(
             name=self.name,
             system=self._job.system.name,
@@ -167,6 +164,10 @@ class JobQueueCluster(Cluster):
             started=time.time(),
             scheduler_file=self.scheduler_file,
         )
+        ClusterFolder.create(self.name, self._base).write_state(state)
+        self._has_folder = True
+        os.makedirs(self._job.log_directory, exist_ok=True)  # most systems make none
+        self._access = await self._start_scheduler()
         self._keeper = Keeper(
             state,
             self._job.system,
@@ -206,7 +207,8 @@ class JobQueueCluster(Cluster):
             )
         elif self._access is not None:
             await self._access.close(reason)
-        self._folder.clear(keep_state=not is_clear)
+        if self._has_folder:
+            self._folder.clear(keep_state=not is_clear)
 
     def _scheduler_ends(self) -> None:
         """A client has shut it down, or it was idle for long: the jobs have nothing to do."""
@@ -245,18 +247,12 @@ class JobQueueCluster(Cluster):
         return math.ceil(max(needs))
 
     async def _have_jobs(self, n: int) -> None:
-        """Want so many jobs; raise what the batch system refuses at once."""
+        """Want so many jobs, without the idle ones first; raise what is refused at once."""
         idle: list[str] = []
         if n < self._jobs.controller.wanted(POOL):
             stock = await self._take_stock({}, None)
             idle = idle_units(stock, self._units().fleet(stock).units)
-        submissions = self._jobs.scale(POOL, n, idle=idle)
-        if not submissions:
-            return
-        done, _ = await asyncio.wait(submissions, timeout=_ANSWER)
-        for submission in done:
-            if not submission.cancelled() and (refusal := submission.result()):
-                raise refusal
+        await self._jobs.scale(POOL, n, idle=idle)
 
     def scale(  # type: ignore[override]
         self,
@@ -310,7 +306,11 @@ class JobQueueCluster(Cluster):
 
     def _worker_shape(self) -> UnitShape:
         job = self._job
-        return UnitShape(nthreads=job.nthreads, memory=job.memory_limit, resources=job.resources)
+        return UnitShape(
+            nthreads=job.nthreads,
+            memory=job.memory_limit,
+            resources=checked_resources(job.resources),
+        )
 
     async def _start_workers(self, n: int) -> None:
         await self._units().grow(self._jobs_for(n))
@@ -356,7 +356,7 @@ class JobQueueCluster(Cluster):
         self,
         cluster: bool = True,
         scheduler: bool = True,
-        workers: bool | Sequence[str] = True,
+        workers: bool | Iterable[str] = True,
         timeout: float | str | None = None,
         *,
         jobs: bool = True,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import statistics
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from hpcdask.jobqueue.controller import JobRecord
 from hpcdask.jobqueue.status import Phase
 from hpcdask.launchers.units import Fleet, QueuedUnits, Unit, UnitShape
+from hpcdask.resources import checked_resources
 
 if TYPE_CHECKING:
     from hpcdask.jobqueue.keeper import Keeper
@@ -36,13 +36,13 @@ class JobUnits(QueuedUnits):
         return [job for job in jobs if job.pool == self._pool and job.is_wanted]
 
     def shape(self) -> UnitShape:
-        job, waits = self._keeper.pools[self._pool], self._keeper.controller.pools[self._pool].waits
+        job = self._keeper.pools[self._pool]
         return UnitShape(
             n_workers=job.n_workers,
             nthreads=job.n_workers * job.nthreads,
             memory=job.n_workers * job.memory_limit,
-            resources=job.resources,
-            wait=statistics.median(waits) if waits else 0.0,
+            resources=checked_resources(job.resources),
+            wait=self._keeper.controller.pools[self._pool].usual_wait,
         )
 
     def fleet(self, stock: Stock) -> Fleet:
@@ -66,7 +66,7 @@ class JobUnits(QueuedUnits):
 
     async def grow(self, n: int) -> None:
         n_there = len(self._wanted()) + self._keeper.controller.pools[self._pool].n_under_way
-        self._keeper.scale(self._pool, n_there + n, forgives=False)
+        await self._keeper.scale(self._pool, n_there + n, forgives=False)
 
     async def shrink(self, names: Collection[str]) -> None:
         self._keeper.release(names)

@@ -49,6 +49,8 @@ log = logging.getLogger("hpcdask.jobqueue")
 _STEADY = 30.0
 #: While nothing happens, looks come ever later: after this part of the time it has been so.
 _SLOWER = 1 / 20
+#: Seconds in which a batch system that refuses jobs says so, as a rule.
+_ANSWER = 5.0
 #: Seconds from a submission, or from the end of a worker, to the next look.
 _SOON = 0.5
 #: Seconds between two questions why jobs wait, where the listing does not tell.
@@ -133,6 +135,7 @@ class Keeper:
         self._workers = workers
         self._tasks: set[asyncio.Task[Any]] = set()
         self._submissions: set[asyncio.Task[SubmitError | None]] = set()
+        self._listeners: set[asyncio.Task[SubmitError | None]] = set()  # are waited for
         self._one_submission, self._one_look = asyncio.Lock(), asyncio.Lock()
         self._tried: set[str] = set()  # pools whose script the system has found good
         self._unhurried: set[str] = set()  # jobs whose workers may end what they run
@@ -160,16 +163,29 @@ class Keeper:
         self.controller.add_pool(name, Shape(n_workers=job.n_workers, walltime=job.walltime))
         self._unsaved.set()
 
-    def scale(
-        self, pool: str, n_jobs: int, **how: Any
-    ) -> list[asyncio.Task[SubmitError | None]]:
-        """Want so many jobs; return the submissions that this has begun.
+    async def scale(self, pool: str, n_jobs: int, **how: Any) -> None:
+        """Want so many jobs, and hear for a moment what the batch system says.
 
         Parameters are those of `Controller.scale`.
+
+        Raises
+        ------
+        SubmitError
+            If the system refuses them at once.
         """
         before = set(self._submissions)
         self._tell(self.controller.scale, pool, n_jobs, **how)
-        return [task for task in self._submissions if task not in before]
+        new = self._submissions - before
+        if not new:
+            return
+        self._listeners |= new
+        try:
+            done, _ = await asyncio.wait(new, timeout=_ANSWER)
+        finally:
+            self._listeners -= new
+        for submission in done:
+            if not submission.cancelled() and (refusal := submission.result()):
+                raise refusal
 
     def release(self, ids: Collection[str]) -> None:
         """Want these idle jobs no more. What their workers get to run meanwhile, they may end."""
@@ -349,9 +365,7 @@ class Keeper:
             self._warn_of_hopeless(never)
 
     async def _listing(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        return self._system.parse_status(
-            await self._commands.run(self._system.status_command(ids))
-        )
+        return self._system.parse_status(await self._commands.run(self._system.status_command(ids)))
 
     async def _with_reasons(self, found: dict[str, JobStatus]) -> dict[str, JobStatus]:
         """Add why jobs wait, where that takes another command, which is not run each time."""
@@ -420,18 +434,23 @@ class Keeper:
             failure = SubmitError(
                 f"{exc}; the jobs may be in the queue nevertheless, and are looked for there"
             )
-            log.warning("%s", failure)
+            self._say(failure)
             self._tell(self.controller.submit_unclear, action.request, str(exc))
             return failure
         except (SubmitError, OSError) as exc:
             failure = exc if isinstance(exc, SubmitError) else SubmitError(f"cannot submit: {exc}")
-            log.error("%s", failure)
+            self._say(failure)
             self._tell(self.controller.submit_failed, action.request, str(failure))
             return failure
         self._last_event = self.now()
         self._tell(self.controller.submitted, action.request, ids)
         self._look_within(_SOON)
         return None
+
+    def _say(self, failure: SubmitError) -> None:
+        """Log what went wrong, unless it is raised where somebody has asked for jobs."""
+        is_heard = asyncio.current_task() in self._listeners
+        log.log(logging.DEBUG if is_heard else logging.ERROR, "%s", failure)
 
     async def _submitted(self, action: Submit) -> list[str]:
         """Submit jobs and return their ids."""
@@ -494,7 +513,7 @@ class Keeper:
         """Those of each pool, which may have words of its own in them."""
         records = {job.id: job for job in self.controller.history} | self.controller.jobs
         for name, pool in self.pools.items():
-            own = [id for id in ids if records[id].pool == name]
+            own = [id for id in ids if id in records and records[id].pool == name]
             yield from pool.system.cancel_commands(own) if own else ()
 
     async def _retire(self, action: Retire) -> None:
@@ -577,11 +596,12 @@ class Keeper:
         return not left
 
     async def _stop(self) -> None:
-        tasks = [*self._tasks, *self._submissions]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        tasks = {*self._tasks, *self._submissions}
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            # Again: before Python 3.12, asyncio.wait_for may lose a cancellation.
+            _, tasks = await asyncio.wait(tasks, timeout=0.1)
 
 
 def _complain(task: asyncio.Task[Any]) -> None:

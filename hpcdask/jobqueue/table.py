@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from hpcdask.jobqueue.amounts import format_walltime
 from hpcdask.jobqueue.controller import Row
-from hpcdask.jobqueue.system import format_walltime
 
 #: Letters of a reason that a table of text has room for.
 _REASON = 40

@@ -241,6 +241,8 @@ async def _worker_logs(
     addresses = [worker.address for worker in dask_scheduler.state.find_workers(names)]
     ask = dask_scheduler.requests.call_worker
     answers = await asyncio.gather(*(ask(address, function) for address in addresses))
-    told = zip(addresses, answers, strict=True)
-    # One that ends in this moment has no log to show.
-    return {address: loads(answer) for address, answer in told if type(answer) is not TaskError}
+    return {
+        address: loads(answer)
+        for address, answer in zip(addresses, answers, strict=True)
+        if not isinstance(answer, TaskError)  # one that ends in this moment has no log to show
+    }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+import shlex
 import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Queue(Slurm):
         return [f"{job_id}_{n}" for n in range(1, count + 1)]
 
     def cancel_commands(self, ids: Sequence[str]) -> list[list[str]]:
-        return [["cancel", *ids]]
+        return [[*shlex.split(self.cancel_command), *ids]]
 
     def status_command(self, ids: Sequence[str]) -> list[str]:
         return [_COMMANDS, str(self.folder), "list"]
@@ -88,13 +89,14 @@ class Queue(Slurm):
         found = {}
         for path in self.folder.glob("*.pid"):
             with contextlib.suppress(OSError, ValueError):
-                os.killpg(int(path.read_text()), 0)
-                found[path.stem] = int(path.read_text())
+                if not path.with_suffix(".end").exists():
+                    os.killpg(int(path.read_text()), 0)
+                    found[path.stem] = int(path.read_text())
         return found
 
     def kill(self, id: str) -> None:
         """Let a job end by the hand of somebody else."""
-        os.killpg(self.groups()[id], signal.SIGTERM)
+        subprocess.run([*self.submit_command[:2], "cancel", id], check=True)
 
     def end(self) -> list[str]:
         """Kill what runs, and return which jobs that were."""
@@ -117,12 +119,12 @@ def _status(id: str, state: str, rest: str = "") -> JobStatus:
 class QueueCluster(JobQueueCluster):
     """A cluster on a `Queue`."""
 
-    def __init__(self, queue: Queue, n_workers: int = 0, **options: Any) -> None:
+    def __init__(self, system: Queue, n_workers: int = 0, **options: Any) -> None:
         class QueueJob(Job):
-            system = queue
-
             def log_paths(self, id: str) -> list[str]:
-                return [os.fspath(queue.folder / f"{re.sub(r'[^0-9_]', '', id)}.log")]
+                return [os.fspath(system.folder / f"{id}.log")]
+
+        QueueJob.system = system
 
         given = {"cores": 1, "memory": "1GB", "host": "127.0.0.1", **options}
         super().__init__(n_workers, job_cls=QueueJob, **given)

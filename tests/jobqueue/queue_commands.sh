@@ -3,8 +3,8 @@
 #
 #     queue_commands.sh FOLDER submit SCRIPT | list | cancel ID...
 #
-# In FOLDER each job has ID.job; ID.held while it waits; ID.pid of its process group; ID.log; and
-# ID.end with its exit code when it is over. FOLDER/hold has jobs wait, with its content as the
+# In FOLDER each job has ID.job; ID.held while it waits; ID.pid of its process group; ID.log;
+# ID.cancelled if it was; and ID.end with its exit code when it is over. FOLDER/hold has jobs wait, with its content as the
 # reason; FOLDER/refuse has them refused; FOLDER/broken has list fail; each command leaves a line in
 # FOLDER/commands.
 cd "$1" || exit 1
@@ -46,7 +46,9 @@ list)
     for job in *.job; do
         id=${job%.job}
         if [[ -e $id.end ]]; then
-            echo "$id ENDED $(cat "$id.end")"
+            code=$(cat "$id.end")
+            if [[ -e $id.cancelled ]]; then code=143; fi
+            echo "$id ENDED $code"
         elif [[ -e $id.held ]]; then
             echo "$id PENDING $(cat "$id.held")"
         else
@@ -57,6 +59,7 @@ list)
     ;;
 cancel)
     for id in "$@"; do
+        touch "$id.cancelled"
         if [[ -e $id.held ]]; then
             echo 143 >"$id.end"
         else
