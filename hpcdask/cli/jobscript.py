@@ -16,7 +16,8 @@ from hpcdask.cli import options
 from hpcdask.cli.configured import with_section
 
 if TYPE_CHECKING:
-    from hpcdask.jobqueue.system import BatchSystem, JobSpec
+    from hpcdask.jobqueue.job_spec import JobSpec
+    from hpcdask.jobqueue.system import BatchSystem
 
 #: Of `hpcdask.jobqueue`, which is not imported for the sake of a help text.
 _SYSTEMS = ("slurm", "pbs", "sge")
@@ -61,7 +62,7 @@ _shape = options.together(
         "--nodes",
         type=click.IntRange(min=1),
         help="Nodes of the job. Grid Engine counts slots and spreads them by the rule of --pe.  "
-        "[default: 2]",
+        "[default: 2; 1 with --launch workers]",
     ),
     click.option(
         "--tasks-per-node",
@@ -89,7 +90,7 @@ _shape = options.together(
         "--jobs",
         "count",
         type=click.IntRange(min=1),
-        help="With --launch workers: jobs in the array, each on one node.  [default: 4]",
+        help="With --launch workers: jobs in the array, each of --nodes nodes.  [default: 4]",
     ),
 )
 
@@ -193,7 +194,7 @@ def system_and_job(given: dict[str, Any]) -> tuple[BatchSystem, JobSpec]:
 def _fields(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Fields of a JobSpec, of those options that were given."""
     from hpcdask.host import parse_bytes
-    from hpcdask.jobqueue.system import parse_walltime
+    from hpcdask.jobqueue.amounts import parse_walltime
 
     script, args = given.pop("script"), given.pop("args")
     if script is not None:

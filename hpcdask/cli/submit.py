@@ -14,7 +14,8 @@ from hpcdask.cli.jobscript import SystemFirst, job_options, system_and_job
 from hpcdask.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hpcdask.jobqueue.system import BatchSystem, JobSpec
+    from hpcdask.jobqueue.job_spec import JobSpec
+    from hpcdask.jobqueue.system import BatchSystem
 
 
 @click.command(cls=SystemFirst, context_settings={"allow_interspersed_args": False})

@@ -9,8 +9,10 @@ import os
 import shlex
 from collections.abc import Iterator
 
+from hpcdask.jobqueue.amounts import counted
+from hpcdask.jobqueue.job_spec import LAUNCHES, PLACEHOLDER, JobSpec
 from hpcdask.jobqueue.shell import comment
-from hpcdask.jobqueue.system import LAUNCHES, PLACEHOLDER, BatchSystem, JobSpec, counted
+from hpcdask.jobqueue.system import BatchSystem
 
 
 def job_script(system: BatchSystem, job: JobSpec) -> str:
@@ -79,7 +81,7 @@ def _usage(system: BatchSystem, job: JobSpec) -> Iterator[str]:
     if job.launch == "workers" and not job.scheduler_file:
         yield "hpc-dask scheduler --scheduler-file scheduler.json    # first, or a job that has one"
     name = "FILE" if job.script else system.template_name(job.launch)
-    words = [system.submit_command[0], name]
+    words = [system.submit_usage or system.submit_command[0], name]
     if job.has_script and system.takes_arguments and not job.script:
         words += ["script.py", "[its arguments]"]
     yield " ".join(words)
@@ -107,8 +109,10 @@ def _meaning(system: BatchSystem, job: JobSpec) -> str:
 def _shape(system: BatchSystem, job: JobSpec) -> str:
     each = counted(job.cpus_per_task, "thread")
     if job.launch == "workers":
-        n = counted(job.tasks_per_node, "worker")
-        return f"{counted(job.count, 'job')} with {n} of {each} each."
+        n, jobs = counted(job.tasks_per_node, "worker"), counted(job.count, "job")
+        if job.nodes > 1:
+            return f"{jobs} of {job.nodes} nodes, with {n} of {each} on each."
+        return f"{jobs} with {n} of {each} each."
     if job.launch == "mpi" or system.scheduler_is_a_task:
         rest = counted(max(job.ntasks - 1, 1), "worker")
         what = "scheduler and script" if job.has_script else "the scheduler"
@@ -196,7 +200,13 @@ def _launch(system: BatchSystem, job: JobSpec) -> Iterator[str]:
         yield from system.launch(job)
         return
     numbers = f"--nworkers {job.tasks_per_node} --nthreads {job.cpus_per_task}"
+    worker = f'hpc-dask worker "${{options[@]}}" {numbers}'
+    if job.nodes > 1:
+        yield f'name="{system.element_expression}"'
+        yield f"worker=({worker})"
+        yield from system.workers_on_each_node(job)
+        return
     yield from comment(
         "exec: signals reach the workers, which hand over what only they hold before they end."
     )
-    yield f'exec hpc-dask worker "${{options[@]}}" {numbers}'
+    yield f"exec {worker}"

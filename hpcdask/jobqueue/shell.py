@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from hpcdask.jobqueue.system import JobSpec
+from hpcdask.jobqueue.job_spec import JobSpec
 
 #: How wide comments are set.
 _WIDTH = 100
@@ -51,6 +51,10 @@ def run_by_mpi(job: JobSpec, title: str) -> Iterator[str]:
     yield f"    {command(job)}"
 
 
+#: What is made anew where nothing of this shell is handed on, within double quotes.
+_ANEW = ('cd $(printf %q "$PWD")', "$(declare -f environment)", "environment")
+
+
 def become_ranks(job: JobSpec, size: str, job_id: str, start: str) -> Iterator[str]:
     """Lines of shell that start the other ranks, and make the job script rank 0.
 
@@ -68,11 +72,29 @@ def become_ranks(job: JobSpec, size: str, job_id: str, start: str) -> Iterator[s
     yield f"HPCDASK_SIZE={size}"
     yield f'export HPCDASK_RANK=0 HPCDASK_SIZE HPCDASK_LAUNCH_ID="{job_id}-$$"'
     yield 'there="export HPCDASK_SIZE=$HPCDASK_SIZE HPCDASK_LAUNCH_ID=$HPCDASK_LAUNCH_ID'
-    yield 'cd $(printf %q "$PWD")'
-    yield "$(declare -f environment)"
-    yield "environment"
+    yield from _ANEW
     yield f'exec hpc-dask{run}$(printf \' %q\' "${{options[@]}}"{arguments})"'
     yield "for ((rank = 1; rank < HPCDASK_SIZE; rank++)); do"
     yield f"    {start} &"
     yield "done"
     yield f"exec {command(job)}"
+
+
+def become_workers(size: str, start: str) -> Iterator[str]:
+    """Lines of shell that start workers on other nodes, and make the job script those of node 0.
+
+    Parameters
+    ----------
+    size : str
+        The number of nodes, as an expression of the shell.
+    start : str
+        What runs the commands in ``$there``, and ``--name $name.$node`` behind them, on node
+        ``$node``. It hands nothing of this shell on.
+    """
+    yield f'there="{_ANEW[0]}'
+    yield from _ANEW[1:]
+    yield 'exec$(printf \' %q\' "${worker[@]}")"'
+    yield f"for ((node = 1; node < {size}; node++)); do"
+    yield f"    {start} &"
+    yield "done"
+    yield 'exec "${worker[@]}" --name "$name.0"'

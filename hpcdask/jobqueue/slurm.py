@@ -1,21 +1,87 @@
-"""Slurm, as in the manual pages of 22.05 and later."""
+"""Slurm, as in the manual pages and the source of 20.11 to 23.11."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from hpcdask.errors import ConfigError
+from hpcdask.jobqueue.amounts import format_walltime, mebibytes
+from hpcdask.jobqueue.answers import (
+    Exit,
+    complete,
+    in_words,
+    indices,
+    no_listing,
+    of_wait_status,
+    ranges,
+    seconds,
+)
+from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.shell import BIND_TO_NONE, command, comment
-from hpcdask.jobqueue.system import BatchSystem, JobSpec, format_walltime, mebibytes
+from hpcdask.jobqueue.status import Answer, End, JobStatus, Phase
+from hpcdask.jobqueue.system import BatchSystem, chunks
 
 #: Seconds before the time limit at which a worker is asked to leave. Slurm looks every 30 s, so it
 #: comes up to that much earlier.
 _NOTICE = 60
 
+# States: "JOB STATE CODES" of squeue(1). One that is in neither table is of a job that is there.
+_PHASES = {
+    # A job that waits for its nodes to boot runs nothing yet, and one that was requeued waits.
+    **dict.fromkeys(("PENDING", "CONFIGURING", "POWER_UP_NODE", "REQUEUED"), Phase.PENDING),
+    **dict.fromkeys(("REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"), Phase.PENDING),
+    "RESV_DEL_HOLD": Phase.PENDING,
+    **dict.fromkeys(("COMPLETING", "STAGE_OUT"), Phase.ENDING),
+}
+_ENDS = {
+    "COMPLETED": End.COMPLETED,
+    "FAILED": End.FAILED,
+    "TIMEOUT": End.TIMEOUT,
+    "DEADLINE": End.TIMEOUT,
+    "CANCELLED": End.CANCELLED,
+    "REVOKED": End.CANCELLED,  # a sibling of it runs in another cluster
+    "PREEMPTED": End.PREEMPTED,
+    "NODE_FAIL": End.NODE_FAIL,
+    "BOOT_FAIL": End.NODE_FAIL,
+    "OUT_OF_MEMORY": End.OUT_OF_MEMORY,
+    "LAUNCH_FAILED": End.LAUNCH_FAILED,
+    "RECONFIG_FAIL": End.NODE_FAIL,
+}
+
+#: Columns of squeue, and how wide each is. Nodes come last, since only they are never cut off.
+_COLUMNS = {
+    "JobArrayID": 40,
+    "State": 20,
+    "exit_code": 12,
+    "RestartCnt": 14,
+    "TimeUsed": 20,
+    "TimeLeft": 20,
+    "Reason": 200,
+    "NodeList": 40,
+}
+
+#: Reasons that only a change of the job, or of the site's rules, takes away: what one job may
+#: have, not what a user or a group may have at a time.
+_NEVER = re.compile(
+    r"PartitionTimeLimit|PartitionNodeLimit|BadConstraints|MaxMemPerLimit"
+    r"|(QOS|Assoc)Max\w*Per(Job|Node)(Limit)?|QOSMin\w+"
+    r"|Invalid(Account|QOS)|(Account|QOS)NotAllowed|DependencyNeverSatisfied"
+    r"|Reservation(Deleted|Invalid)|JobHoldMaxRequeue"
+    # It could not be started, and waits for somebody to release it.
+    r"|.*requeued.held.*"
+)
+
+#: Of what a trial complains where the job itself may be taken, and wait: "Requested node
+#: configuration is not available" it says, too, while nodes are drained.
+_NOT_NOW = re.compile(
+    r"Requested node configuration is not available|Requested nodes are busy"
+    r"|Required (node|partition) not available|[Uu]nable to contact|[Tt]imed out"
+    r"|[Tt]emporarily|[Rr]eserved|[Tt]ry again"
+)
+
 
 class Slurm(BatchSystem):
-    """sbatch(1), srun(1), scancel(1)."""
+    """sbatch(1), srun(1), scancel(1), squeue(1), sacct(1)."""
 
     name, title = "slurm", "Slurm"
     prefix, suffix = "#SBATCH", ".sbatch"
@@ -23,13 +89,11 @@ class Slurm(BatchSystem):
     cancel_command = "scancel"
     launcher = "srun"
     job_id_expression = "$SLURM_JOB_ID"
-
-    def check(self, job: JobSpec) -> None:
-        super().check(job)
-        if job.parallel_environment:
-            raise ConfigError(
-                "parallel environments are Grid Engine's; Slurm needs none: drop --pe"
-            )
+    # SLURM_JOB_ID of a job in an array is a number of its own.
+    element_expression = (
+        "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+        "${SLURM_RESTART_COUNT:+r$SLURM_RESTART_COUNT}"
+    )
 
     def directives(self, job: JobSpec) -> Iterator[str]:
         yield f"#SBATCH --job-name={job.name}"
@@ -54,7 +118,9 @@ class Slurm(BatchSystem):
             yield from comment(
                 f"{_NOTICE} s before its time is over a job is asked to end, and can hand over."
             )
-            yield f"#SBATCH --signal=B:TERM@{_NOTICE}"
+            # B: the process of the script; without it all that srun has started.
+            where = "B:" if job.nodes == 1 else ""
+            yield f"#SBATCH --signal={where}TERM@{_NOTICE}"
 
     def suggestions(self, job: JobSpec) -> Iterator[str]:
         if not job.queue:
@@ -68,12 +134,22 @@ class Slurm(BatchSystem):
             yield from BIND_TO_NONE
             yield f"exec mpirun --bind-to none {command(job)}"
         else:
-            yield from comment(
-                "Since Slurm 22.05 srun does not take the CPUs of a task from the lines above."
-            )
-            yield 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+            yield from _CPUS_FOR_SRUN
             yield "options+=(--no-mpi)"
             yield f"exec srun {command(job)}"
+
+    def workers_on_each_node(self, job: JobSpec) -> Iterator[str]:
+        yield from _CPUS_FOR_SRUN
+        yield from comment("Workers of one node may end without those of the others.")
+        yield "exec srun --kill-on-bad-exit=0 --wait=0 \\"
+        yield """    bash -c 'exec "$@" --name "$0.$SLURM_NODEID"' "$name" "${worker[@]}\""""
+
+    def trial_command(self, path: str) -> list[str]:
+        return [self.submit_command[0], "--test-only", path]
+
+    def refusal(self, trial: Answer) -> str:
+        words = super().refusal(trial)
+        return "" if _NOT_NOW.search(words) else words
 
     def job_id(self, submit_output: str) -> str:
         # "123", or "123;cluster" where there are several; warnings may come before it.
@@ -81,6 +157,122 @@ class Slurm(BatchSystem):
         if match is None:
             raise ValueError(f"no job id in {submit_output!r}")
         return match[1]
+
+    def elements(self, job_id: str, count: int) -> list[str]:
+        return [job_id] if count == 1 else [f"{job_id}_{n}" for n in range(1, count + 1)]
+
+    def cancel_commands(self, ids: Sequence[str]) -> list[list[str]]:
+        # Jobs of an array by one request: 5_[1-3,7].
+        commands = []
+        for some in chunks(ids):
+            arrays: dict[str, list[int]] = {}
+            for id in some:
+                job, _, index = id.partition("_")
+                arrays.setdefault(job, []).extend(indices(index))
+            words = [f"{job}_[{ranges(n)}]" if n else job for job, n in arrays.items()]
+            commands.append([self.cancel_command, *words])
+        return commands
+
+    def status_command(self, ids: Sequence[str]) -> list[str]:
+        # Of all states: jobs that have ended are kept for a while (MinJobAge, 5 minutes). By
+        # columns, whose contents nothing can break, and with a header, so that silence is no list.
+        columns = ",".join(f"{name}:{width}" for name, width in _COLUMNS.items())
+        jobs = ",".join(dict.fromkeys(id.partition("_")[0] for id in ids))
+        return ["squeue", "-r", "-t", "all", "-O", columns, "-j", jobs]
+
+    def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
+        if answer.code == 1 and "Invalid job id specified" in answer.err:
+            return {}  # it knows none of them; where it knows some it leaves out the others
+        out = complete(self.title, answer)
+        header, *lines = out.splitlines() or [""]
+        if not header.startswith("JOBID "):
+            raise no_listing(self.title, answer, "no header")
+        if not out.endswith("\n") or any(len(line) < sum(_COLUMNS.values()) for line in lines):
+            raise no_listing(self.title, answer, "it is cut off")
+        return {status.id: status for status in map(_of_squeue, lines)}
+
+    def end_commands(self, ids: Sequence[str]) -> list[list[str]]:
+        # From the books, where a site keeps any: squeue tells all that the controller knows.
+        jobs = dict.fromkeys(id.partition("_")[0] for id in ids)
+        what = ("-X", "-P", "-o", "JobID,State,ExitCode,NodeList")
+        return [["sacct", *what, "-j", ",".join(some)] for some in chunks(jobs)]
+
+    def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
+        header, *lines = complete(self.title, answer).splitlines() or [""]
+        if header != "JobID|State|ExitCode|NodeList":
+            raise no_listing(self.title, answer, "no header")
+        ends = {}
+        for id, words, exit_status, nodes in (line.split("|") for line in lines):
+            end = _ENDS.get(words.partition(" ")[0])  # as in "CANCELLED by 1000"
+            if end is None:
+                continue  # the books may be late; whether it runs is for squeue to say
+            code, _, signal = exit_status.partition(":")
+            left = of_wait_status(int(code) << 8 | int(signal))
+            for each in _expanded(id):
+                ends[each] = _ended(each, end, words, left, _names(nodes))
+        return ends
+
+    def can_never_run(self, status: JobStatus) -> bool:
+        return status.phase is Phase.PENDING and bool(_NEVER.fullmatch(status.reason))
+
+
+_CPUS_FOR_SRUN = [
+    *comment("Since Slurm 22.05 srun does not take the CPUs of a task from the lines above."),
+    'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
+]
+
+
+def _of_squeue(line: str) -> JobStatus:
+    fields, start = {}, 0
+    for name, width in _COLUMNS.items():
+        stop = None if name == "NodeList" else start + width
+        fields[name] = line[start:stop].strip()
+        start += width
+    id, state, reason = fields["JobArrayID"], fields["State"], in_words(fields["Reason"])
+    restarts, nodes = int(fields["RestartCnt"]), _names(fields["NodeList"])
+    if state in _ENDS:
+        left = of_wait_status(int(fields["exit_code"]))
+        end = _ENDS[state]
+        # It names a job so, too, that has run and was killed for its memory.
+        if end is End.FAILED and reason == "JobLaunchFailure" and left.signal != 9:
+            end = End.LAUNCH_FAILED
+        return _ended(id, end, in_words(state, reason), left, nodes, restarts)
+    phase = _PHASES.get(state, Phase.RUNNING)
+    if state not in ("PENDING", "RUNNING"):
+        reason = in_words(state, reason)
+    has_started = phase is not Phase.PENDING
+    return JobStatus(
+        id=id,
+        phase=phase,
+        reason=reason,
+        nodes=nodes,
+        elapsed=seconds(fields["TimeUsed"]) if has_started else None,
+        left=seconds(fields["TimeLeft"]) if has_started else None,
+        restarts=restarts,
+    )
+
+
+def _ended(id: str, end: End, reason: str, left: Exit, nodes: str, restarts: int = 0) -> JobStatus:
+    return JobStatus(
+        id=id,
+        phase=Phase.ENDED,
+        reason=reason,
+        nodes=nodes,
+        end=end,
+        exit_code=left.code,
+        signal=left.signal,
+        restarts=restarts,
+    )
+
+
+def _names(nodes: str) -> str:
+    return "" if nodes in ("None assigned", "(null)", "n/a") else nodes
+
+
+def _expanded(id: str) -> list[str]:
+    """Ids in one of the books: ``5_2``, ``5``, or ``5_[1-3%2]`` of jobs that never started."""
+    job, _, index = id.partition("_")
+    return [f"{job}_{n}" for n in indices(index)] if index else [job]
 
 
 def _size(nbytes: int) -> str:

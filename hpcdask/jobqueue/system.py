@@ -5,100 +5,34 @@ One small file per system fills this in; nothing here runs a command or touches 
 
 from __future__ import annotations
 
-import math
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from hpcdask.errors import ConfigError
+from hpcdask.jobqueue import job_spec
+from hpcdask.jobqueue.amounts import counted
+from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.status import Answer, JobStatus
 
-#: Kinds of launch: by MPI, by the batch system's own launcher, without a script, as an array.
-LAUNCHES = ("mpi", "native", "cluster", "workers")
+#: Ids that one command gets at most: of some systems each is a request of its own.
+CHUNK = 100
 
-#: The environment of a script that nobody has filled in.
-PLACEHOLDER = "source ~/hpcdask-venv/bin/activate"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobSpec:
-    """What a job asks for, in words that every batch system has.
-
-    Parameters
-    ----------
-    launch : str
-        One of `LAUNCHES`.
-    script : sequence of str
-        A Python script and its arguments. Without one, the job takes what follows its own name
-        where it is submitted, as far as the system hands that on.
-    name : str
-        Of the job.
-    count : int
-        Jobs in the array; 1 is a plain job.
-    nodes, tasks_per_node, cpus_per_task : int
-        The shape of each job. Every task is one process of the cluster, and each of its CPUs one
-        thread of a worker.
-    memory : int
-        Bytes for each node; 0 to ask for none, which leaves it to the system.
-    walltime : int
-        Seconds.
-    queue, account : str
-        Slurm calls a queue a partition, Grid Engine an account a project.
-    parallel_environment : str
-        Of Grid Engine: the rule by which slots are spread over hosts.
-    output : str
-        The file for the job's log, in the system's own pattern.
-    directives : sequence of str
-        What else to ask for, each as it stands behind ``#SBATCH``, ``#PBS`` or ``#$``.
-    skip : sequence of str
-        Directives with one of these in them are left out, but for those in `directives`.
-    environment : sequence of str
-        Lines of shell that make `hpc-dask` and Python available.
-    interface : str
-        The network that the cluster is to use.
-    scheduler_file : str
-        Path of the scheduler file.
-    """
-
-    launch: str
-    script: tuple[str, ...] = ()
-    name: str = "hpcdask"
-    count: int = 1
-    nodes: int = 1
-    tasks_per_node: int = 1
-    cpus_per_task: int = 1
-    memory: int = 0
-    walltime: int = 1800
-    queue: str = ""
-    account: str = ""
-    parallel_environment: str = ""
-    output: str = ""
-    directives: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    environment: tuple[str, ...] = (PLACEHOLDER,)
-    interface: str = ""
-    scheduler_file: str = ""
-
-    @property
-    def has_script(self) -> bool:
-        """Whether this kind of launch runs one."""
-        return self.launch in ("mpi", "native")
-
-    @property
-    def ntasks(self) -> int:
-        """Of each job."""
-        return self.nodes * self.tasks_per_node
-
-    @property
-    def cpus_per_node(self) -> int:
-        """What the tasks of a node need together."""
-        return self.tasks_per_node * self.cpus_per_task
+#: Fields of a job that only one system has, and what the others say.
+_OWN_FIELDS = {
+    "parallel_environment": (
+        "sge",
+        "parallel environments are Grid Engine's; {} needs none: drop --pe",
+    ),
+    "disk": ("htcondor", "only HTCondor is asked for room on a disk; {} is not: leave it out"),
+}
 
 
 class BatchSystem(ABC):
-    """What one batch system calls things."""
+    """What one batch system calls things.
+
+    What is abstract every system has to say; all else has an answer that fits most of them.
+    """
 
     #: As in the command line, and as in prose.
     name: ClassVar[str]
@@ -106,16 +40,39 @@ class BatchSystem(ABC):
     #: What begins a directive, and the ending of a job script's name.
     prefix: ClassVar[str]
     suffix: ClassVar[str]
+    #: Words before the path of a job script, and before the ids of jobs.
     submit_command: ClassVar[tuple[str, ...]]
     cancel_command: ClassVar[str]
+    #: What a user types to submit, if it is not the first of those words.
+    submit_usage: ClassVar[str] = ""
+
+    def check(self, job: JobSpec) -> None:
+        """Refuse what this system, or no system, can do.
+
+        Raises
+        ------
+        ConfigError
+            With what to do instead.
+        """
+        job_spec.check(job)
+        for field, (owner, words) in _OWN_FIELDS.items():
+            if getattr(job, field) and self.name != owner:
+                raise ConfigError(words.format(self.title))
+
+    # -- Job scripts ------------------------------------------------------------------------------
+
     #: Starts processes on the nodes of a job.
-    launcher: ClassVar[str]
-    #: The job's id within the job, as an expression of the shell.
-    job_id_expression: ClassVar[str]
+    launcher: ClassVar[str] = ""
+    #: The job's id within the job, as an expression of the shell; that of all jobs of an array.
+    job_id_expression: ClassVar[str] = ""
     #: Whether a job script gets the words behind its name where it is submitted.
     takes_arguments: ClassVar[bool] = True
     #: Whether one of the tasks is the scheduler where MPI is not used, too; else it comes besides.
     scheduler_is_a_task: ClassVar[bool] = True
+
+    @abstractmethod
+    def directives(self, job: JobSpec) -> Iterator[str]:
+        """Lines that ask for the job's resources, with comments where a reader may wonder."""
 
     def template(self, launch: str) -> JobSpec:
         """The job of the templates in jobscripts/, which everything else departs from."""
@@ -133,47 +90,59 @@ class BatchSystem(ABC):
         """Name of the template's file."""
         return f"{self.name}-{self.launcher if launch == 'native' else launch}{self.suffix}"
 
-    def check(self, job: JobSpec) -> None:
-        """Refuse what this system, or no system, can do.
-
-        Raises
-        ------
-        ConfigError
-            With what to do instead.
-        """
-        _refuse_wrong_kind(job)
-        _refuse_broken_lines(job)
-
     def shape(self, job: JobSpec) -> str:
         """The size of a job, in words, as far as it is granted."""
         return f"{counted(job.nodes, 'node')} with {counted(job.tasks_per_node, 'process')} each"
 
-    @abstractmethod
-    def directives(self, job: JobSpec) -> Iterator[str]:
-        """Lines that ask for the job's resources, with comments where a reader may wonder."""
-
-    @abstractmethod
     def suggestions(self, job: JobSpec) -> Iterator[str]:
         """Directives that a site may want too, for what the job does not name, with comments.
 
         They are made comments themselves, by one # more.
         """
+        yield from ()
 
     def first_steps(self, job: JobSpec) -> Iterator[str]:
         """Lines of shell before all others."""
         yield "set -e"
 
-    @abstractmethod
     def launch(self, job: JobSpec) -> Iterator[str]:
-        """Lines of shell that start the cluster; the last one takes the place of the shell.
+        """Lines of shell that start a cluster; the last one takes the place of the shell.
 
         They find in ``options`` what all processes of the cluster are told, in ``$@`` the script,
         and where `needs_environment` the function ``environment``.
         """
+        raise ConfigError(
+            f"hpcdask starts no cluster within a job of {self.title}, but workers: use --launch "
+            "workers, or mpirun with `hpc-dask run` in a job script of your own"
+        )
+
+    def workers_on_each_node(self, job: JobSpec) -> Iterator[str]:
+        """Lines of shell that run a command once on each node; the last takes the shell's place.
+
+        They find in the array ``worker`` the command, in ``name`` the `element_expression`, and
+        where `needs_environment` the function ``environment``. What runs on node N of the job,
+        from 0, is told ``--name $name.N`` besides.
+        """
+        raise ConfigError(
+            f"jobs of {self.title} have one node each here: ask for more jobs in place of nodes"
+        )
 
     def needs_environment(self, job: JobSpec) -> bool:
-        """Whether `launch` has to make the environment on other nodes anew, by a function."""
+        """Whether the environment has to be made anew on other nodes, by a function."""
         return False
+
+    # -- Submitting -------------------------------------------------------------------------------
+
+    #: Whether one submission can bring several jobs.
+    has_arrays: ClassVar[bool] = True
+
+    def trial_command(self, path: str) -> list[str] | None:
+        """A command that asks whether a job script would be taken, and submits nothing."""
+        return None
+
+    def refusal(self, trial: Answer) -> str:
+        """What the system has against a job, in its own words; empty if nothing that would last."""
+        return "" if trial.code == 0 else trial.err.strip() or trial.out.strip()
 
     @abstractmethod
     def job_id(self, submit_output: str) -> str:
@@ -191,132 +160,62 @@ class BatchSystem(ABC):
 
     # -- The queue: commands out, answers in ------------------------------------------------------
 
-    #: The id of a job within the job, one of an array too, as an expression of the shell; what it
-    #: gives is what `elements` says of it, with the number of a requeue behind an r, if there is one.
-    element_expression: ClassVar[str] = ""
+    #: The id of a job within the job, one of an array too, as an expression of the shell for use
+    #: in double quotes. It gives what `elements` says of the job; in a life after a requeue with
+    #: ``rN`` behind it, of which some systems know the number, some that it is not the first, and
+    #: some nothing.
+    element_expression: ClassVar[str]
 
-    def trial_command(self, path: str) -> list[str] | None:
-        """A command that asks whether a job script would be taken, and submits nothing."""
-        return None
-
+    @abstractmethod
     def elements(self, job_id: str, count: int) -> list[str]:
         """Ids of the jobs of a submission, one by one, as all else here calls them."""
-        raise NotImplementedError
 
     def cancel_commands(self, ids: Sequence[str]) -> list[list[str]]:
         """Commands that cancel exactly these, each short enough for a command line."""
-        raise NotImplementedError
+        return [[self.cancel_command, *some] for some in chunks(ids)]
 
+    @abstractmethod
     def status_command(self, ids: Sequence[str]) -> list[str]:
         """One command that tells of all these jobs, as far as they are in the queue."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
-        """Jobs by id. One that is missing may have ended, or be forgotten: `end_commands` tell.
+        """Jobs by id, others of the user's too; `end_commands` may tell of those that are missing.
 
         Raises
         ------
         StatusError
             If this is no complete answer, so that nothing follows from what is missing.
         """
-        raise NotImplementedError
 
     def end_commands(self, ids: Sequence[str]) -> list[list[str]]:
-        """Commands that tell of jobs that are no longer in the queue."""
-        raise NotImplementedError
+        """Commands that tell of jobs that are no longer in the queue; none if nobody can."""
+        return []
 
     def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
-        """Jobs of which the system knows the end (or that are there after all), by id."""
-        raise NotImplementedError
+        """Jobs of which the system knows the end (or that are there after all), by id.
+
+        Raises
+        ------
+        StatusError
+            If this is no answer.
+        """
+        return self.parse_status(answer)
+
+    def reason_command(self, ids: Sequence[str]) -> list[str] | None:
+        """A command that tells why jobs wait, where the listing does not."""
+        return None
+
+    def parse_reasons(self, answer: Answer) -> dict[str, str]:
+        """Why jobs wait, by id, as far as the system tells."""
+        return {}
 
     def can_never_run(self, status: JobStatus) -> bool:
-        """Whether the reason for which a job waits will not go away."""
+        """Whether the reason for which a job waits will not go away by itself."""
         return False
 
 
-def _refuse_wrong_kind(job: JobSpec) -> None:
-    if job.launch not in LAUNCHES:
-        raise ConfigError(f"there is no launch {job.launch!r}; choose {', '.join(LAUNCHES)}")
-    if job.script and not job.has_script:
-        what = "joins a scheduler" if job.launch == "workers" else "waits for clients"
-        raise ConfigError(
-            f"--launch {job.launch} {what} and runs no script; leave {job.script[0]!r} out, "
-            "or choose --launch mpi or native"
-        )
-    if job.launch == "workers" and job.nodes != 1:
-        raise ConfigError(
-            f"with --launch workers each job is one node; ask for {job.nodes} of them with "
-            f"--jobs {job.nodes} in place of --nodes"
-        )
-    if job.launch != "workers" and job.count != 1:
-        raise ConfigError(
-            f"--jobs is for --launch workers; one job is the whole cluster of {job.launch}, "
-            "whose size is --nodes"
-        )
-
-
-def _refuse_broken_lines(job: JobSpec) -> None:
-    """A directive is one line of words: a blank would end a name, a new line a directive."""
-    for option in ("name", "queue", "account", "parallel_environment", "output", "interface"):
-        value = getattr(job, option)
-        if re.search(r"\s", value):
-            raise ConfigError(f"{value!r} cannot be the {option} of a job: it has a blank in it")
-    for line in job.directives:
-        if "\n" in line:
-            raise ConfigError(f"{line!r} is more than one directive; give each its own --directive")
-
-
-# ---------------------------------------------------------------- times, sizes and numbers
-
-
-def counted(n: int, noun: str) -> str:
-    """A number of things, in words."""
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{n} {noun if n == 1 else plural}"
-
-
-def format_walltime(seconds: int) -> str:
-    """`seconds` as hours:minutes:seconds, which all systems read alike.
-
-    Examples
-    --------
-    >>> format_walltime(100 * 3600 + 61)
-    '100:01:01'
-    """
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02d}:{minutes:02d}:{seconds:02d}"
-
-
-def parse_walltime(text: str) -> int:
-    """Seconds in ``"1:30:00"``, ``"2-00:00:00"`` or a length of time like ``"90min"``.
-
-    Not in a bare number or in ``"1:30"``, which batch systems read differently: a number is minutes
-    for Slurm and seconds for PBS.
-
-    Raises
-    ------
-    ConfigError
-        If `text` has none of these forms, or is no time at all.
-    """
-    from hpcdask.host import parse_timedelta
-
-    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)", text.strip())
-    if clock:
-        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
-        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    elif re.fullmatch(r"[\d.:]+", text.strip()):
-        raise ConfigError(
-            f"{text!r} means other things to other batch systems; give hours:minutes:seconds, "
-            "as in 1:30:00, or a unit, as in 90min"
-        )
-    else:
-        total = math.ceil(parse_timedelta(text))
-    if total < 1:
-        raise ConfigError(f"{text!r} is no time for a job; give at least a second")
-    return total
-
-
-def mebibytes(nbytes: int) -> int:
-    """The whole MiB in which `nbytes` has room."""
-    return math.ceil(nbytes / 2**20)
+def chunks(ids: Iterable[str], size: int = CHUNK) -> list[list[str]]:
+    """`ids` in lists of at most `size`."""
+    items = list(ids)
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -7,13 +7,23 @@ import shutil
 from collections.abc import Callable, Mapping
 
 from hpcdask.errors import ConfigError
+from hpcdask.jobqueue.htcondor import HTCondor
+from hpcdask.jobqueue.lsf import LSF
+from hpcdask.jobqueue.moab import Moab
+from hpcdask.jobqueue.oar import OAR
 from hpcdask.jobqueue.pbs import PBS
 from hpcdask.jobqueue.sge import GridEngine
 from hpcdask.jobqueue.slurm import Slurm
 from hpcdask.jobqueue.system import BatchSystem
 
-#: By their name in the command line.
+#: By their name in the command line: those in whose jobs hpcdask can start a whole cluster.
 SYSTEMS: dict[str, BatchSystem] = {system.name: system for system in (Slurm(), PBS(), GridEngine())}
+
+#: All of which jobs with workers can be had.
+WORKER_SYSTEMS: dict[str, BatchSystem] = {
+    **SYSTEMS,
+    **{system.name: system for system in (Moab(), LSF(), OAR(), HTCondor())},
+}
 
 
 def detect(

@@ -42,13 +42,12 @@ class PBS(Bed):
 
     def start(self) -> None:
         self.bin.mkdir()
-        for name in ("qsub", "pbsdsh"):
+        for name in ("qsub", "qstat", "qdel", "pbsdsh"):
             script = self.bin / name
             script.write_text((_COMMANDS / name).read_text())
             script.chmod(0o755)
-        for name in ("qstat", "qdel"):
-            (self.bin / name).symlink_to(UNPACKED / "usr/bin" / name)
-        (self.bin / "slurm-qsub").symlink_to(UNPACKED / "usr/bin/qsub")
+        for name in ("qsub", "qstat"):
+            (self.bin / f"slurm-{name}").symlink_to(UNPACKED / "usr/bin" / name)
         (self.bin / "sbatch").symlink_to("/usr/bin/sbatch")  # which it looks for beside itself
 
     def close(self) -> None:

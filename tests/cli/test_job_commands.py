@@ -11,7 +11,7 @@ import pytest
 
 from hpcdask.cli.jobscript import jobscript
 from hpcdask.jobqueue.job_script import templates
-from hpcdask.jobqueue.system import LAUNCHES
+from hpcdask.jobqueue.job_spec import LAUNCHES
 from hpcdask.jobqueue.systems import SYSTEMS
 
 TEMPLATES = dict(templates(SYSTEMS.values()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdask.jobqueue.system import PLACEHOLDER
+from hpcdask.jobqueue.job_spec import PLACEHOLDER
 from hpcdask.jobqueue.systems import SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,32 @@ def _why_no_mpi() -> str:
 
 #: Mark of a test that starts ranks by the mpirun of this environment.
 needs_mpi = pytest.mark.skipif(bool(_why_no_mpi()), reason=_why_no_mpi())
+
+
+#: In place of hpc-dask: writes down what it was called with and where, and waits for the others.
+_WITNESS = """\
+#!/bin/bash
+cd "$(dirname "$0")"
+echo "${SLURMD_NODENAME:-$(hostname)}: $*" >>called
+until (($(wc -l <called) == $(<number))); do sleep 0.1; done
+"""
+
+
+def witness(folder: Path, number: int) -> str:
+    """Make a command ``hpc-dask`` that a job calls `number` times; return the job's environment.
+
+    `calls` tells of them.
+    """
+    (folder / "number").write_text(f"{number}\n")
+    (folder / "hpc-dask").write_text(_WITNESS)
+    (folder / "hpc-dask").chmod(0o755)
+    return f'export PATH={folder}:"$PATH"'
+
+
+def calls(folder: Path) -> tuple[set[str], list[str]]:
+    """Hosts on which the command was called, and what it was told, sorted."""
+    lines = [line.split(": ", 1) for line in (folder / "called").read_text().splitlines()]
+    return {host for host, _ in lines}, sorted(words for _, words in lines)
 
 
 def write_template(

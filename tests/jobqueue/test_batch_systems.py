@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpcdask.errors import ConfigError
-from hpcdask.jobqueue.system import format_walltime, parse_walltime
+from hpcdask.jobqueue.amounts import format_walltime, parse_walltime
 from hpcdask.jobqueue.systems import SYSTEMS, detect
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from hpcdask.errors import ConfigError
 from hpcdask.jobqueue.job_script import job_script, scheduler_file, templates
-from hpcdask.jobqueue.system import LAUNCHES
-from hpcdask.jobqueue.systems import SYSTEMS
+from hpcdask.jobqueue.job_spec import LAUNCHES
+from hpcdask.jobqueue.systems import SYSTEMS, WORKER_SYSTEMS
 
 JOBSCRIPTS = Path(__file__).resolve().parents[2] / "jobscripts"
 TEMPLATES = dict(templates(SYSTEMS.values()))
@@ -25,8 +25,8 @@ HOW_TO_MEND = (
 
 def script(system: str, launch: str = "mpi", **changes: object) -> list[str]:
     """Lines of a template of which something is changed."""
-    job = replace(SYSTEMS[system].template(launch), **changes)
-    return job_script(SYSTEMS[system], job).splitlines()
+    job = replace(WORKER_SYSTEMS[system].template(launch), **changes)
+    return job_script(WORKER_SYSTEMS[system], job).splitlines()
 
 
 def test_directives_that_a_site_does_not_want_are_left_out():
@@ -303,7 +303,11 @@ def test_a_path_of_the_users_own_is_taken_as_it_is():
         ("slurm", "nope", {}, "there is no launch 'nope'; choose mpi, native, cluster, workers"),
         ("slurm", "cluster", {"script": ("x.py",)}, "waits for clients and runs no script"),
         ("slurm", "workers", {"script": ("x.py",)}, "joins a scheduler and runs no script"),
-        ("pbs", "workers", {"nodes": 3}, "with --jobs 3 in place of --nodes"),
+        ("moab", "workers", {"count": 3}, "are submitted one by one: count has to be 1"),
+        ("lsf", "workers", {"nodes": 3, "count": 1}, "ask for more jobs in place of nodes"),
+        ("lsf", "mpi", {}, "hpcdask starts no cluster within a job of LSF, but workers"),
+        ("htcondor", "workers", {"queue": "q"}, "HTCondor has no queues"),
+        ("oar", "workers", {"disk": 1}, "only HTCondor is asked for room on a disk; OAR is not"),
         ("pbs", "mpi", {"count": 3}, "--jobs is for --launch workers"),
         ("slurm", "mpi", {"parallel_environment": "smp"}, "are Grid Engine's; Slurm needs none"),
         ("pbs", "mpi", {"parallel_environment": "smp"}, "are Grid Engine's; PBS needs none"),

@@ -9,8 +9,12 @@ from batch import sge, slurm
 from batch.bed import Bed
 from batch.sge import GridEngine
 from batch.slurm import Slurm
-from editing import needs_mpi, write_template
+from editing import calls, needs_mpi, witness, write_template
 from hosts import hosts, needs_hosts
+
+from hpcdask.jobqueue.job_script import job_script
+from hpcdask.jobqueue.job_spec import JobSpec
+from hpcdask.jobqueue.systems import SYSTEMS
 
 pytestmark = [*needs_hosts, pytest.mark.timeout(180)]
 
@@ -58,3 +62,22 @@ def test_ranks_are_on_both_hosts_and_meet_on_the_interface_that_is_named(bed, tm
     here, there = script.removeprefix("script on "), worker.removeprefix("worker on ")
     assert {here, there} == {HERE, THERE}
     assert address.startswith(f"scheduler at tcp://{bed.hosts.addresses[here]}:")
+
+
+def test_workers_of_one_job_are_on_both_hosts(bed, tmp_path):
+    spec = JobSpec(
+        launch="workers",
+        nodes=2,
+        cpus_per_task=4,
+        parallel_environment="mpi" if bed.name == "sge" else "",
+        environment=(witness(tmp_path, 2),),
+        scheduler_file="s",
+    )
+    (tmp_path / "job").write_text(job_script(SYSTEMS[bed.name], spec))
+    job = bed.submit("job", cwd=tmp_path)
+    assert job.wait() == 0, job
+    names, words = calls(tmp_path)
+    assert names == {HERE, THERE}
+    worker = "worker --scheduler-file s --nworkers 1 --nthreads 4 --name"
+    assert words == [f"{worker} {job.id}.0", f"{worker} {job.id}.1"]
+    assert job.log == ""
