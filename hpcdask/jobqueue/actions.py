@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 
-class Submit(NamedTuple):
+@dataclass(frozen=True)
+class Submit:
     """Submit an array of `count` jobs.
 
     Answer with `submitted`, `submit_failed` if it is sure that there is no such job, or
@@ -17,7 +19,8 @@ class Submit(NamedTuple):
     count: int
 
 
-class Find(NamedTuple):
+@dataclass(frozen=True)
+class Find:
     """Look whether jobs of this very submission are in the queue; answer with `found`.
 
     If the look fails there is nothing to answer: it is asked for again.
@@ -28,20 +31,23 @@ class Find(NamedTuple):
     count: int
 
 
-class Cancel(NamedTuple):
+@dataclass(frozen=True)
+class Cancel:
     """Cancel these jobs; nothing has to be answered, the next listing tells."""
 
     ids: tuple[str, ...]
 
 
-class Retire(NamedTuple):
+@dataclass(frozen=True)
+class Retire:
     """Let workers of a job hand over and end; answer with `retired`, also if they could not."""
 
     id: str
     workers: tuple[str, ...]
 
 
-class AskEnds(NamedTuple):
+@dataclass(frozen=True)
+class AskEnds:
     """Ask how these ended, which the queue no longer lists; answer with `ends_known`.
 
     If the command fails there is nothing to answer: it is asked for again.

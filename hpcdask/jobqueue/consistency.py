@@ -52,7 +52,7 @@ def _check_job(job: JobRecord) -> None:
     if job.workers:
         assert job.started is not None, (job.id, "has workers, and has not started")
         assert job.silent_since is None, (job.id, "is silent with workers")
-    assert (job.n_missed > 0) == (job.missing_since is not None), job.id
+    assert job.absence.with_others.n <= job.absence.all.n, job.id
     assert job.n_retiring >= 0, job.id
 
 

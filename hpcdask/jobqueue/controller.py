@@ -20,7 +20,7 @@ from hpcdask.jobqueue.actions import Action, AskEnds, Cancel, Find, Retire, Subm
 from hpcdask.jobqueue.failures import Troubles
 from hpcdask.jobqueue.leftovers import Leftovers
 from hpcdask.jobqueue.pools import Pool
-from hpcdask.jobqueue.records import JobRecord, Limits, Row, Shape
+from hpcdask.jobqueue.records import Absence, JobRecord, Limits, Row, Shape
 from hpcdask.jobqueue.status import End, JobStatus, Phase
 from hpcdask.jobqueue.submissions import Submissions
 from hpcdask.jobqueue.worker_names import candidates, job_of
@@ -191,13 +191,7 @@ class Controller:
     @property
     def to_list(self) -> list[str]:
         """Ids of the jobs to ask the queue for: also some that seem to be gone."""
-        oldest = self._now - self.limits.remember
-        presumed = [
-            job.id
-            for job in self._ended.values()
-            if job.is_presumed and job.ended is not None and job.ended > oldest
-        ]
-        return [*self.jobs, *presumed]
+        return [*self.jobs, *(job.id for job in self._ended.values() if self._may_return(job))]
 
     def listed(
         self,
@@ -227,7 +221,7 @@ class Controller:
             for job in self.jobs.values()
             if job.id not in statuses and (asked is None or job.id in asked)
         ]
-        ids = [job.id for job in missing if self._miss(now, job, not statuses)]
+        ids = [job.id for job in missing if self._miss(now, job, bool(statuses))]
         if ids:
             self.outbox.append(AskEnds(tuple(ids)))
         self._cancel(now, [job for job in self.jobs.values() if self._outlives_cancel(now, job)])
@@ -248,7 +242,7 @@ class Controller:
                 and status.end in (None, End.UNKNOWN)
             ):
                 # "No such job": true of one that was seen; another may only be too new.
-                is_new = job.listed is None and not self._is_overdue(now, job, self.limits.missing)
+                is_new = job.listed is None and not job.absence.is_clear(now, self.limits)
                 if job.workers or is_new:
                     continue
             self._see(now, id, status)
@@ -269,7 +263,7 @@ class Controller:
         if status.phase is Phase.ENDED:
             self._end(now, job, status)
             return
-        job.n_missed, job.missing_since = 0, None
+        job.absence = Absence()
         was_up = job.listed in (Phase.RUNNING, Phase.ENDING)
         if status.restarts > job.life:
             self._begin_life(now, job, status.restarts)
@@ -310,44 +304,35 @@ class Controller:
         new = {name for name in job.workers if dict(candidates(name))[job.id] >= life > 0}
         self.leftovers.add(now, job, job.workers - new)
         job.workers, job.life = new, life
-        job.n_silent_lives = job.n_silent_lives + 1 if job.is_silent else 0
-        job.is_silent = not new
+        job.n_silent_lives = job.n_silent_lives + 1 if job.up_since is None else 0
+        job.up_since = now if new else None
         job.status = JobStatus(id=job.id, phase=Phase.PENDING, restarts=life)
         job.forget_start()
 
-    def _miss(self, now: float, job: JobRecord, are_all_missing: bool) -> bool:
+    def _miss(self, now: float, job: JobRecord, have_others: bool) -> bool:
         """Note that a job is not in a listing; return whether to ask for its end."""
-        limits = self.limits
-        job.n_missed += 1
-        if job.missing_since is None:
-            job.missing_since = now
-        if job.cancelled is not None:
-            is_gone = job.n_missed > 1
+        job.absence.note(now, have_others)
+        n = job.absence.all.n
+        if job.cancelled is None:
+            is_gone = job.absence.is_proof(now, have_others, self.limits)
         else:
-            patience = limits.missing_with_all if are_all_missing else limits.missing
-            is_gone = self._is_overdue(now, job, patience)
-        if is_gone and (self.is_closed or not job.workers):
+            is_gone = n > 1
+        if is_gone and not (job.workers and job.cancelled is None):
             end = End.UNKNOWN if job.cancelled is None else End.CANCELLED
-            self._end(now, job, JobStatus(id=job.id, phase=Phase.ENDED, end=end))
             job.is_presumed = True
+            self._end(now, job, JobStatus(id=job.id, phase=Phase.ENDED, end=end))
             return False
         # Not each time for ever, of a job whose workers are here.
-        return job.n_missed <= limits.max_missed or job.n_missed & (job.n_missed - 1) == 0
-
-    def _is_overdue(self, now: float, job: JobRecord, patience: float) -> bool:
-        """Whether a job has been missing often and long enough."""
-        is_missing = job.missing_since is not None and now - job.missing_since >= patience
-        return is_missing and job.n_missed >= self.limits.max_missed
+        return n <= self.limits.max_missed or n & (n - 1) == 0
 
     def _end(self, now: float, job: JobRecord, status: JobStatus) -> None:
         """The job has ended."""
         pool = self.pools[job.pool]
         was_due = pool.due_at(job) <= now
         del self.jobs[job.id], pool.jobs[job.id]
-        self._ended[job.id] = job
-        while len(self._ended) > self.limits.max_history:
-            del self._ended[next(iter(self._ended))]
         job.status, job.ended = _merged(job.status, status), now
+        self._ended[job.id] = job
+        self._forget_some()
         self.leftovers.add(now, job, job.workers)
         job.workers = set()
         if job.is_wanted and not (was_due and job.has_reported):
@@ -357,11 +342,25 @@ class Controller:
             job.is_wanted = False
             self._cancel(now, [job])
 
+    def _forget_some(self) -> None:
+        """Keep history short, but for jobs that may be in the queue after all."""
+        if len(self._ended) > self.limits.max_history:
+            known = (id for id, job in self._ended.items() if not self._may_return(job))
+            oldest = next(known, None)
+            if oldest is not None:
+                del self._ended[oldest]
+
+    def _may_return(self, job: JobRecord) -> bool:
+        """Whether a job that has ended is still looked for."""
+        is_recent = job.ended is not None and self._now - job.ended < self.limits.remember
+        return job.is_presumed and is_recent
+
     def _revive(self, now: float, job: JobRecord) -> None:
         """The job is in the queue after all."""
         del self._ended[job.id]
         self.jobs[job.id] = self.pools[job.pool].jobs[job.id] = job
-        job.ended, job.is_presumed, job.n_missed, job.missing_since = None, False, 0, None
+        job.ended, job.is_presumed = None, False
+        job.absence = Absence()
         job.status = JobStatus(id=job.id, phase=Phase.PENDING, restarts=job.life)
         job.forget_start()
         job.n_retiring = 0
@@ -371,7 +370,7 @@ class Controller:
 
     def _outlives_cancel(self, now: float, job: JobRecord) -> bool:
         """Whether a job that was cancelled shows no sign of it."""
-        if job.cancelled is None or job.n_missed or job.phase is Phase.ENDING:
+        if job.cancelled is None or job.absence.all.n or job.phase is Phase.ENDING:
             return False
         pause = self.limits.cancel_again * 2.0 ** min(job.n_cancels - 1, 5)
         return now - job.cancelled >= pause
@@ -385,11 +384,16 @@ class Controller:
             job = self.jobs.get(id) or self._ended.get(id)
             if job is None:
                 continue
-            if job.ended is not None or life < job.life:
+            is_of_now = life >= job.life
+            if job.ended is None and is_of_now:
+                if not self._join(now, job, name):
+                    return
+            elif job.is_presumed and job.is_wanted and is_of_now:
+                self._revive(now, job)
+                self._join(now, job, name)
+            else:
                 self.leftovers.add(-math.inf, job, {name})  # it will not end by itself
-                self._balance(now, self.pools[job.pool])
-            elif self._join(now, job, name):
-                self._balance(now, self.pools[job.pool])
+            self._balance(now, self.pools[job.pool])
             return
         self.leftovers.strangers.add(name)
         self._submissions.look_for_lost(now)  # it may be of one of those
@@ -398,9 +402,10 @@ class Controller:
     def _join(self, now: float, job: JobRecord, name: str) -> bool:
         """Count a worker as one of a job's; return whether anything may follow from that."""
         pool, life = self.pools[job.pool], dict(candidates(name))[job.id]
-        lead, is_first = pool.lead, not job.workers
+        lead = pool.lead
         if life > job.life:  # no listing has told yet
             self._begin_life(now, job, life)
+        is_first = not job.workers
         job.workers.add(name)
         job.silent_since = None
         if job.phase is Phase.PENDING:
@@ -408,10 +413,10 @@ class Controller:
         if job.n_retiring and job.cancelled is None and not job.is_wanted:
             self._retire(job, {name})
         ends_doubt = is_first and pool.troubles.starts.n > 0
-        if job.is_silent:
-            job.is_silent, job.has_reported, job.n_silent_lives = False, True, 0
+        if job.up_since is None:
+            job.up_since, job.has_reported, job.n_silent_lives = now, True, 0
             pool.troubles.job_started()
-        may_relieve = pool.is_complete(job) and bool(pool.n_due or self.leftovers.by_job)
+        may_relieve = pool.is_up(job, now) and bool(pool.n_due or self.leftovers.by_job)
         return ends_doubt or may_relieve or pool.lead != lead
 
     def _reclaim(self, now: float, job: JobRecord) -> None:
@@ -434,8 +439,7 @@ class Controller:
     def _last_left(self, now: float, job: JobRecord) -> None:
         if job.phase is Phase.RUNNING:
             job.silent_since = now
-        if job.missing_since is not None:
-            job.missing_since = now  # until now there was a sign of it
+        job.absence = Absence()  # until now there was a sign of it
         if job.n_retiring and not job.is_wanted:
             job.n_retiring = 0
             if job.cancelled is None:
@@ -469,7 +473,7 @@ class Controller:
         pool.note_due(now)
         self._give_back(now, pool.superfluous(now, idle))
         self._give_back(now, pool.relieved(now))
-        if not self.is_closed and pool.n_complete(now) >= pool.n_wanted:
+        if not self.is_closed and pool.n_up(now) >= pool.n_wanted:
             self._dismiss_leftovers(now, pool)
         n_missing = pool.n_missing(now)
         if n_missing:

@@ -29,7 +29,7 @@ class Pool:
     balanced: float = -math.inf  # when this was last done
     lead: float = 0.0  # seconds before a job's end at which its successor is submitted
     n_due: int = 0  # wanted jobs that are that near to it
-    _waits: deque[float] = field(default_factory=lambda: deque(maxlen=_N_WAITS))
+    waits: deque[float] = field(default_factory=lambda: deque(maxlen=_N_WAITS))
 
     def __post_init__(self) -> None:
         self._set_lead(0.0)
@@ -40,8 +40,8 @@ class Pool:
         The usual wait is that of three in four: a successor that comes too early ends its
         predecessor, one that comes too late leaves a gap.
         """
-        self._waits.append(seconds)
-        self._set_lead(sorted(self._waits)[3 * len(self._waits) // 4])
+        self.waits.append(seconds)
+        self._set_lead(sorted(self.waits)[3 * len(self.waits) // 4])
 
     def _set_lead(self, usual_wait: float) -> None:
         self.lead = min(max(self.limits.lead, usual_wait), self.shape.walltime / 2)
@@ -84,9 +84,15 @@ class Pool:
         """Wanted jobs that will still be there."""
         return [job for job in self.jobs.values() if job.is_wanted and self.due_at(job) > now]
 
-    def is_complete(self, job: JobRecord) -> bool:
-        """Whether all workers of a job are here."""
-        return len(job.workers) >= self.shape.n_workers
+    def is_up(self, job: JobRecord, now: float) -> bool:
+        """Whether a job's workers are here, as many as will come."""
+        return self._up_at(job) <= now
+
+    def _up_at(self, job: JobRecord) -> float:
+        if job.up_since is None or not job.workers:
+            return math.inf
+        is_complete = len(job.workers) >= self.shape.n_workers
+        return job.up_since if is_complete else job.up_since + self.limits.grace
 
     def superfluous(self, now: float, idle: Collection[str]) -> list[JobRecord]:
         """Wanted jobs that are too many: what waits comes first, then who is done soonest.
@@ -115,17 +121,21 @@ class Pool:
         due = [
             job
             for job in self.jobs.values()
-            if job.is_wanted and job.phase is not Phase.ENDING and self.due_at(job) <= now
+            if job.is_wanted and self.due_at(job) <= now and self._stays_behind(job, now)
         ]
         if not due:
             return []
-        surplus = len(due) + self.n_complete(now) - self.n_wanted
+        surplus = len(due) + self.n_up(now) - self.n_wanted
         due.sort(key=lambda job: (bool(job.workers), job.ends or math.inf))
         return due[: max(surplus, 0)]
 
-    def n_complete(self, now: float) -> int:
-        """Jobs that will still be there, and have all their workers."""
-        return sum(self.is_complete(job) for job in self.staying(now))
+    def _stays_behind(self, job: JobRecord, now: float) -> bool:
+        """Whether a job does not end by itself, as far as one can see."""
+        return job.ending_since is None or job.ending_since + self.limits.ending <= now
+
+    def n_up(self, now: float) -> int:
+        """Jobs that are up, and will still be there."""
+        return sum(self.is_up(job, now) for job in self.staying(now))
 
     def n_missing(self, now: float) -> int:
         """Jobs to submit now: one at a time while it is open whether any of them can start."""
@@ -149,3 +159,4 @@ class Pool:
             if job.is_wanted:
                 yield self.due_at(job)
                 yield self.silent_at(job)
+                yield self._up_at(job)

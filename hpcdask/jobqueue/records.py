@@ -41,13 +41,53 @@ class Limits:
     start_timeout: float = 300.0  # that a job may run without a worker
     lead: float = 60.0  # a job that ends within this, or within the usual wait, is replaced now
     ending: float = 60.0  # that a job takes to end, before another is submitted in its place
-    grace: float = 30.0  # that workers of an ended job may stay registered unasked
+    grace: float = 30.0  # for the other workers of a job to come, or of an ended job to go
     cancel_again: float = 10.0  # after a cancelled job is still listed; doubled each time
     look_again: float = 5.0  # after a look for an unclear submission; doubled each time
     unclear: float = 60.0  # until a submission that is not found is taken for failed
     remember: float = 3600.0  # that jobs which seem to be gone are looked for
     forget_cancels: float = 3600.0  # after which a job cancelled by others is the first one again
     max_history: int = 1000  # jobs
+
+
+@dataclass(slots=True)
+class Misses:
+    """Listings in a row without a job."""
+
+    n: int = 0
+    since: float = math.inf
+
+    def note(self, now: float) -> None:
+        """Another one."""
+        self.n, self.since = self.n + 1, min(self.since, now)
+
+    def are_enough(self, now: float, n: int, seconds: float) -> bool:
+        """Whether there are so many, for so long."""
+        return self.n >= n and now - self.since >= seconds
+
+
+@dataclass(slots=True)
+class Absence:
+    """What complete listings say against a job of which no other word is to be had."""
+
+    all: Misses = field(default_factory=Misses)
+    with_others: Misses = field(default_factory=Misses)  # in which other jobs are listed
+
+    def note(self, now: float, have_others: bool) -> None:
+        """A listing does not have it."""
+        self.all.note(now)
+        if have_others:
+            self.with_others.note(now)
+
+    def is_clear(self, now: float, limits: Limits) -> bool:
+        """Whether it is missed often and long enough to believe who says: no such job."""
+        return self.all.are_enough(now, limits.max_missed, limits.missing)
+
+    def is_proof(self, now: float, have_others: bool, limits: Limits) -> bool:
+        """Whether one more makes it to be taken for gone, though nobody says anything."""
+        if have_others:
+            return self.with_others.are_enough(now, limits.max_missed, limits.missing)
+        return self.all.are_enough(now, limits.max_missed, limits.missing_with_all)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,15 +109,14 @@ class JobRecord:
     can_never_run: bool = False  # as its batch system says while it waits
     # Its life, of several if it was put back into the queue.
     life: int = 0
-    is_silent: bool = True  # no worker of this life has registered
+    up_since: float | None = None  # a worker of this life has registered
     n_silent_lives: int = 0  # before, in a row
     silent_since: float | None = None  # runs without a worker
     ending_since: float | None = None
     lead: float = 0.0  # with which a successor was submitted
     # What the queue says, without what workers tell.
     listed: Phase | None = None
-    n_missed: int = 0  # listings without it, in a row
-    missing_since: float | None = None
+    absence: Absence = field(default_factory=Absence)
     is_presumed: bool = False  # its end; the batch system has not said so
     # How it is given back.
     n_retiring: int = 0  # `Retire` actions under way

@@ -29,6 +29,7 @@ class QueueChecks:
         self.seen: dict[str, JobStatus] = {}  # the last of each job
         self.unclear: dict[int, float] = {}  # submissions, since when
         self.given_back: set[str] = set()
+        self.asked_to_retire: set[str] = set()
         self.not_before: Counter[str] = Counter()  # by pool
         self.pool_of: dict[int, str] = {}  # by submission
         self.answered: set[int] = set()
@@ -39,7 +40,16 @@ class QueueChecks:
         """Judge what an event makes a controller believe."""
         controller = self.simulation.controller
         before = dict(controller.jobs)
+        n_wanted = {name: controller.wanted(name) for name in self.simulation.shapes}
+        if event == "release":
+            known = [before[id] for id in args[0] if id in before]
+            for job in [job for job in known if job.is_wanted]:
+                n_wanted[job.pool] = max(n_wanted[job.pool] - 1, 0)
+        elif event == "scale":
+            n_wanted[args[0]] = args[1]
         yield
+        if event != "close":
+            assert n_wanted == {name: controller.wanted(name) for name in n_wanted}
         self._note(event, *args, **options)
         for id in before.keys() - controller.jobs.keys():
             assert event in _TELLING, (id, "is given up by", event)
@@ -62,12 +72,13 @@ class QueueChecks:
         elif event == "submit_unclear":
             self.unclear.setdefault(args[0], now)
         elif event == "scale":
-            assert self.simulation.controller.wanted(args[0]) == args[1]
             if options.get("forgives", True):
                 self.not_before[args[0]] = -math.inf
         elif event == "worker_joined":
             job = self.simulation.queue.job_of_worker.get(args[0])
-            self._hear([job.id] if job is not None else [])
+            # A former life's says nothing of the present one.
+            is_of_now = job is not None and ("r" in args[0]) == bool(job.restarts)
+            self._hear([job.id] if job is not None and is_of_now else [])
 
     def _hear(self, ids: list[str]) -> None:
         for id in ids:
@@ -76,15 +87,14 @@ class QueueChecks:
     def _check_presumption(self, id: str, is_all_missing: bool) -> None:
         """The controller has taken a job for gone without having been told so."""
         simulation, limits = self.simulation, self.simulation.limits
-        if simulation.controller.is_closed:
+        if simulation.controller.is_closed or id in self.given_back:
             return
         job = simulation.queue.jobs[id]
         present = [name for name in job.processes if name in simulation.registered]
         assert not present, (id, "is taken for gone while its workers are here", present)
-        if id not in self.given_back:
-            patience = limits.missing_with_all if is_all_missing else limits.missing
-            waited = simulation.clock.now - self.told[id]
-            assert waited >= patience, (id, "is taken for gone after", waited)
+        patience = limits.missing_with_all if is_all_missing else limits.missing
+        waited = simulation.clock.now - self.told[id]
+        assert waited >= patience, (id, "is taken for gone after", waited)
 
     # -- What is asked for ------------------------------------------------------------------------
 
@@ -103,6 +113,7 @@ class QueueChecks:
                 assert self.simulation.queue.job_of_worker[name].id == action.id, (name, action)
                 assert name in self.simulation.registered, (name, "is not here to retire")
             self.given_back.add(action.id)
+            self.asked_to_retire.update(action.workers)
 
     def _check_submit(self, action: Submit) -> None:
         simulation, pool = self.simulation, action.pool
@@ -127,7 +138,9 @@ class QueueChecks:
         if job.id in self.seen and self.seen[job.id].phase is Phase.ENDING:
             return False  # and may have looked like that for long, if it is put back all the time
         walltime = simulation.queue.walltime
-        if job.started is not None and job.started + walltime / 2 - 20 <= now:
+        ends = [known.ends] if known is not None and known.ends is not None else []
+        ends += [job.started + walltime] if job.started is not None else []
+        if ends and min(ends) - walltime / 2 - 20 <= now:
             return False  # it may have a successor
         if job.id not in self.told:
             return now - self.unclear.get(job.submission, now) < simulation.limits.unclear
@@ -175,6 +188,16 @@ class QueueChecks:
         there = {row.id for row in controller.rows(now, n_ended=0)}
         assert there == controller.jobs.keys()
 
+    def check_zombies(self) -> None:
+        """Whoever is of no job in the queue has been asked to end."""
+        queue = self.simulation.queue
+        controller = self.simulation.controller
+        known = controller.jobs.keys() | {job.id for job in controller.history}
+        for name in self.simulation.registered & queue.job_of_worker.keys():
+            job = queue.job_of_worker[name]
+            if name not in job.processes and job.id in known:
+                assert name in self.asked_to_retire, (name, "is there for nothing")
+
     def check_nothing_is_queued(self) -> None:
         """The controller believes that all is over, and is right."""
         left = [job for job in self.simulation.queue.there() if job.phase is not Phase.ENDING]
@@ -186,7 +209,6 @@ class QueueChecks:
         assert controller.is_over
         assert not controller.leftovers.by_job, controller.leftovers.by_job
         assert not controller.leftovers.strangers, controller.leftovers.strangers
-        assert len(controller.history) <= self.simulation.limits.max_history
         assert controller.wake_at() is None, controller.wake_at()
         for pool in controller.pools.values():
             assert not pool.jobs, pool.name

@@ -194,6 +194,9 @@ class QueueSimulation:
                 self.tell("scale", name, self.random.randint(0, 6))
             self.until(self.checks.has_what_is_wanted, "the wanted jobs are there")
             self.checks.check_calm()
+            self.pass_time(2 * self.limits.grace)
+            if self.checks.has_what_is_wanted():
+                self.checks.check_zombies()
         self.note("close")
         self.listing, self.queue.slow_listing = "right", 0.0  # what nobody could notice
         self.tell("close")
