@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import statistics
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,13 @@ class JobUnits(QueuedUnits):
         return [job for job in jobs if job.pool == self._pool and job.is_wanted]
 
     def shape(self) -> UnitShape:
-        job = self._keeper.pools[self._pool]
+        job, waits = self._keeper.pools[self._pool], self._keeper.controller.pools[self._pool].waits
         return UnitShape(
             n_workers=job.n_workers,
             nthreads=job.n_workers * job.nthreads,
             memory=job.n_workers * job.memory_limit,
             resources=checked_resources(job.resources),
-            wait=self._keeper.controller.pools[self._pool].usual_wait,
+            wait=statistics.median(waits) if waits else 0.0,
         )
 
     def fleet(self, stock: Stock) -> Fleet:

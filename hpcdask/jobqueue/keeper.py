@@ -339,7 +339,7 @@ class Keeper:
         return all(
             job.phase is Phase.RUNNING
             and job.is_wanted
-            and not job.n_missed
+            and not job.absence.all.n
             and len(job.workers) >= self.pools[job.pool].n_workers
             for job in self.controller.jobs.values()
         )

@@ -85,20 +85,19 @@ def test_jobs_come_work_and_go_one_by_one(bed):
         busy = client.submit(time.sleep, 600, workers=f"{ids[1]}-1", key="busy")
         wait_until(lambda: sum(map(len, client.processing().values())) == 1, PATIENCE)
         cluster.scale(jobs=1)
-        wait_until(lambda: list(bed_jobs(bed, number)) == [ids[1]], PATIENCE, f"{ids[1]} is left")
+        wait_until(lambda: list(bed_jobs(bed, ids)) == [ids[1]], PATIENCE, f"{ids[1]} is left")
         assert value.result(timeout=PATIENCE) == pid
         assert busy.status == "pending"
         assert sorted(cluster.workers) == [f"{ids[1]}-0", f"{ids[1]}-1"]
-    wait_until(lambda: not bed_jobs(bed, number), PATIENCE, "nothing is left")
+    wait_until(lambda: not bed_jobs(bed, ids), PATIENCE, "nothing is left")
 
 
-def bed_jobs(bed: Bed, number: str) -> list[str]:
-    """Ids of the jobs of an array that the system has in its queue."""
+def bed_jobs(bed: Bed, ids: list[str]) -> list[str]:
+    """Which of these jobs the system has in its queue."""
     system = SYSTEMS[bed.name].job_cls.system
-    command = system.status_command([f"{number}"])
-    done = bed.run(*command, check=False)
+    done = bed.run(*system.status_command(ids), check=False)
     found = system.parse_status(Answer(done.returncode, done.stdout, done.stderr))
-    return [id for id, status in found.items() if id.startswith(number) and status.end is None]
+    return [id for id in ids if id in found and found[id].end is None]
 
 
 def test_twenty_jobs_come_by_one_submission_and_one_that_is_cancelled_is_replaced(slurm_here):
