@@ -61,6 +61,8 @@ _ENDING = (0.1, 1.0)
 _UNHURRIED = 24 * 3600.0
 #: Lines of a log that are shown, and bytes of its end that are read for them.
 _TAIL, _TAIL_BYTES = 20, 16384
+#: Seconds that a file server may take to write a small file, when nobody can wait any longer.
+_WRITING = 3.0
 #: Seconds for a log to come: PBS copies it after the end, and file systems of networks are late.
 _LOG_COMES = 3.0
 
@@ -147,6 +149,7 @@ class Keeper:
         self._look_moved = asyncio.Event()
         self._last_event = self.now()
         self._unsaved = asyncio.Event()
+        self._writing: asyncio.Future[None] | None = None  # of the state file, in a thread
         self._is_closing = False
 
     def start(self) -> None:
@@ -559,7 +562,8 @@ class Keeper:
             if state == saved:
                 continue
             try:
-                await in_thread(self._folder.write_state, state)
+                self._writing = in_thread(self._folder.write_state, state)
+                await asyncio.shield(self._writing)
                 saved = state
             except OSError as exc:
                 log.warning("cannot write %s: %s", self._folder.state_file, exc)
@@ -602,6 +606,8 @@ class Keeper:
                 task.cancel()
             # Again: before Python 3.12, asyncio.wait_for may lose a cancellation.
             _, tasks = await asyncio.wait(tasks, timeout=0.1)
+        if self._writing is not None:  # who clears the folder up comes after it
+            await asyncio.wait({self._writing}, timeout=_WRITING)
 
 
 def _complain(task: asyncio.Task[Any]) -> None:
