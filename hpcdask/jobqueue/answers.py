@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from typing import Any, NamedTuple
 
 from hpcdask.errors import StatusError
-from hpcdask.jobqueue.status import Answer, End
+from hpcdask.jobqueue.status import Answer, End, JobStatus
 
 
 def no_listing(title: str, answer: Answer, why: str = "") -> StatusError:
@@ -29,6 +30,22 @@ def complete(title: str, answer: Answer) -> str:
     if answer.code != 0:
         raise no_listing(title, answer)
     return answer.out
+
+
+Parser = Callable[[Any, Answer], dict[str, JobStatus]]
+
+
+def reads(parse: Parser) -> Parser:
+    """Make a `StatusError` of whatever a parser stumbles over: a word for a number, half a line."""
+
+    @wraps(parse)
+    def read(system: Any, answer: Answer) -> dict[str, JobStatus]:
+        try:
+            return parse(system, answer)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise no_listing(system.title, answer, f"it is written otherwise: {error}") from error
+
+    return read
 
 
 # ---------------------------------------------------------------- ends

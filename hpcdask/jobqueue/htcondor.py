@@ -15,7 +15,7 @@ from typing import Any
 
 from hpcdask.errors import ConfigError
 from hpcdask.jobqueue.amounts import mebibytes
-from hpcdask.jobqueue.answers import Exit, complete, in_words, no_listing
+from hpcdask.jobqueue.answers import Exit, complete, in_words, reads
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.shell import comment
 from hpcdask.jobqueue.status import Answer, End, JobStatus, Phase
@@ -93,6 +93,7 @@ class HTCondor(BatchSystem):
         clusters = dict.fromkeys(id.partition(".")[0] for id in ids)
         return ["condor_q", *clusters, "-json", "-attributes", _ATTRIBUTES]
 
+    @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         return self._parse(answer, is_history=False)
 
@@ -101,6 +102,7 @@ class HTCondor(BatchSystem):
         how = ("-json", "-attributes", _ATTRIBUTES, "-limit")
         return [["condor_history", *some, *how, str(len(some))] for some in chunks(ids)]
 
+    @reads
     def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
         return self._parse(answer, is_history=True)
 
@@ -109,12 +111,8 @@ class HTCondor(BatchSystem):
 
     def _parse(self, answer: Answer, is_history: bool) -> dict[str, JobStatus]:
         out = complete(self.title, answer).strip()
-        try:
-            jobs = json.loads(out or "[]")  # of no job some versions print nothing
-            found = [_status(job, is_history) for job in jobs]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise no_listing(self.title, answer, f"other JSON: {error!r}") from None
-        return {status.id: status for status in found}
+        jobs = json.loads(out or "[]")  # of no job some versions print nothing
+        return {status.id: status for status in (_status(job, is_history) for job in jobs)}
 
 
 def _status(job: dict[str, Any], is_history: bool) -> JobStatus:

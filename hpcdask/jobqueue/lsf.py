@@ -12,6 +12,7 @@ from hpcdask.jobqueue.answers import (
     in_words,
     no_listing,
     of_shell_code,
+    reads,
     seconds,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
@@ -94,6 +95,7 @@ class LSF(BatchSystem):
         jobs = dict.fromkeys(id.partition("[")[0] for id in ids)
         return ["bjobs", "-a", "-o", f"{_FIELDS} delimiter='^'", *jobs]
 
+    @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         complaints = answer.err.split("\n") if answer.err.strip() else []
         if not any(map(_NOT_FOUND.fullmatch, complaints)):  # else it lists the others

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hpcdask.jobqueue.amounts import format_walltime, mebibytes
-from hpcdask.jobqueue.answers import Exit, complete, in_words, no_listing, of_wait_status
+from hpcdask.jobqueue.answers import Exit, complete, in_words, of_wait_status, reads
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.shell import comment
 from hpcdask.jobqueue.status import Answer, End, JobStatus, Phase
@@ -84,12 +84,10 @@ class OAR(BatchSystem):
         # It knows jobs that have ended, too, and forgets none.
         return ["oarstat", "-f", "-J", *(word for id in ids for word in ("-j", id))]
 
+    @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
-        try:
-            jobs = json.loads(complete(self.title, answer))
-            return {id: _status(id, job) for id, job in (jobs or {}).items()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise no_listing(self.title, answer, f"other JSON: {error!r}") from None
+        jobs = json.loads(complete(self.title, answer))
+        return {id: _status(id, job) for id, job in (jobs or {}).items()}
 
 
 def _status(id: str, job: dict[str, Any]) -> JobStatus:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from hpcdask.jobqueue.amounts import format_walltime, mebibytes
-from hpcdask.jobqueue.answers import Exit, in_words, no_listing, of_shell_code, seconds
+from hpcdask.jobqueue.answers import Exit, in_words, no_listing, of_shell_code, reads, seconds
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.shell import become_ranks, become_workers, comment, run_by_mpi
 from hpcdask.jobqueue.status import Answer, End, JobStatus, Phase
@@ -146,6 +146,7 @@ class PBS(BatchSystem):
         [qstat, *words] = self.status_command(ids)
         return [[qstat, "-x", *words]]  # with what has ended, where the server keeps that
 
+    @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         if answer.code not in (0, _UNKNOWN, _FINISHED):
             raise no_listing(self.title, answer)
@@ -153,8 +154,8 @@ class PBS(BatchSystem):
         if answer.out.strip() and not re.search(r"\n\s*\n$", answer.out):
             raise no_listing(self.title, answer, "it is cut off, or no text of qstat -f")
         jobs = dict(map(_attributes, re.split(r"^Job Id:", answer.out, flags=re.MULTILINE)[1:]))
-        if answer.out.strip() and not all("job_state" in job for job in jobs.values()):
-            raise no_listing(self.title, answer, "a job without a state")
+        if answer.out.strip() and not jobs:
+            raise no_listing(self.title, answer)
         return {id: _status(id, job, jobs) for id, job in jobs.items() if not id.endswith("[]")}
 
     def can_never_run(self, status: JobStatus) -> bool:

@@ -16,6 +16,7 @@ from hpcdask.jobqueue.answers import (
     indices,
     no_listing,
     of_shell_code,
+    reads,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.shell import become_ranks, become_workers, comment, run_by_mpi
@@ -160,8 +161,10 @@ class GridEngine(BatchSystem):
     def status_command(self, ids: Sequence[str]) -> list[str]:
         # All jobs of the user's: it cannot list some, but by -j, which tells no state. As XML,
         # since the table cuts names, and this cannot be cut off itself.
-        return ["qstat", "-xml", "-u", "$user"]
+        # A user's own ~/.sge_qstat may ask for less, if that is not said here.
+        return ["qstat", "-xml", "-u", "$user", "-s", "a"]
 
+    @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         try:
             root = ElementTree.fromstring(complete(self.title, answer))
@@ -180,11 +183,15 @@ class GridEngine(BatchSystem):
         # It takes one job only, and tells of all those of an array.
         return [["qacct", "-j", job] for job in dict.fromkeys(id.partition(".")[0] for id in ids)]
 
+    @reads
     def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
         if answer.code == 1 and re.search(r"job (id|name) \S+ not found", answer.err):
             return {}  # it may come later, and never comes of a job that was cancelled in the queue
+        _, *records = re.split(r"^=+\n", complete(self.title, answer), flags=re.MULTILINE)
+        if not records:
+            raise no_listing(self.title, answer)
         ends: dict[str, JobStatus] = {}
-        for record in re.split(r"^=+\n", complete(self.title, answer), flags=re.MULTILINE)[1:]:
+        for record in records:
             fields = dict(re.findall(r"^(\w+) +(.*?) *$", record, re.MULTILINE))
             id = fields["jobnumber"]
             if fields["taskid"] != "undefined":

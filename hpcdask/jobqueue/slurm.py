@@ -14,6 +14,7 @@ from hpcdask.jobqueue.answers import (
     no_listing,
     of_wait_status,
     ranges,
+    reads,
     seconds,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
@@ -59,6 +60,10 @@ _COLUMNS = {
     "Reason": 200,
     "NodeList": 40,
 }
+
+#: What a user may have set to see less in squeue would hide jobs, and so make them look lost.
+_FILTERS = ("ACCOUNT", "LICENSES", "NAMES", "PARTITION", "QOS", "USERS")
+_WITHOUT_FILTERS = ["env", *(word for name in _FILTERS for word in ("-u", f"SQUEUE_{name}"))]
 
 #: Reasons that only a change of the job, or of the site's rules, takes away: what one job may
 #: have, not what a user or a group may have at a time.
@@ -178,8 +183,9 @@ class Slurm(BatchSystem):
         # columns, whose contents nothing can break, and with a header, so that silence is no list.
         columns = ",".join(f"{name}:{width}" for name, width in _COLUMNS.items())
         jobs = ",".join(dict.fromkeys(id.partition("_")[0] for id in ids))
-        return ["squeue", "-r", "-t", "all", "-O", columns, "-j", jobs]
+        return [*_WITHOUT_FILTERS, "squeue", "-r", "-t", "all", "-O", columns, "-j", jobs]
 
+    @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         if answer.code == 1 and "Invalid job id specified" in answer.err:
             return {}  # it knows none of them; where it knows some it leaves out the others
@@ -197,6 +203,7 @@ class Slurm(BatchSystem):
         what = ("-X", "-P", "-o", "JobID,State,ExitCode,NodeList")
         return [["sacct", *what, "-j", ",".join(some)] for some in chunks(jobs)]
 
+    @reads
     def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
         header, *lines = complete(self.title, answer).splitlines() or [""]
         if header != "JobID|State|ExitCode|NodeList":
@@ -235,7 +242,7 @@ def _of_squeue(line: str) -> JobStatus:
         end = _ENDS[state]
         # It names a job so, too, that has run and was killed for its memory.
         if end is End.FAILED and reason == "JobLaunchFailure" and left.signal != 9:
-            end = End.LAUNCH_FAILED
+            end, left = End.LAUNCH_FAILED, Exit()  # what it left is Slurm's own
         return _ended(id, end, in_words(state, reason), left, nodes, restarts)
     phase = _PHASES.get(state, Phase.RUNNING)
     if state not in ("PENDING", "RUNNING"):

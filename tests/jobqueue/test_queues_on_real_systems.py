@@ -39,8 +39,8 @@ class Queue:
     system: BatchSystem
     folder: Path
 
-    def ask(self, command: Iterable[str]) -> Answer:
-        done = self.bed.run(*command, cwd=self.folder, check=False)
+    def ask(self, command: Iterable[str], **variables: str) -> Answer:
+        done = self.bed.run(*command, cwd=self.folder, check=False, variables=variables)
         return Answer(done.returncode, done.stdout, done.stderr)
 
     def write(self, **changes: object) -> str:
@@ -132,6 +132,18 @@ def test_of_an_array_one_job_is_cancelled_and_all_ends_are_known(queue):
     finally:
         queue.cancel(ids)
     queue.wait(ids, has_ended, "all have ended")
+
+
+def test_what_a_user_has_set_for_squeue_hides_no_job(slurm, tmp_path):
+    queue = Queue(slurm, SYSTEMS["slurm"], tmp_path)
+    [id] = queue.submit(queue.write(count=1), 1)
+    try:
+        names = ("ACCOUNT", "FORMAT", "LICENSES", "NAMES", "PARTITION", "QOS", "STATES", "USERS")
+        settings = {f"SQUEUE_{name}": "short" for name in names} | {"SQUEUE_USERS": "daemon"}
+        answer = queue.ask(queue.system.status_command([id]), **settings)
+        assert list(queue.system.parse_status(answer)) == [id]
+    finally:
+        queue.cancel([id])
 
 
 #: What each says of a queue that it has not. PBS has no trial.
