@@ -28,7 +28,7 @@ TITLES = {
     "nanny": "Nannies",
     "client": "Clients",
     "comm": "Connections",
-    "jobqueue": "Batch jobs; SYSTEM is slurm, pbs or sge",
+    "jobqueue": "Jobs; SYSTEM is slurm, pbs, sge, moab, lsf, oar, htcondor, or a name of yours",
     "mpi": "Under mpirun and srun",
     "ssh": "Hosts reached by SSH",
     "admin": "Logs",

@@ -9,9 +9,9 @@ import click
 
 from hpcdask import config as configuration
 from hpcdask.cli import options
-from hpcdask.config import files
+from hpcdask.config import files, jobs
 from hpcdask.config.schema import BY_KEY, VARIABLES
-from hpcdask.config.settling import Settings, written
+from hpcdask.config.settling import Row, Settings, written
 
 
 @click.command()
@@ -23,6 +23,7 @@ from hpcdask.config.settling import Settings, written
 def config(key: str | None, as_json: bool) -> None:
     """Show what is configured: each setting, its value and where that comes from.
 
+    A setting of batch systems that none of them has is shown once, as jobqueue.SYSTEM.KEY.
     With KEY, as in scheduler.worker-ttl, only that value. If a file or a variable is in error, says
     which and what was meant; the exit code is then 2.
     """
@@ -51,8 +52,14 @@ def _json(settings: Settings) -> str:
     return json.dumps(rows, indent=2)
 
 
+def _cells(row: Row) -> tuple[str, str, str]:
+    """A row of the table. What nobody has set of batch systems is the same for all of them."""
+    key = jobs.generic(row.key) if row.source == "default" else row.key
+    return key, row.text, row.source
+
+
 def _table(settings: Settings) -> str:
-    rows = [(row.key, row.text, row.source) for row in settings.rows()]
+    rows = list(dict.fromkeys(map(_cells, settings.rows())))
     for variable in VARIABLES:
         if variable in os.environ:
             value = "(not shown)" if variable == "HPCDASK_TOKEN" else os.environ[variable]

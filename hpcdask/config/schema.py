@@ -524,8 +524,14 @@ SECTIONS = {key.rsplit(".", n)[0] for key in BY_KEY for n in range(1, key.count(
 ALIASES = {
     "temporary-directory": "worker.local-directory",
     "nanny.pre-spawn-environ": "nanny.environ",
-    **{f"jobqueue.{system}.project": f"jobqueue.{system}.account" for system in jobs.SYSTEMS},
+    **jobs.aliases(),
 }
+
+
+def find(key: str) -> Setting | None:
+    """The setting of a key, also by another name or in a section of batch jobs of a user's own."""
+    return BY_KEY.get(ALIASES.get(key, key)) or jobs.own_setting(key)
+
 
 #: Variables that are no settings: they say where these are, or must not lie in a file.
 VARIABLES = {

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from hpcdask.config import jobs
 from hpcdask.config.kinds import is_null
-from hpcdask.config.schema import ALIASES, BY_KEY, RIVALS, SCHEMA, SECTIONS, VARIABLES
-from hpcdask.config.setting import PREFIX
+from hpcdask.config.schema import BY_KEY, RIVALS, SCHEMA, SECTIONS, VARIABLES, find
+from hpcdask.config.setting import PREFIX, Setting
 from hpcdask.errors import ConfigError
 
 #: The section that a distributed.yaml has all in.
@@ -109,7 +110,7 @@ class Settings(Mapping[str, Any]):
         return next((n for n, claim in enumerate(claims) if claim), len(self.layers))
 
     def __getitem__(self, key: str) -> Any:
-        setting = BY_KEY[key]
+        setting = _setting(key)
         if setting.kind.is_table:
             entries = {name: each.raw for name, each in self._entries(key).items()}
             return setting.read({name: raw for name, raw in entries.items() if raw is not None})
@@ -129,7 +130,7 @@ class Settings(Mapping[str, Any]):
         ConfigError
             If it was given what the setting cannot be.
         """
-        return self[key] if given is None else BY_KEY[key].read(given)
+        return self[key] if given is None else _setting(key).read(given)
 
     def look_up(self, key: str) -> Any:
         """The value of a setting, of an entry of a table, or of a whole section as nested dicts.
@@ -146,14 +147,20 @@ class Settings(Mapping[str, Any]):
         name = ".".join(pieces[spot[1] :])
         if not name:
             return self[spot[0]]
-        entries = self[spot[0]] if BY_KEY[spot[0]].kind.is_table else {}
+        entries = self[spot[0]] if _setting(spot[0]).kind.is_table else {}
         if name not in entries:
             raise ConfigError(f"{spot[0]} has no entry {name!r}; it has {[*entries] or 'none'}")
         return entries[name]
 
     def _section(self, section: str) -> dict[str, Any]:
-        if section not in SECTIONS:
-            raise ConfigError(_unknown(section))
+        own = self.own_sections()
+        if section not in SECTIONS and section not in own:
+            if section != jobs.own_section(section):
+                raise ConfigError(_unknown(section))
+            there = [*own, *(f"jobqueue.{system}" for system in jobs.SYSTEMS)]
+            raise ConfigError(
+                f"nothing is configured in a section {section!r}; there are {', '.join(there)}"
+            )
         tree: dict[str, Any] = {}
         for key in _inside(section):
             *path, last = key.removeprefix(f"{section}.").split(".")
@@ -165,11 +172,11 @@ class Settings(Mapping[str, Any]):
 
     def is_configured(self, key: str) -> bool:
         """Whether anything but the default says what it is."""
-        return bool(self._entries(key)) if BY_KEY[key].kind.is_table else key in self._found
+        return bool(self._entries(key)) if _setting(key).kind.is_table else key in self._found
 
     def raw(self, key: str) -> Any:
         """The value as somebody has written it."""
-        return self._found[key].raw if key in self._found else BY_KEY[key].default
+        return self._found[key].raw if key in self._found else _setting(key).default
 
     def source(self, key: str) -> str:
         """Where the value comes from: a file and line, a variable, the program or the default."""
@@ -179,9 +186,21 @@ class Settings(Mapping[str, Any]):
         """Keys of distributed that mean nothing here, with their sources."""
         return {key: where for layer in self.layers for key, where in layer.foreign.items()}
 
+    def own_sections(self) -> dict[str, list[str]]:
+        """Sections of batch jobs that are the user's or the site's own, with what they set."""
+        sections: dict[str, list[str]] = {}
+        for name in sorted(self._found):
+            if section := jobs.own_section(name):
+                keys = sections.setdefault(section, [])
+                key, _ = _place(name.split(".")) or (name, 0)  # of an entry, that of its table
+                keys += [key] if key not in keys else []
+        return sections
+
     def rows(self) -> Iterator[Row]:
         """All settings; a table has a row for each of its entries."""
-        for key, setting in BY_KEY.items():
+        own = [key for keys in self.own_sections().values() for key in keys]
+        for key in (*BY_KEY, *own):
+            setting = _setting(key)
             entries = self._entries(key) if setting.kind.is_table else {}
             for name, found in entries.items():
                 value = self[key].get(name)
@@ -266,7 +285,7 @@ def layer_of(leaves: Iterable[Leaf]) -> Layer:
         key = ".".join(pieces[is_theirs:])
         if spot is not None:
             _add(layer, spot[0], ".".join(pieces[is_theirs:][spot[1] :]), raw, source)
-        elif is_null(raw) and (not key or key.replace("_", "-") in SECTIONS):
+        elif is_null(raw) and (not key or _is_section(key.replace("_", "-"))):
             continue  # all that it had is commented out
         elif is_theirs:
             layer.foreign[".".join(pieces)] = source
@@ -306,15 +325,28 @@ def from_environ(environ: Mapping[str, str]) -> Layer:
 def _place(pieces: Sequence[str]) -> tuple[str, int] | None:
     """The setting that a path leads to, and how many of its pieces name it."""
     for n in range(1, len(pieces) + 1):
-        key = ".".join(pieces[:n]).replace("_", "-")
-        key = ALIASES.get(key, key)
-        if key in BY_KEY:
-            return key, n
+        setting = find(".".join(pieces[:n]).replace("_", "-"))
+        if setting is not None:
+            return setting.key, n
     return None
 
 
+def _setting(key: str) -> Setting:
+    """The setting of a key, by its first name.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    """
+    setting = find(key)
+    if setting is None or setting.key != key:
+        raise KeyError(key)
+    return setting
+
+
 def _add(layer: Layer, key: str, entry: str, raw: Any, source: str) -> None:
-    setting = BY_KEY[key]
+    setting = _setting(key)
     is_variable = source.startswith(PREFIX)
     where = source if is_variable else f"{source}: {key}"
     if entry and not setting.kind.is_table:
@@ -331,9 +363,16 @@ def _add(layer: Layer, key: str, entry: str, raw: Any, source: str) -> None:
     except ConfigError as exc:
         raise ConfigError(f"{where}: {exc}") from None
     for name, value in entries.items():
-        if name in layer.found:
-            raise ConfigError(f"{name} is set twice: {layer.found[name].source} and {source}")
-        layer.found[name] = Found(value, source)
+        # Files of dask-jobqueue have old names too, with nothing behind them.
+        before = layer.found.get(name)
+        if before is None or _is_nothing(before.raw):
+            layer.found[name] = Found(value, source)
+        elif not _is_nothing(value):
+            raise ConfigError(f"{name} is set twice: {before.source} and {source}")
+
+
+def _is_nothing(raw: Any) -> bool:
+    return is_null(raw) or raw == []
 
 
 # -- What was meant -------------------------------------------------------------------------------
@@ -341,16 +380,26 @@ def _add(layer: Layer, key: str, entry: str, raw: Any, source: str) -> None:
 
 def _unknown(key: str) -> str:
     key = key.replace("_", "-")
-    if key in SECTIONS:
+    if _is_section(key):
         return f"{key!r} is a section, with settings of its own: {', '.join(_inside(key))}"
     last = key.rpartition(".")[2]
     elsewhere = [each for each in BY_KEY if each.rpartition(".")[2] == last]
-    hint = _nearest(key, elsewhere, 0.0) or _nearest(key, BY_KEY)
+    if own := jobs.own_section(key):
+        hint = _nearest(last, jobs.WORDS)
+        hint = f"{own}.{hint}" if hint else ""
+    else:
+        hint = _nearest(key, elsewhere, 0.0) or _nearest(key, BY_KEY)
     cure = f"did you mean {hint!r}?" if hint else "'hpc-dask config' lists all"
     return f"there is no setting {key!r}; {cure}"
 
 
+def _is_section(key: str) -> bool:
+    return key in SECTIONS or (bool(key) and key == jobs.own_section(key))
+
+
 def _inside(section: str) -> list[str]:
+    if jobs.own_section(section):
+        return jobs.own_keys(section)
     return [key for key in BY_KEY if key.startswith(f"{section}.")]
 
 
@@ -358,6 +407,9 @@ def _misspelt(variable: str) -> str:
     """What is wrong with a variable that is no setting; empty if it is none of our business."""
     is_meant = "__" in variable or variable.startswith("HPCDASK_COMM_")
     names = [each.removeprefix(PREFIX) for each in (*_BY_VARIABLE, *VARIABLES)]
+    if own := jobs.own_section(variable.removeprefix(PREFIX).lower().replace("__", ".")):
+        keys = [key.replace(".", "__").replace("-", "_") for key in jobs.own_keys(own)]
+        names += map(str.upper, keys)
     meant = _nearest(variable.removeprefix(PREFIX), names, 0.6 if is_meant else _ALIKE)
     if not meant and not is_meant:
         return ""

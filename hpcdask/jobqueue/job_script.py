@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hpcdask.jobqueue.amounts import counted
 from hpcdask.jobqueue.job_spec import LAUNCHES, PLACEHOLDER, JobSpec
-from hpcdask.jobqueue.shell import comment
+from hpcdask.jobqueue.shell import AWAIT_WORKERS, comment
 from hpcdask.jobqueue.system import BatchSystem
 
 
@@ -27,12 +27,17 @@ def job_script(system: BatchSystem, job: JobSpec) -> str:
     paragraphs = [
         _head(system, job),
         _directives(system, job),
-        system.first_steps(job),
+        ["set -e", *system.first_steps(job)],
         _script(system, job),
-        _environment(system, job),
+        environment(system, job),
         _scheduler_file(system, job),
         _launch(system, job),
     ]
+    return joined(paragraphs)
+
+
+def joined(paragraphs: Iterable[Iterable[str]]) -> str:
+    """A text of paragraphs, each of lines; without the empty ones."""
     texts = ["\n".join(lines) for lines in paragraphs]
     return "\n\n".join(filter(None, texts)) + "\n"
 
@@ -126,11 +131,16 @@ def _shape(system: BatchSystem, job: JobSpec) -> str:
 # ---------------------------------------------------------------- what it asks for
 
 
-def _directives(system: BatchSystem, job: JobSpec) -> Iterator[str]:
+def directives(system: BatchSystem, job: JobSpec) -> Iterator[str]:
+    """Lines that ask for what a job needs: the system's, and those of the user's own."""
     for line in system.directives(job):
         if not (line.startswith(system.prefix) and any(text in line for text in job.skip)):
             yield line
     yield from (f"{system.prefix} {line}" for line in job.directives)
+
+
+def _directives(system: BatchSystem, job: JobSpec) -> Iterator[str]:
+    yield from directives(system, job)
     suggestions = list(system.suggestions(job))
     if suggestions:
         yield from comment(
@@ -160,7 +170,8 @@ def _script(system: BatchSystem, job: JobSpec) -> Iterator[str]:
         yield "fi"
 
 
-def _environment(system: BatchSystem, job: JobSpec) -> Iterator[str]:
+def environment(system: BatchSystem, job: JobSpec) -> Iterator[str]:
+    """Lines of the user's own, that make Python and all else available on each node."""
     if job.environment == (PLACEHOLDER,):
         yield from comment(
             "Edit: your Python environment, with hpcdask in it, where all nodes see it. Lines with "
@@ -170,7 +181,7 @@ def _environment(system: BatchSystem, job: JobSpec) -> Iterator[str]:
         yield from job.environment
         return
     yield "environment() {"
-    yield from (f"    {line}" for line in job.environment)
+    yield from (f"    {line}" for line in job.environment or (":",))
     yield "}"
     yield "environment"
 
@@ -204,7 +215,10 @@ def _launch(system: BatchSystem, job: JobSpec) -> Iterator[str]:
     if job.nodes > 1:
         yield f'name="{system.element_expression}"'
         yield f"worker=({worker})"
+        yield "workers=()"
         yield from system.workers_on_each_node(job)
+        yield from AWAIT_WORKERS
+        yield 'exit "$code"'
         return
     yield from comment(
         "exec: signals reach the workers, which hand over what only they hold before they end."

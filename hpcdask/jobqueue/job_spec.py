@@ -33,6 +33,10 @@ class JobSpec:
     nodes, tasks_per_node, cpus_per_task : int
         The shape of each job. Every task is one process of the cluster, and each of its CPUs one
         thread of a worker.
+    cpus : int
+        Of each node, if not as many as its tasks have.
+    memory_request : str
+        What Slurm is asked for in place of `memory`, in its own words.
     memory, disk : int
         Bytes for each node; 0 to ask for none, which leaves it to the system. Only HTCondor is
         asked for room on a disk.
@@ -40,8 +44,12 @@ class JobSpec:
         Seconds.
     queue, account : str
         Slurm calls a queue a partition, Grid Engine an account a project.
+    resource_spec : str
+        What PBS is asked for in place of CPUs and memory, and Grid Engine besides them.
     parallel_environment : str
         Of Grid Engine: the rule by which slots are spread over hosts.
+    shell : str
+        Path of what runs the script, for systems that do not look at its first line.
     output : str
         The file for the job's log, in the system's own pattern.
     directives : sequence of str
@@ -63,12 +71,16 @@ class JobSpec:
     nodes: int = 1
     tasks_per_node: int = 1
     cpus_per_task: int = 1
+    cpus: int = 0
+    memory_request: str = ""
     memory: int = 0
     disk: int = 0
     walltime: int = 1800
     queue: str = ""
     account: str = ""
+    resource_spec: str = ""
     parallel_environment: str = ""
+    shell: str = "/bin/bash"
     output: str = ""
     directives: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
@@ -88,8 +100,8 @@ class JobSpec:
 
     @property
     def cpus_per_node(self) -> int:
-        """What the tasks of a node need together."""
-        return self.tasks_per_node * self.cpus_per_task
+        """What a node is asked for."""
+        return self.cpus or self.tasks_per_node * self.cpus_per_task
 
 
 def check(job: JobSpec) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hpcdask.jobqueue.amounts import format_walltime, mebibytes
 from hpcdask.jobqueue.answers import Exit, in_words, no_listing, of_shell_code, reads, seconds
 from hpcdask.jobqueue.job_spec import JobSpec
-from hpcdask.jobqueue.shell import become_ranks, become_workers, comment, run_by_mpi
+from hpcdask.jobqueue.shell import become_ranks, comment, run_by_mpi, start_workers
 from hpcdask.jobqueue.status import Answer, End, JobStatus, Phase
 from hpcdask.jobqueue.system import BatchSystem
 
@@ -53,13 +53,16 @@ class PBS(BatchSystem):
     scheduler_is_a_task = False
 
     def directives(self, job: JobSpec) -> Iterator[str]:
-        yield "#PBS -S /bin/bash"
+        yield f"#PBS -S {job.shell}"
         yield f"#PBS -N {job.name}"
         if job.count > 1:  # an array of one is refused
             yield f"#PBS -J 1-{job.count}"
-        yield f"#PBS -l select={self.select(job)}"
-        if job.nodes > 1:
-            yield "#PBS -l place=scatter"
+        if job.resource_spec:
+            yield f"#PBS -l {job.resource_spec}"
+        else:
+            yield f"#PBS -l select={self.select(job)}"
+            if job.nodes > 1:
+                yield "#PBS -l place=scatter"
         yield f"#PBS -l walltime={format_walltime(job.walltime)}"
         if job.queue:
             yield f"#PBS -q {job.queue}"
@@ -92,11 +95,10 @@ class PBS(BatchSystem):
         yield "#PBS -k oed"
 
     def first_steps(self, job: JobSpec) -> Iterator[str]:
-        yield from super().first_steps(job)
         yield from comment(
             "PBS starts a job in your home folder; this is the one from which it was submitted."
         )
-        yield 'cd "$PBS_O_WORKDIR"'
+        yield 'cd "$PBS_O_WORKDIR" || exit 1'
 
     def needs_environment(self, job: JobSpec) -> bool:
         return job.nodes > 1 if job.launch == "workers" else job.launch != "mpi"
@@ -119,11 +121,11 @@ class PBS(BatchSystem):
 
     def workers_on_each_node(self, job: JobSpec) -> Iterator[str]:
         yield from comment(
-            "This shell becomes the workers of the first node; pbsdsh starts those of the others, "
+            "The workers of the first node are started here; pbsdsh starts those of the others, "
             "and hands nothing of this shell on."
         )
         start = 'pbsdsh -n "$node" -- /bin/bash -lc "$there --name $name.$node"'
-        yield from become_workers(_SIZE, start)
+        yield from start_workers(_SIZE, start)
 
     def job_id(self, submit_output: str) -> str:
         # "12.server", "12[].server" of an array; warnings may come before it.

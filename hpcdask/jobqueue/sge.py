@@ -19,7 +19,7 @@ from hpcdask.jobqueue.answers import (
     reads,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
-from hpcdask.jobqueue.shell import become_ranks, become_workers, comment, run_by_mpi
+from hpcdask.jobqueue.shell import become_ranks, comment, run_by_mpi, start_workers
 from hpcdask.jobqueue.status import Answer, End, JobStatus, Phase
 from hpcdask.jobqueue.system import BatchSystem
 
@@ -60,7 +60,7 @@ class GridEngine(BatchSystem):
         return f"{counted(job.ntasks, 'process')} of {counted(job.cpus_per_task, 'slot')} each"
 
     def directives(self, job: JobSpec) -> Iterator[str]:
-        yield "#$ -S /bin/bash"
+        yield f"#$ -S {job.shell}"
         yield "#$ -cwd"
         yield f"#$ -N {job.name}"
         if job.count > 1:
@@ -74,6 +74,8 @@ class GridEngine(BatchSystem):
             )
             yield f"#$ -pe {job.parallel_environment} {slots}"
         yield f"#$ -l h_rt={format_walltime(job.walltime)}"
+        if job.resource_spec:
+            yield f"#$ -l {job.resource_spec}"
         if job.queue:
             yield f"#$ -q {job.queue}"
         if job.account:
@@ -127,8 +129,10 @@ class GridEngine(BatchSystem):
         yield from become_ranks(job, "${#hosts[@]}", self.job_id_expression, start)
 
     def job_id(self, submit_output: str) -> str:
-        # "6", or "6.1-4:1" of an array; warnings may come before it.
-        match = re.search(r"^(\d+)(\.\d+-\d+:\d+)?$", submit_output.strip(), re.MULTILINE)
+        # "6", or "6.1-4:1" of an array; warnings may come before it. Without -terse, as of a
+        # command of the user's own, it is 'Your job 6 ("name") has been submitted'.
+        form = r"^(?:Your job(?:-array)? )?(\d+)(\.\d+-\d+:\d+)?( \(.*)?$"
+        match = re.search(form, submit_output.strip(), re.MULTILINE)
         if match is None:
             raise ValueError(f"no job id in {submit_output!r}")
         return match[1]
@@ -142,14 +146,14 @@ class GridEngine(BatchSystem):
         yield "    exit 1"
         yield "fi"
         yield from comment(
-            "This shell becomes the workers of the first host; qrsh starts those of the others, "
-            "and hands nothing of this shell on."
+            "The workers of the first host are started here; qrsh starts those of the others, and "
+            "hands nothing of this shell on."
         )
         start = 'qrsh -inherit "${hosts[node]}" bash -l <<<"$there --name $name.$node"'
-        yield from become_workers("${#hosts[@]}", start)
+        yield from start_workers("${#hosts[@]}", start)
 
     def trial_command(self, path: str) -> list[str]:
-        return [self.submit_command[0], "-w", "v", path]  # as if the cluster were empty
+        return [*self.submit_command, "-w", "v", path]  # as if the cluster were empty
 
     def refusal(self, trial: Answer) -> str:
         words = super().refusal(trial)

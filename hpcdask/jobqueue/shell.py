@@ -80,8 +80,8 @@ def become_ranks(job: JobSpec, size: str, job_id: str, start: str) -> Iterator[s
     yield f"exec {command(job)}"
 
 
-def become_workers(size: str, start: str) -> Iterator[str]:
-    """Lines of shell that start workers on other nodes, and make the job script those of node 0.
+def start_workers(size: str, start: str) -> Iterator[str]:
+    """Lines of shell that start the workers of all nodes, of which node 0 is this one.
 
     Parameters
     ----------
@@ -94,7 +94,29 @@ def become_workers(size: str, start: str) -> Iterator[str]:
     yield f'there="{_ANEW[0]}'
     yield from _ANEW[1:]
     yield 'exec$(printf \' %q\' "${worker[@]}")"'
+    yield '"${worker[@]}" --name "$name.0" &'
+    yield "workers+=($!)"
     yield f"for ((node = 1; node < {size}; node++)); do"
     yield f"    {start} &"
+    yield "    workers+=($!)"
     yield "done"
-    yield 'exec "${worker[@]}" --name "$name.0"'
+
+
+#: Wait for all processes in the array ``workers``; ``code`` is then their highest exit code.
+AWAIT_WORKERS = [
+    *comment("A signal goes on to the workers, and interrupts nothing but the waiting for them."),
+    "hand_on() {",
+    "    signal=$1",
+    '    kill -s "$1" "${workers[@]}" 2>/dev/null || true',
+    "}",
+    *(f"trap 'hand_on {signal}' {signal}" for signal in ("TERM", "USR1", "USR2")),
+    "code=0",
+    'for process in "${workers[@]}"; do',
+    "    signal=none",
+    "    while [[ $signal ]]; do",
+    "        signal='' status=0",
+    '        wait "$process" || status=$?',
+    "    done",
+    "    ((status <= code)) || code=$status",
+    "done",
+]

@@ -111,8 +111,8 @@ class Slurm(BatchSystem):
         else:
             yield f"#SBATCH --ntasks-per-node={job.tasks_per_node}"
             yield f"#SBATCH --cpus-per-task={job.cpus_per_task}"
-        if job.memory:
-            yield f"#SBATCH --mem={_size(job.memory)}"
+        if job.memory_request or job.memory:
+            yield f"#SBATCH --mem={job.memory_request or _size(job.memory)}"
         yield f"#SBATCH --time={format_walltime(job.walltime)}"
         if job.queue:
             yield f"#SBATCH --partition={job.queue}"
@@ -146,19 +146,22 @@ class Slurm(BatchSystem):
     def workers_on_each_node(self, job: JobSpec) -> Iterator[str]:
         yield from _CPUS_FOR_SRUN
         yield from comment("Workers of one node may end without those of the others.")
-        yield "exec srun --kill-on-bad-exit=0 --wait=0 \\"
-        yield """    bash -c 'exec "$@" --name "$0.$SLURM_NODEID"' "$name" "${worker[@]}\""""
+        yield "srun --kill-on-bad-exit=0 --wait=0 \\"
+        yield """    bash -c 'exec "$@" --name "$0.$SLURM_NODEID"' "$name" "${worker[@]}" &"""
+        yield "workers+=($!)"
 
     def trial_command(self, path: str) -> list[str]:
-        return [self.submit_command[0], "--test-only", path]
+        return [*self.submit_command, "--test-only", path]
 
     def refusal(self, trial: Answer) -> str:
         words = super().refusal(trial)
         return "" if _NOT_NOW.search(words) else words
 
     def job_id(self, submit_output: str) -> str:
-        # "123", or "123;cluster" where there are several; warnings may come before it.
-        match = re.search(r"^(\d+)(;.*)?$", submit_output.strip(), re.MULTILINE)
+        # "123", or "123;cluster" where there are several; warnings may come before it. Without
+        # --parsable, as of a command of the user's own, it is "Submitted batch job 123".
+        form = r"^(?:Submitted batch job )?(\d+)([; ].*)?$"
+        match = re.search(form, submit_output.strip(), re.MULTILINE)
         if match is None:
             raise ValueError(f"no job id in {submit_output!r}")
         return match[1]
@@ -175,7 +178,7 @@ class Slurm(BatchSystem):
                 job, _, index = id.partition("_")
                 arrays.setdefault(job, []).extend(indices(index))
             words = [f"{job}_[{ranges(n)}]" if n else job for job, n in arrays.items()]
-            commands.append([self.cancel_command, *words])
+            commands.append([*self.cancel_command.split(), *words])
         return commands
 
     def status_command(self, ids: Sequence[str]) -> list[str]:

@@ -41,8 +41,8 @@ class BatchSystem(ABC):
     prefix: ClassVar[str]
     suffix: ClassVar[str]
     #: Words before the path of a job script, and before the ids of jobs.
-    submit_command: ClassVar[tuple[str, ...]]
-    cancel_command: ClassVar[str]
+    submit_command: tuple[str, ...]
+    cancel_command: str
     #: What a user types to submit, if it is not the first of those words.
     submit_usage: ClassVar[str] = ""
 
@@ -103,7 +103,7 @@ class BatchSystem(ABC):
 
     def first_steps(self, job: JobSpec) -> Iterator[str]:
         """Lines of shell before all others."""
-        yield "set -e"
+        yield from ()
 
     def launch(self, job: JobSpec) -> Iterator[str]:
         """Lines of shell that start a cluster; the last one takes the place of the shell.
@@ -117,11 +117,12 @@ class BatchSystem(ABC):
         )
 
     def workers_on_each_node(self, job: JobSpec) -> Iterator[str]:
-        """Lines of shell that run a command once on each node; the last takes the shell's place.
+        """Lines of shell that run a command once on each node, in the background.
 
         They find in the array ``worker`` the command, in ``name`` the `element_expression`, and
         where `needs_environment` the function ``environment``. What runs on node N of the job,
-        from 0, is told ``--name $name.N`` besides.
+        from 0, is told ``--name $name.N`` besides. They add to the array ``workers`` the processes
+        that are to be waited for.
         """
         raise ConfigError(
             f"jobs of {self.title} have one node each here: ask for more jobs in place of nodes"
@@ -172,7 +173,7 @@ class BatchSystem(ABC):
 
     def cancel_commands(self, ids: Sequence[str]) -> list[list[str]]:
         """Commands that cancel exactly these, each short enough for a command line."""
-        return [[self.cancel_command, *some] for some in chunks(ids)]
+        return [[*self.cancel_command.split(), *some] for some in chunks(ids)]
 
     @abstractmethod
     def status_command(self, ids: Sequence[str]) -> list[str]:

@@ -77,6 +77,18 @@ def test_every_value_is_shown_with_its_source(home, user, site):
     assert lines[-1] == f"files, the strongest first: {path}, {env['HPCDASK_SITE_CONFIG']}"
 
 
+def test_what_nobody_has_set_of_batch_systems_is_shown_once(home):
+    variables = {"HPCDASK_JOBQUEUE__PBS__CORES": "4", "HPCDASK_JOBQUEUE__GPU__QUEUE": "x"}
+    lines = output(home, "config", **variables).splitlines()
+    rows = [line.split() for line in lines if re.search(r"^jobqueue\S+\.(cores|queue) ", line)]
+    assert rows == [
+        ["jobqueue.SYSTEM.queue", "null", "default"],
+        ["jobqueue.SYSTEM.cores", "null", "default"],
+        ["jobqueue.pbs.cores", "4", "HPCDASK_JOBQUEUE__PBS__CORES"],
+        ["jobqueue.gpu.queue", "x", "HPCDASK_JOBQUEUE__GPU__QUEUE"],
+    ]
+
+
 def test_one_value_is_shown_as_it_was_written(home, user):
     user("scheduler: {worker-ttl: 5 minutes}\nworker: {local-directory: $TMPDIR/x}\n")
     assert output(home, "config", "scheduler.worker-ttl") == "5 minutes\n"

@@ -26,6 +26,17 @@ from hpcdask.config.schema import BY_KEY, SCHEMA
 from hpcdask.config.setting import Setting
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError
+from hpcdask.jobqueue import (
+    HTCondorJob,
+    Job,
+    LSFJob,
+    MoabJob,
+    OARJob,
+    PBSJob,
+    SGEJob,
+    SLURMJob,
+)
+from hpcdask.jobqueue.job_spec import JobSpec
 
 NOBODY = "tcp://127.0.0.1:1"
 TOKEN = "5a" * 32
@@ -67,8 +78,9 @@ def log_length() -> int | None:
     return logs._recent.maxlen
 
 
-#: What to set of a job, the field of its JobSpec, and what is then there.
-OF_JOBS = {
+#: What to set of a job, the field of its JobSpec, and what is then there, where ``hpc-dask
+#: jobscript`` has an option for it.
+OF_SCRIPTS = {
     "queue": ("long", "queue", "long"),
     "account": ("abc", "account", "abc"),
     "walltime": ("01:30:00", "walltime", 5400),
@@ -83,20 +95,88 @@ OF_JOBS = {
     "job-script-prologue": (["ml x"], "environment", ("ml x", *_this_environment())),
     "job-extra-directives": (["--x"], "directives", ("--x",)),
     "job-directives-skip": (["--mem"], "skip", ("--mem",)),
-    "parallel-environment": ("smp", "parallel_environment", "smp"),
+    "parallel-environment": ("threads", "parallel_environment", "threads"),
+}
+
+
+def says(words: str) -> Callable[[Job], bool]:
+    """Whether the script of a job has these words in it."""
+    return lambda job: words in job.job_script()
+
+
+#: The same for `Job` classes: what to set, what to look at, and what has to be seen there.
+OF_CLASSES: dict[str, tuple[Any, Callable[[Any], Any], Any]] = {
+    "queue": ("long", lambda job: job.spec().queue, "long"),
+    "account": ("abc", lambda job: job.spec().account, "abc"),
+    "walltime": ("01:30:00", lambda job: job.walltime, 5400),
+    "cores": (9, lambda job: (job.cores, job.processes), (9, 3)),
+    "memory": ("1 GiB", lambda job: job.memory, 2**30),
+    "nodes-per-job": (3, lambda job: job.nodes_per_job, 3),
+    "job-cpu": (3, lambda job: job.spec().cpus, 3),
+    "job-mem": ("5G", says("--mem=5G\n"), True),
+    "ncpus": (3, lambda job: job.spec().cpus, 3),
+    "mem": ("1 GiB", lambda job: job.spec().memory, 2**30),
+    "lsf-units": ("gb", says("#BSUB -M 8\n"), True),
+    "use-stdin": (False, lambda job: job.submit_command, "bsub"),
+    "disk": ("1 GiB", lambda job: job.spec().disk, 2**30),
+    "memory-per-core-property-name": ("memcore", says("memcore>=2048"), True),
+    "resource-spec": ("x=1", says(" -l x=1\n"), True),
+    "parallel-environment": ("threads", says(" -pe threads 4\n"), True),
+    "job-name": ("mine", lambda job: (job.job_name, job.spec().name), ("mine", "mine")),
+    "log-directory": ("/logs", lambda job: job.log_directory, "/logs"),
+    "job-extra-directives": (["--x"], says(" --x\n"), True),
+    "job-directives-skip": (["--mem"], lambda job: job.spec().skip, ("--mem",)),
+    "submit-command-extra": (["-z"], lambda job: " -z" in job.submit_command, True),
+    "cancel-command-extra": (["-z"], lambda job: job.cancel_command[-3:], " -z"),
+    "shebang": ("#!/bin/sh", lambda job: job.job_script().splitlines()[0], "#!/bin/sh"),
+    "job-script-prologue": (["ml x"], says("\nml x\n"), True),
+    "job-script-epilogue": (["over"], says("\nover\n"), True),
+    "launcher": ("jsrun -n 1", says("exec jsrun -n 1 "), True),
+    "python": ("py", says("exec py -m "), True),
+    "worker-command": ("my.worker", says(" -m my.worker "), True),
+    "processes": (1, lambda job: (job.processes, job.nthreads), (1, 4)),
+    "nanny": (False, says("--no-nanny"), True),
+    "interface": ("ib0", says("--interface ib0"), True),
+    "protocol": ("tcp", says("--protocol tcp"), True),
+    "local-directory": ("/x", says('--local-directory "/x"'), True),
+    "death-timeout": ("1h", says("--death-timeout 3600s"), True),
+    "resources": ({"GPU": 2}, says("--resources GPU=2"), True),
+    "worker-extra-args": (["--x y"], says("--x y"), True),
+}
+CLASSES = {
+    each.system.name: each
+    for each in (SLURMJob, PBSJob, SGEJob, LSFJob, OARJob, HTCondorJob, MoabJob)
 }
 JOBS = [(setting.key.split(".")[1], setting.key.split(".")[2]) for setting in jobs.settings()]
 
 
 def effect_on_jobs(system: str, name: str) -> tuple[Any, Callable[[], Any], Any]:
-    """What a setting does to what ``hpc-dask jobscript SYSTEM`` asks for."""
-    raw, field, expected = OF_JOBS[name]
+    """What a setting does to what ``hpc-dask jobscript SYSTEM`` asks for, and to a `Job`."""
+    raw: Any = None
+    looks: list[Callable[[], Any]] = []
+    expected: list[Any] = []
+    if BY_KEY[f"jobqueue.{system}.{name}"].options:
+        raw, field, value = OF_SCRIPTS[name]
+        looks.append(lambda: getattr(script_of(system), field))
+        expected.append(value)
+    if jobs.WORDS[name].is_keyword:
+        raw, look, value = OF_CLASSES[name]
+        looks.append(lambda: look_at_job(system, name, look))
+        expected.append(value)
+    return raw, lambda: [each() for each in looks], expected
 
-    def look() -> Any:
-        with started(main.commands["jobscript"], system) as context:
-            return getattr(system_and_job(dict(context.params))[1], field)
 
-    return raw, look, expected
+def script_of(system: str) -> JobSpec:
+    with started(main.commands["jobscript"], system) as context:
+        return system_and_job(dict(context.params))[1]
+
+
+def look_at_job(system: str, name: str, look: Callable[[Any], Any]) -> Any:
+    """Look at a job that has a size, which is to be configured if `name` is a part of it."""
+    given = {"cores": 4, "memory": "8 GiB", "processes": 1 if name == "nanny" else None}
+    if given.pop(name, None) and config.get(f"jobqueue.{system}.{name}") is None:
+        return None  # there can be no such job
+    return look(CLASSES[system](**given))
 
 
 #: For each key: what to set it to, what to look at, and what has to be seen there.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hpcdask.config.kinds import AMOUNTS
 from hpcdask.config.schema import ALIASES, BY_KEY, RIVALS, SCHEMA, SECTIONS
 from hpcdask.config.settling import Layer, Leaf, Settings, from_program, layer_of, settle
 from hpcdask.errors import ConfigError
@@ -239,6 +240,92 @@ def test_an_unknown_key_says_what_was_meant(key: str, meant: str) -> None:
     assert meant in refusal({key: "1"})
 
 
+# -- Sections of batch jobs -----------------------------------------------------------------------
+
+
+def test_a_section_of_ones_own_has_the_keys_of_any_system() -> None:
+    values = {
+        "jobqueue.gpu": {"queue": "gpu", "job-cpu": 3, "resources": {"GPU": 2}},
+        "jobqueue.gpu_a100.job_extra": ["--x"],
+    }
+    environ = {"HPCDASK_JOBQUEUE__GPU__CORES": "4", "HPCDASK_JOBQUEUE__GPU__RESOURCES__NET": "1"}
+    settings = settled(values, environ, in_file("site", {"jobqueue.gpu.cores": "8"}))
+    assert settings["jobqueue.gpu.cores"] == 4
+    assert settings["jobqueue.gpu.resources"] == {"GPU": 2.0, "NET": 1.0}
+    assert settings["jobqueue.gpu-a100.job-extra-directives"] == ("--x",)
+    assert settings["jobqueue.gpu.walltime"] == "00:30:00", "the default, as of any system"
+    assert settings["jobqueue.slurm.queue"] is None
+    assert settings.look_up("jobqueue.gpu.queue") == "gpu"
+    assert settings.look_up("jobqueue.gpu")["job-cpu"] == 3
+    rows = {row.key: (row.value, row.source) for row in settings.rows() if "gpu" in row.key}
+    assert rows == {
+        "jobqueue.gpu.cores": (4, "HPCDASK_JOBQUEUE__GPU__CORES"),
+        "jobqueue.gpu.job-cpu": (3, "hpcdask.config.set"),
+        "jobqueue.gpu.queue": ("gpu", "hpcdask.config.set"),
+        "jobqueue.gpu.resources.GPU": (2.0, "hpcdask.config.set"),
+        "jobqueue.gpu.resources.NET": (1.0, "HPCDASK_JOBQUEUE__GPU__RESOURCES__NET"),
+        "jobqueue.gpu-a100.job-extra-directives": (("--x",), "hpcdask.config.set"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("jobqueue.gpu.coers", "did you mean 'jobqueue.gpu.cores'?"),
+        ("jobqueue.slurm.coers", "did you mean 'jobqueue.slurm.cores'?"),
+        ("jobqueue.pbs.job-cpu", "did you mean 'jobqueue.slurm.job-cpu'?"),
+        ("jobqueue.gpu", "'jobqueue.gpu' is a section, with settings of its own: jobqueue.gpu."),
+        ("jobqueue.gpu.cores.more", "jobqueue.gpu.cores takes a number from 1 up, and no table"),
+        ("jobqueue.gpu.xyzzy", "'hpc-dask config' lists all"),
+        ("jobqueue", "'jobqueue' is a section"),
+    ],
+)
+def test_an_unknown_key_of_jobs_says_what_was_meant(key: str, meant: str) -> None:
+    assert meant in refusal({key: "1"})
+
+
+def test_a_misspelt_variable_of_a_section_of_ones_own_says_what_was_meant() -> None:
+    text = refusal({}, {"HPCDASK_JOBQUEUE__GPU__COERS": "1"})
+    assert text.endswith("did you mean HPCDASK_JOBQUEUE__GPU__CORES?")
+
+
+def test_a_section_that_nobody_has_is_no_section() -> None:
+    settings = settled({"jobqueue.gpu.cores": 1})
+    with pytest.raises(ConfigError, match=r"in a section 'jobqueue.gpuu'; there are jobqueue.gpu,"):
+        settings.look_up("jobqueue.gpuu")
+
+
+def test_a_file_of_dask_jobqueue_can_be_pasted_in() -> None:
+    """It has the names of today and those of earlier days, all but a few of them null."""
+    theirs = {
+        "name": "dask-worker",
+        "cores": None,
+        "memory": None,
+        "extra": None,
+        "worker-extra-args": [],
+        "env-extra": ["module load x"],
+        "job-script-prologue": [],
+        "header-skip": None,
+        "job-directives-skip": [],
+        "job-extra": None,
+        "job-extra-directives": ["--x"],
+        "project": "abc",
+        "account": None,
+        "walltime": "00:30:00",
+        "shebang": "#!/usr/bin/env bash",
+        "death-timeout": 60,
+    }
+    settings = settled({}, {}, in_file("theirs", {"jobqueue.slurm": None}))
+    settings = settled({}, {}, in_file("f", {f"jobqueue.slurm.{k}": v for k, v in theirs.items()}))
+    section = settings.look_up("jobqueue.slurm")
+    assert section["job-name"] == "dask-worker"
+    assert section["job-extra-directives"] == ("--x",)
+    assert section["account"] == "abc"
+    assert section["worker-extra-args"] == ()
+    with pytest.raises(ConfigError, match=r"slurm.account is set twice: f:1 and f:2$"):
+        in_file("f", {"jobqueue.slurm.account": "a", "jobqueue.slurm.project": "b"})
+
+
 def test_a_key_is_given_once_by_one_place() -> None:
     with pytest.raises(ConfigError, match=r"^scheduler.worker-ttl is set twice: f:1 and f:2$"):
         in_file("f", {TTL: "1s", f"distributed.{TTL}": "2s"})
@@ -280,11 +367,11 @@ def test_every_setting_has_variables(setting: Any) -> None:
     texts = {
         "comm.compression": "lz4",
         "admin.log-format": "%(message)s",
-        "worker.resources": "A=1",
         "nanny.environ": '{"A": "1"}',
     }
     word = re.match(r"one of (\w+)", setting.kind.name)
-    text = word[1] if word else texts.get(setting.key, "1")
+    usual = "A=1" if setting.kind is AMOUNTS else "1"
+    text = word[1] if word else texts.get(setting.key, usual)
     for variable in (setting.variable, *setting.variables):
         layer = settled({}, {variable: text}).layers[1]
         assert list(layer.found) == [setting.key + (".A" if setting.kind.is_table else "")]

@@ -213,7 +213,7 @@ def test_pbs_scripts_heed_what_openpbs_does(launch):
     # It runs a script by the user's login shell, which may be another, and starts it at home.
     assert "#PBS -S /bin/bash" in lines
     first = [line for line in lines if line and not line.startswith("#")]
-    assert first[:2] == ["set -e", 'cd "$PBS_O_WORKDIR"']
+    assert first[:2] == ["set -e", 'cd "$PBS_O_WORKDIR" || exit 1']
     # It refuses arguments behind the name of a job script.
     assert "#     qsub " + SYSTEMS["pbs"].template_name(launch) in lines
     assert ("set -- script.py" in lines) == (launch in ("mpi", "native"))

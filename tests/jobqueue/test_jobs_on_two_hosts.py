@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,8 +11,10 @@ from batch import sge, slurm
 from batch.bed import Bed
 from batch.sge import GridEngine
 from batch.slurm import Slurm
+from commands import Home
 from editing import calls, needs_mpi, witness, write_template
 from hosts import hosts, needs_hosts
+from jobs_at_work import Cluster
 
 from hpcdask.jobqueue.job_script import job_script
 from hpcdask.jobqueue.job_spec import JobSpec
@@ -81,3 +85,32 @@ def test_workers_of_one_job_are_on_both_hosts(bed, tmp_path):
     worker = "worker --scheduler-file s --nworkers 1 --nthreads 4 --name"
     assert words == [f"{worker} {job.id}.0", f"{worker} {job.id}.1"]
     assert job.log == ""
+
+
+#: Prints the name of each worker, and its host.
+WHERE = """\
+import socket
+from hpcdask import Client
+
+with Client(scheduler_file="s.json", timeout=60) as client:
+    client.wait_for_workers(2, timeout=60)
+    hosts = client.run(socket.gethostname)
+    workers = client.scheduler_info()["workers"]
+    print(sorted((workers[address]["name"], host) for address, host in hosts.items()))
+    client.shutdown()
+"""
+
+
+def test_each_host_of_a_job_has_its_workers(bed: Bed, home: Home) -> None:
+    cluster = Cluster(bed, home)
+    cluster.start(on=HERE)
+    try:
+        _, job = cluster.submit(nodes_per_job=2, cores=4, interface="ib0", processes=1)
+        command = home.run(*bed.on(HERE, sys.executable, home.file("where.py", WHERE)))
+        assert command.code(60) == 0, f"{command}\n{job}"
+        host_of = dict(ast.literal_eval(command.out))
+        assert sorted(host_of) == [f"{job.id}.0", f"{job.id}.1"]
+        assert sorted(host_of.values()) == [HERE, THERE]
+        assert job.wait() == 0, job
+    finally:
+        cluster.close()
