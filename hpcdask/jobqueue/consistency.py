@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpcdask.jobqueue.records import JobRecord
+from hpcdask.jobqueue.job_record import JobRecord
 from hpcdask.jobqueue.status import Phase
 
 if TYPE_CHECKING:

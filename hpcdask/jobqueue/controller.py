@@ -18,16 +18,25 @@ from hpcdask.errors import LaunchError
 from hpcdask.jobqueue import consistency, outlook
 from hpcdask.jobqueue.actions import Action, AskEnds, Cancel, Find, Retire, Submit
 from hpcdask.jobqueue.failures import Troubles
+from hpcdask.jobqueue.history import History
+from hpcdask.jobqueue.job_record import Absence, JobRecord
 from hpcdask.jobqueue.leftovers import Leftovers
 from hpcdask.jobqueue.pools import Pool
-from hpcdask.jobqueue.records import Absence, JobRecord, Limits, Row, Shape
+from hpcdask.jobqueue.records import Limits, Row, Shape
 from hpcdask.jobqueue.status import End, JobStatus, Phase
 from hpcdask.jobqueue.submissions import Submissions
-from hpcdask.jobqueue.worker_names import candidates, job_of
+from hpcdask.jobqueue.worker_names import candidates, job_of, life_of
 
 
 class Controller:
     """Keeps as many jobs as are wanted.
+
+    Parameters
+    ----------
+    limits : Limits, optional
+    first_request : int
+        Number of the first submission. One session after the other of a cluster must go on where
+        the former has ended, if submissions are found by their numbers.
 
     Attributes
     ----------
@@ -38,17 +47,20 @@ class Controller:
     outbox : list of Action
         What is to be done; whoever calls an event empties it.
     is_closed : bool
+    queue_trouble : str
+        Why the last listing has failed; empty if it has not.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, first_request: int = 1) -> None:
         self.limits = limits or Limits()
         self.jobs: dict[str, JobRecord] = {}
         self.pools: dict[str, Pool] = {}
         self.outbox: list[Action] = []
         self.is_closed = False
+        self.queue_trouble = ""
         self.leftovers = Leftovers(self.limits)
-        self._submissions = Submissions(self.pools, self.limits)
-        self._ended: dict[str, JobRecord] = {}
+        self._submissions = Submissions(self.pools, self.limits, first_request)
+        self._history = History(self.limits)
         self._now = -math.inf  # of the last event
 
     def add_pool(self, name: str, shape: Shape) -> None:
@@ -108,7 +120,7 @@ class Controller:
     def close(self, now: float) -> None:
         """Cancel everything; want nothing any more."""
         self._now, self.is_closed = now, True
-        presumed = [job for job in self._ended.values() if job.is_presumed]
+        presumed = self._history.presumed(now)
         for pool in self.pools.values():
             pool.n_wanted = 0
         for job in (*self.jobs.values(), *presumed):
@@ -117,14 +129,22 @@ class Controller:
         self._submissions.close(now)
         self._balance_all(now)
 
-    def adopt(self, now: float, pool: str, ids: Collection[str]) -> None:
+    def adopt(
+        self, now: float, pool: str, ids: Collection[str], *, leaving: Collection[str] = ()
+    ) -> None:
         """Take over jobs that somebody else has submitted: an earlier session of the user.
 
-        They are wanted; `scale` afterwards says whether they are enough, or too many.
+        Parameters
+        ----------
+        ids : collection of str
+            Those that are wanted; `scale` afterwards says whether they are enough, or too many.
+        leaving : collection of str
+            Others, which were being given back; both as `to_adopt` said.
         """
         self._now = now
         record = self.pools[pool]
-        self._add(now, record, ids, -math.inf)
+        self._add(now, record, (*ids, *leaving), -math.inf)
+        self._give_back(now, [self.jobs[id] for id in leaving])
         if not self.is_closed:
             record.n_wanted = max(record.n_wanted, len(record.staying(now)))
         self._balance(now, record)
@@ -133,6 +153,9 @@ class Controller:
 
     def submitted(self, now: float, request: int, ids: Collection[str]) -> None:
         """It has worked; each of `ids` is one job of the array."""
+        if not ids:  # whatever that means: at least it must not be repeated at once
+            self.submit_unclear(now, request, "the submission has named no job")
+            return
         self._now = now
         known = self._submissions.resolve(request)
         if known is not None:  # else this is the second answer
@@ -176,22 +199,19 @@ class Controller:
     def _add(self, now: float, pool: Pool, ids: Collection[str], requested: float) -> None:
         """Know of jobs, perhaps of some that seemed to be gone."""
         for id in ids:
-            if id in self._ended:
-                self._revive(now, self._ended[id])
-            elif id not in self.jobs:
+            self._revive(now, id)
+            if id not in self.jobs:
                 status = JobStatus(id=id, phase=Phase.PENDING)
                 job = JobRecord(id, pool.name, now, status, requested)
                 self.jobs[id] = pool.jobs[id] = job
                 self._reclaim(now, job)
-        if self.is_closed:
-            self._give_back(now, [self.jobs[id] for id in ids])
 
     # -- What the queue says ----------------------------------------------------------------------
 
     @property
     def to_list(self) -> list[str]:
         """Ids of the jobs to ask the queue for: also some that seem to be gone."""
-        return [*self.jobs, *(job.id for job in self._ended.values() if self._may_return(job))]
+        return [*self.jobs, *(job.id for job in self._history.presumed(self._now))]
 
     def listed(
         self,
@@ -211,7 +231,7 @@ class Controller:
         never : collection of str
             Ids of the jobs that wait for what will not come, as `BatchSystem.can_never_run` has it.
         """
-        self._now = now
+        self._now, self.queue_trouble = now, ""
         for id, status in statuses.items():
             self._see(now, id, status)
         for job in self.jobs.values():
@@ -224,24 +244,23 @@ class Controller:
         ids = [job.id for job in missing if self._miss(now, job, bool(statuses))]
         if ids:
             self.outbox.append(AskEnds(tuple(ids)))
-        self._cancel(now, [job for job in self.jobs.values() if self._outlives_cancel(now, job)])
+        pause = self.limits.cancel_again
+        self._cancel(now, [j for j in self.jobs.values() if j.outlives_cancel(now, pause)])
         self._balance_all(now)
 
     def listing_failed(self, now: float, why: str) -> None:
         """Nothing is known; nothing is concluded."""
+        self.queue_trouble = why
         self.tick(now)
 
     def ends_known(self, now: float, statuses: Mapping[str, JobStatus]) -> None:
         """What is known of jobs that were asked for: how they have ended, or that they have not."""
         self._now = now
         for id, status in statuses.items():
+            says_no_such_job = status.phase is Phase.ENDED and status.end in (None, End.UNKNOWN)
             job = self.jobs.get(id)
-            if (
-                job is not None
-                and status.phase is Phase.ENDED
-                and status.end in (None, End.UNKNOWN)
-            ):
-                # "No such job": true of one that was seen; another may only be too new.
+            if says_no_such_job and job is not None:
+                # True of one that was seen; another may only be too new.
                 is_new = job.listed is None and not job.absence.is_clear(now, self.limits)
                 if job.workers or is_new:
                     continue
@@ -250,17 +269,16 @@ class Controller:
 
     def _see(self, now: float, id: str, status: JobStatus) -> None:
         """Take over what the system says of a job."""
+        has_ended = status.phase is Phase.ENDED
+        if id not in self.jobs:
+            if has_ended:
+                self._history.learn(id, status)
+                return
+            self._revive(now, id)
         job = self.jobs.get(id)
         if job is None:
-            job = self._ended.get(id)
-            if job is None:
-                return  # somebody else's
-            if status.phase is Phase.ENDED:
-                if job.is_presumed and status.end not in (None, End.UNKNOWN):
-                    job.status, job.is_presumed = _merged(job.status, status), False
-                return
-            self._revive(now, job)
-        if status.phase is Phase.ENDED:
+            return  # somebody else's
+        if has_ended:
             self._end(now, job, status)
             return
         job.absence = Absence()
@@ -273,41 +291,17 @@ class Controller:
         if status.phase is Phase.PENDING and job.workers:
             # The listing is older than their arrival.
             status = replace(status, phase=Phase.RUNNING)
-        self._take_status(now, job, status)
+        self._take(now, job, status)
 
-    def _take_status(self, now: float, job: JobRecord, status: JobStatus) -> None:
-        pool, job.status = self.pools[job.pool], status
-        if status.phase is Phase.PENDING:
-            job.forget_start()
-            return
-        if job.started is None or status.elapsed is not None:
-            job.started = now - (status.elapsed or 0.0)
-        if not job.has_started:
-            job.has_started = True
-            if job.requested > -math.inf:  # else nobody knows since when it has waited
-                pool.note_wait(max(job.started - job.submitted, 0.0))
-        if status.left is not None:
-            job.ends = now + status.left
-        else:
-            job.ends = job.started + pool.shape.walltime
-        if status.phase is Phase.RUNNING:
-            job.ending_since = None
-            if not job.workers and job.silent_since is None:
-                job.silent_since = now if job.has_reported else job.started
-        else:
-            job.silent_since = None
-            if job.ending_since is None:
-                job.ending_since = now
+    def _take(self, now: float, job: JobRecord, status: JobStatus) -> None:
+        pool = self.pools[job.pool]
+        waited = job.take(now, status, pool.shape.walltime)
+        if waited is not None:
+            pool.note_wait(waited)
 
     def _begin_life(self, now: float, job: JobRecord, life: int) -> None:
         """The job was put back into the queue; workers of its life before are gone, or will be."""
-        new = {name for name in job.workers if dict(candidates(name))[job.id] >= life > 0}
-        self.leftovers.add(now, job, job.workers - new)
-        job.workers, job.life = new, life
-        job.n_silent_lives = job.n_silent_lives + 1 if job.up_since is None else 0
-        job.up_since = now if new else None
-        job.status = JobStatus(id=job.id, phase=Phase.PENDING, restarts=life)
-        job.forget_start()
+        self.leftovers.add(now, job, job.begin_life(now, life))
 
     def _miss(self, now: float, job: JobRecord, have_others: bool) -> bool:
         """Note that a job is not in a listing; return whether to ask for its end."""
@@ -319,22 +313,21 @@ class Controller:
             is_gone = n > 1
         if is_gone and not (job.workers and job.cancelled is None):
             end = End.UNKNOWN if job.cancelled is None else End.CANCELLED
-            job.is_presumed = True
-            self._end(now, job, JobStatus(id=job.id, phase=Phase.ENDED, end=end))
+            status = JobStatus(id=job.id, phase=Phase.ENDED, end=end)
+            self._end(now, job, status, is_presumed=True)
             return False
         # Not each time for ever, of a job whose workers are here.
         return n <= self.limits.max_missed or n & (n - 1) == 0
 
-    def _end(self, now: float, job: JobRecord, status: JobStatus) -> None:
+    def _end(
+        self, now: float, job: JobRecord, status: JobStatus, is_presumed: bool = False
+    ) -> None:
         """The job has ended."""
         pool = self.pools[job.pool]
         was_due = pool.due_at(job) <= now
         del self.jobs[job.id], pool.jobs[job.id]
-        job.status, job.ended = _merged(job.status, status), now
-        self._ended[job.id] = job
-        self._forget_some()
-        self.leftovers.add(now, job, job.workers)
-        job.workers = set()
+        self.leftovers.add(now, job, job.end(now, status, is_presumed))
+        self._history.add(now, job)
         if job.is_wanted and not (was_due and job.has_reported):
             pool.troubles.job_lost(now, job)
         if status.end is End.LAUNCH_FAILED:
@@ -342,38 +335,17 @@ class Controller:
             job.is_wanted = False
             self._cancel(now, [job])
 
-    def _forget_some(self) -> None:
-        """Keep history short, but for jobs that may be in the queue after all."""
-        if len(self._ended) > self.limits.max_history:
-            known = (id for id, job in self._ended.items() if not self._may_return(job))
-            oldest = next(known, None)
-            if oldest is not None:
-                del self._ended[oldest]
-
-    def _may_return(self, job: JobRecord) -> bool:
-        """Whether a job that has ended is still looked for."""
-        is_recent = job.ended is not None and self._now - job.ended < self.limits.remember
-        return job.is_presumed and is_recent
-
-    def _revive(self, now: float, job: JobRecord) -> None:
-        """The job is in the queue after all."""
-        del self._ended[job.id]
-        self.jobs[job.id] = self.pools[job.pool].jobs[job.id] = job
-        job.ended, job.is_presumed = None, False
-        job.absence = Absence()
-        job.status = JobStatus(id=job.id, phase=Phase.PENDING, restarts=job.life)
-        job.forget_start()
-        job.n_retiring = 0
+    def _revive(self, now: float, id: str) -> None:
+        """A job that had ended is in the queue after all."""
+        job = self._history.pop(id)
+        if job is None:
+            return
+        self.jobs[id] = self.pools[job.pool].jobs[id] = job
+        job.ended, job.is_presumed, job.n_retiring, job.absence = None, False, 0, Absence()
+        job.be_pending()
         self._reclaim(now, job)
         if not job.is_wanted and job.cancelled is None:
             self._give_back(now, [job])
-
-    def _outlives_cancel(self, now: float, job: JobRecord) -> bool:
-        """Whether a job that was cancelled shows no sign of it."""
-        if job.cancelled is None or job.absence.all.n or job.phase is Phase.ENDING:
-            return False
-        pause = self.limits.cancel_again * 2.0 ** min(job.n_cancels - 1, 5)
-        return now - job.cancelled >= pause
 
     # -- What workers do --------------------------------------------------------------------------
 
@@ -381,7 +353,7 @@ class Controller:
         """A worker has registered; also one that comes back."""
         self._now = now
         for id, life in candidates(name):
-            job = self.jobs.get(id) or self._ended.get(id)
+            job = self.jobs.get(id) or self._history.get(id)
             if job is None:
                 continue
             is_of_now = life >= job.life
@@ -389,7 +361,7 @@ class Controller:
                 if not self._join(now, job, name):
                     return
             elif job.is_presumed and job.is_wanted and is_of_now:
-                self._revive(now, job)
+                self._revive(now, id)
                 self._join(now, job, name)
             else:
                 self.leftovers.add(-math.inf, job, {name})  # it will not end by itself
@@ -401,23 +373,19 @@ class Controller:
 
     def _join(self, now: float, job: JobRecord, name: str) -> bool:
         """Count a worker as one of a job's; return whether anything may follow from that."""
-        pool, life = self.pools[job.pool], dict(candidates(name))[job.id]
-        lead = pool.lead
-        if life > job.life:  # no listing has told yet
+        pool, life = self.pools[job.pool], life_of(name, job.id)
+        lead, begins_life = pool.lead, life > job.life
+        if begins_life:  # no listing has told yet
             self._begin_life(now, job, life)
-        is_first = not job.workers
-        job.workers.add(name)
-        job.silent_since = None
+        ends_doubt = not job.workers and pool.troubles.starts.n > 0
+        if job.join(now, name):
+            pool.troubles.job_started()
         if job.phase is Phase.PENDING:
-            self._take_status(now, job, replace(job.status, phase=Phase.RUNNING, reason=""))
+            self._take(now, job, replace(job.status, phase=Phase.RUNNING, reason=""))
         if job.n_retiring and job.cancelled is None and not job.is_wanted:
             self._retire(job, {name})
-        ends_doubt = is_first and pool.troubles.starts.n > 0
-        if job.up_since is None:
-            job.up_since, job.has_reported, job.n_silent_lives = now, True, 0
-            pool.troubles.job_started()
         may_relieve = pool.is_up(job, now) and bool(pool.n_due or self.leftovers.by_job)
-        return ends_doubt or may_relieve or pool.lead != lead
+        return begins_life or ends_doubt or may_relieve or pool.lead != lead
 
     def _reclaim(self, now: float, job: JobRecord) -> None:
         for name in self.leftovers.reclaim(job):
@@ -491,7 +459,7 @@ class Controller:
             else:
                 continue
             self._give_back(now, [job])
-            pool.troubles.start_failed(now, job, f"job {job.id}: {why} without a worker")
+            pool.troubles.fell_silent(now, job, f"job {job.id}: {why} without a worker")
 
     def _give_back(self, now: float, jobs: Iterable[JobRecord]) -> None:
         """Want jobs no more: their workers hand over first."""
@@ -527,7 +495,13 @@ class Controller:
     @property
     def history(self) -> list[JobRecord]:
         """The last jobs that have ended, in that order."""
-        return list(self._ended.values())
+        return list(self._history)
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it is known of each submission what has come of it."""
+        has_requests = any([pool.requests for pool in self.pools.values()])
+        return not has_requests and not self._submissions.has_lost
 
     @property
     def is_over(self) -> bool:
@@ -538,8 +512,15 @@ class Controller:
     def wake_at(self) -> float | None:
         """When `tick` is due next, if no other event comes before."""
         times = [at for pool in self.pools.values() for at in pool.changes_at()]
-        times += self.leftovers.changes_at()
+        times += (*self.leftovers.changes_at(), *self._submissions.lost_at())
         return min([at for at in times if self._now < at < math.inf], default=None)
+
+    def to_adopt(self, pool: str) -> tuple[list[str], list[str]]:
+        """Ids of the jobs that a later session has to `adopt`: wanted ones, and `leaving`."""
+        wanted = [job.id for job in self.pools[pool].jobs.values() if job.is_wanted]
+        leaving = [job.id for job in self.pools[pool].jobs.values() if not job.is_wanted]
+        gone = [job.id for job in self._history.presumed(self._now) if job.pool == pool]
+        return wanted, leaving + gone
 
     def wanted(self, pool: str) -> int:
         """Jobs that are wanted of a pool."""
@@ -557,18 +538,6 @@ class Controller:
     def validate(self) -> None:
         """Check that the state does not contradict itself; for tests, after every event."""
         consistency.check(self)
-
-
-def _merged(before: JobStatus, after: JobStatus) -> JobStatus:
-    """What is known of a job that has ended, with what was known before."""
-    return replace(
-        after,
-        nodes=after.nodes or before.nodes,
-        elapsed=before.elapsed if after.elapsed is None else after.elapsed,
-        end=after.end or End.UNKNOWN,
-        left=None,
-        restarts=max(before.restarts, after.restarts),
-    )
 
 
 __all__ = [

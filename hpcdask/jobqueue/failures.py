@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from hpcdask.jobqueue.records import JobRecord, Limits
+from hpcdask.jobqueue.job_record import JobRecord
+from hpcdask.jobqueue.records import Limits
 from hpcdask.jobqueue.status import End
 
 #: Ends that are the batch system's own doing: they say nothing about the job.
@@ -57,9 +58,10 @@ class Troubles:
         self.losses.note(now, begun, why)
         self._pause(now, True)
 
-    def start_failed(self, now: float, job: JobRecord, why: str) -> None:
-        """A job has not brought a worker within its time."""
-        counts = [streak.note(now, job.requested, why) for streak in (self.starts, self.losses)]
+    def fell_silent(self, now: float, job: JobRecord, why: str) -> None:
+        """A job that runs has had no worker for too long; perhaps it had one before."""
+        streaks = [self.losses] if job.up_since is not None else [self.losses, self.starts]
+        counts = [streak.note(now, job.requested, why) for streak in streaks]
         self._pause(now, any(counts))
 
     def job_lost(self, now: float, job: JobRecord) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from hpcdask.jobqueue.records import JobRecord, Leftover, Limits
-from hpcdask.jobqueue.worker_names import candidates
+from hpcdask.jobqueue.job_record import JobRecord
+from hpcdask.jobqueue.records import Leftover, Limits
+from hpcdask.jobqueue.worker_names import candidates, life_of
 
 
 class Leftovers:
@@ -53,7 +54,7 @@ class Leftovers:
         """Give a job that is known now those that are of its present life."""
         leftover = self.by_job.get(job.id)
         names = [*self.strangers, *(leftover.workers if leftover else ())]
-        ours = [name for name in names if dict(candidates(name)).get(job.id, -1) >= job.life]
+        ours = [name for name in names if life_of(name, job.id) >= job.life]
         for name in ours:
             self.discard(name)
         return ours

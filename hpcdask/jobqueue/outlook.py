@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
+from hpcdask.jobqueue.job_record import JobRecord
 from hpcdask.jobqueue.pools import Pool
-from hpcdask.jobqueue.records import JobRecord, Row
+from hpcdask.jobqueue.records import Row
 from hpcdask.jobqueue.status import End, Phase
 
 #: Ids that are named in a sentence; of more, the number.

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from hpcdask.jobqueue.failures import Troubles
-from hpcdask.jobqueue.records import JobRecord, Limits, Request, Shape
+from hpcdask.jobqueue.job_record import JobRecord
+from hpcdask.jobqueue.records import Limits, Request, Shape
 from hpcdask.jobqueue.status import Phase
 
 #: Waits in the queue that are remembered.
@@ -110,9 +111,10 @@ class Pool:
 
         def cost(position: int) -> tuple[float, ...]:
             job = staying[position]
-            if not job.workers:  # the youngest first
-                return job.phase is not Phase.PENDING, -position
-            return 2, rank.get(job.id, len(rank)), job.ends or math.inf, -position
+            youth = -job.submitted, -position
+            if not job.workers:
+                return job.phase is not Phase.PENDING, *youth
+            return 2, rank.get(job.id, len(rank)), job.ends or math.inf, *youth
 
         return [staying[position] for position in sorted(range(len(staying)), key=cost)[:surplus]]
 

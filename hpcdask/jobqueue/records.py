@@ -1,12 +1,10 @@
-"""What a controller keeps of each job, each submission and each kind of job."""
+"""What a controller is told of jobs, and what it keeps of submissions: plain records."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-from hpcdask.jobqueue.status import End, JobStatus, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,100 +46,6 @@ class Limits:
     remember: float = 3600.0  # that jobs which seem to be gone are looked for
     forget_cancels: float = 3600.0  # after which a job cancelled by others is the first one again
     max_history: int = 1000  # jobs
-
-
-@dataclass(slots=True)
-class Misses:
-    """Listings in a row without a job."""
-
-    n: int = 0
-    since: float = math.inf
-
-    def note(self, now: float) -> None:
-        """Another one."""
-        self.n, self.since = self.n + 1, min(self.since, now)
-
-    def are_enough(self, now: float, n: int, seconds: float) -> bool:
-        """Whether there are so many, for so long."""
-        return self.n >= n and now - self.since >= seconds
-
-
-@dataclass(slots=True)
-class Absence:
-    """What complete listings say against a job of which no other word is to be had."""
-
-    all: Misses = field(default_factory=Misses)
-    with_others: Misses = field(default_factory=Misses)  # in which other jobs are listed
-
-    def note(self, now: float, have_others: bool) -> None:
-        """A listing does not have it."""
-        self.all.note(now)
-        if have_others:
-            self.with_others.note(now)
-
-    def is_clear(self, now: float, limits: Limits) -> bool:
-        """Whether it is missed often and long enough to believe who says: no such job."""
-        return self.all.are_enough(now, limits.max_missed, limits.missing)
-
-    def is_proof(self, now: float, have_others: bool, limits: Limits) -> bool:
-        """Whether one more makes it to be taken for gone, though nobody says anything."""
-        if have_others:
-            return self.with_others.are_enough(now, limits.max_missed, limits.missing)
-        return self.all.are_enough(now, limits.max_missed, limits.missing_with_all)
-
-
-@dataclass(slots=True, eq=False)
-class JobRecord:
-    """A job that was submitted, until `history` forgets it."""
-
-    id: str
-    pool: str
-    submitted: float
-    status: JobStatus
-    requested: float = -math.inf  # when its submission began; unknown of adopted jobs
-    started: float | None = None
-    has_started: bool = False  # ever
-    ends: float | None = None  # when its walltime is over
-    ended: float | None = None
-    workers: set[str] = field(default_factory=set)  # names of those registered
-    has_reported: bool = False  # a worker of it has registered, ever
-    is_wanted: bool = True  # else it is being retired or cancelled
-    can_never_run: bool = False  # as its batch system says while it waits
-    # Its life, of several if it was put back into the queue.
-    life: int = 0
-    up_since: float | None = None  # a worker of this life has registered
-    n_silent_lives: int = 0  # before, in a row
-    silent_since: float | None = None  # runs without a worker
-    ending_since: float | None = None
-    lead: float = 0.0  # with which a successor was submitted
-    # What the queue says, without what workers tell.
-    listed: Phase | None = None
-    absence: Absence = field(default_factory=Absence)
-    is_presumed: bool = False  # its end; the batch system has not said so
-    # How it is given back.
-    n_retiring: int = 0  # `Retire` actions under way
-    cancelled: float | None = None  # when this was last asked for
-    n_cancels: int = 0
-
-    @property
-    def phase(self) -> Phase:
-        """Where it is."""
-        return self.status.phase
-
-    def forget_start(self) -> None:
-        """It waits, perhaps again."""
-        self.started = self.ends = self.silent_since = self.ending_since = None
-        self.lead = 0.0
-
-    def describe_end(self) -> str:
-        """How it has ended, as part of a sentence."""
-        status = self.status
-        text = f"job {self.id}: {(status.end or End.UNKNOWN).value}"
-        if status.exit_code:
-            text += f", exit code {status.exit_code}"
-        if status.signal:
-            text += f", signal {status.signal}"
-        return f"{text} ({status.reason})" if status.reason else text
 
 
 @dataclass(slots=True, eq=False)

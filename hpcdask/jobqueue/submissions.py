@@ -17,11 +17,12 @@ class Submissions:
     Until then its jobs count as submitted: in `Pool.requests`.
     """
 
-    def __init__(self, pools: Mapping[str, Pool], limits: Limits) -> None:
+    def __init__(self, pools: Mapping[str, Pool], limits: Limits, first: int) -> None:
         self._pools, self._limits = pools, limits
-        self._numbers = count(1)
+        self._numbers = count(first)
         #: Taken for failed, since they were not found in time; they may yet be.
         self._lost: dict[int, Request] = {}
+        self._is_closed = False
 
     def begin(self, now: float, pool: Pool, count: int) -> Submit:
         """Ask for so many jobs."""
@@ -56,28 +57,44 @@ class Submissions:
                     and waited >= self._limits.unclear
                 ):
                     self.resolve(number)
-                    request.look_at = math.inf
                     self._lost[number] = request
+                    request.look_at = self._next_look(now, request)
                     return request
         return None
 
     def looks(self, now: float) -> list[Find]:
-        """What to look for now: less and less often, but for what is lost."""
+        """What to look for now: less and less often."""
         due = [r for r in (*self._unclear(), *self._lost.values()) if r.look_at <= now]
         for request in due:
-            pause = self._limits.look_again * 2.0 ** min(request.n_looks, 10)
-            is_lost = request.number in self._lost
-            request.look_at = math.inf if is_lost else now + min(pause, self._limits.unclear)
+            request.look_at = self._next_look(now, request)
             request.n_looks += 1
         return [Find(request.number, request.pool, request.count) for request in due]
+
+    def _next_look(self, now: float, request: Request) -> float:
+        pause = self._limits.look_again * 2.0 ** min(request.n_looks, 10)
+        if request.number not in self._lost:
+            return now + min(pause, self._limits.unclear)
+        if self._is_closed or now - request.unclear_since > self._limits.remember:
+            return math.inf
+        return now + min(pause, self._limits.longest_pause)
+
+    def lost_at(self) -> list[float]:
+        """When to look for what is lost."""
+        return [request.look_at for request in self._lost.values()]
 
     def look_for_lost(self, now: float) -> None:
         """Look once more for what is lost or unclear: there is a sign of it."""
         for request in (*self._unclear(), *self._lost.values()):
             request.look_at = now
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether any of them was not found, and may yet be."""
+        return bool(self._lost)
+
     def close(self, now: float) -> None:
         """Look for everything once more; a complete look that finds nothing is the last one."""
+        self._is_closed = True
         for number, request in list(self._lost.items()):
             request.n_not_found = self._limits.max_missed - 1
             self._pools[request.pool].requests[number] = self._lost.pop(number)

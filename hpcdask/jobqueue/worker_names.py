@@ -37,3 +37,8 @@ def candidates(worker: str) -> Iterator[tuple[str, int]]:
     if task and id.isdigit():  # of other systems the array's task is in the id
         yield id + task, life
     yield id, life
+
+
+def life_of(worker: str, job: str) -> int:
+    """The number of restarts in the name of a worker of a job; -1 if it is not of this job."""
+    return dict(candidates(worker)).get(job, -1)

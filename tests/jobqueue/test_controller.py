@@ -368,6 +368,16 @@ def test_so_is_one_that_is_started_again_and_again() -> None:
     assert queue.listed(30, {"5": status("5", "pending", restarts=3)}) == [Cancel(("5",))]
 
 
+def test_a_job_that_has_lost_all_its_workers_and_runs_on_is_lost() -> None:
+    queue = Queue(start_timeout=300.0, max_failures=1)
+    queue.has(["5"])
+    queue.worker_left(1000, "5")
+    assert queue.tick(1299) == []
+    assert queue.tick(1300) == [Cancel(("5",))]
+    # It could start once, so another may as well.
+    assert queue.tick(1301) == [Submit(2, "cpu", 1)]
+
+
 def test_a_job_that_stays_in_the_queue_after_its_failed_launch_is_deleted_there() -> None:
     queue = Queue()
     queue.scale(0, 1)
@@ -539,6 +549,9 @@ def test_a_listing_that_fails_tells_nothing() -> None:
     for now in range(0, 10000, 100):
         assert queue.listing_failed(now if now < 3000 else 3000, "timed out") == []
     assert list(queue.controller.jobs) == ["5"]
+    assert queue.controller.queue_trouble == "timed out"
+    queue.list(3000, "5 running")
+    assert queue.controller.queue_trouble == ""
 
 
 def test_of_a_missing_job_the_end_is_asked_for() -> None:
@@ -632,6 +645,31 @@ def test_a_job_that_shows_up_again_is_one_again_and_its_replacement_too_many() -
     assert "5_1" in queue.controller.jobs
 
 
+def test_one_that_waits_again_keeps_its_turn() -> None:
+    queue = Queue(missing=20.0)
+    queue.has(["5"])
+    queue.scale(1, 2)
+    queue.submitted(1, 2, ["6"])
+    for now in (10, 20, 30, 40):
+        actions = queue.list(now, "5 running")
+    [submit] = actions or queue.tick(50)
+    queue.submitted(51, submit.request, ["7"])
+    assert queue.list(60, "5 running, 6 pending, 7 pending") == [Cancel(("7",))]
+
+
+def test_a_job_that_seemed_to_be_gone_is_there_if_it_brings_a_worker() -> None:
+    queue = Queue(missing=20.0)
+    queue.has(["5"])
+    queue.scale(1, 2)
+    queue.submitted(1, 2, ["6"])
+    for now in (10, 20, 30, 40):
+        queue.list(now, "5 running")
+    assert "6" not in queue.controller.jobs
+    queue.worker_joined(40.5, "6")
+    assert queue.controller.jobs["6"].workers == {"6"}
+    assert queue.tick(50) == []
+
+
 def test_the_end_of_a_job_that_seemed_to_be_gone_may_be_known_later() -> None:
     queue = Queue()
     queue.scale(0, 1)
@@ -702,6 +740,12 @@ def test_looks_that_fail_are_repeated_and_prove_nothing() -> None:
     assert 10 < len(looks) < 100
 
 
+def test_an_answer_without_a_job_is_none() -> None:
+    queue = Queue()
+    queue.scale(0, 1)
+    assert queue.submitted(1, 1, []) == [Find(1, "cpu", 1)]
+
+
 def test_a_late_answer_is_as_good() -> None:
     queue = Queue()
     queue.scale(0, 1)
@@ -717,12 +761,28 @@ def test_a_worker_of_no_known_job_is_a_reason_to_look_again() -> None:
     queue.scale(0, 1)
     queue.submit_unclear(0, 1, "timed out")
     queue.found(100, 1, [])
-    [submit] = queue.tick(200)
+    *_, submit = queue.tick(200)
     queue.submitted(200, submit.request, ["6"])
     assert queue.worker_joined(300, "5") == [Find(1, "cpu", 1)]
     # It is too many now, unless the other has not started yet.
     assert queue.found(301, 1, ["5"]) == [Cancel(("6",))]
     assert queue.controller.jobs["5"].workers == {"5"}
+
+
+def test_what_was_not_found_in_time_is_still_looked_for_now_and_then() -> None:
+    queue = Queue(unclear=60.0, max_missed=1, max_failures=1)
+    queue.scale(0, 1)
+    queue.submit_unclear(0, 1, "timed out")
+    queue.found(100, 1, [])
+    n_looks, now = 0, 100.0
+    while (at := queue.controller.wake_at()) is not None:
+        now = at
+        n_looks += queue.tick(now) == [Find(1, "cpu", 1)]
+        queue.found(now, 1, [])
+    assert 3600 < now < 4200
+    assert 5 < n_looks < 20
+    assert queue.found(5000, 1, ["5"]) == []
+    assert list(queue.controller.jobs) == ["5"]
 
 
 def test_a_worker_may_come_before_the_answer_to_the_submission() -> None:
@@ -799,6 +859,23 @@ def test_jobs_of_an_earlier_session_are_taken_over() -> None:
     assert queue.list(2, "5_0 running, 5_2 pending") == [AskEnds(("5_1",))]
     assert queue.scale(3, 2) == [Cancel(("5_2",))]
     assert queue.adopt(4, "cpu", ["5_0"]) == []
+
+
+def test_those_that_it_was_giving_back_are_given_back() -> None:
+    queue = Queue()
+    queue.worker_joined(0, "5_1")
+    actions = queue.adopt(1, "cpu", ["5_0"], leaving=["5_1", "5_2"])
+    assert actions == [Retire("5_1", ("5_1",)), Cancel(("5_2",))]
+    assert queue.controller.wanted("cpu") == 1
+
+
+def test_an_adopted_job_that_has_run_for_long_has_time_to_show_its_workers() -> None:
+    queue = Queue(start_timeout=300.0)
+    queue.adopt(1000, "cpu", ["5"])
+    assert queue.listed(1001, {"5": status("5", "running", elapsed=900.0)}) == []
+    assert queue.controller.wake_at() == 1300
+    queue.worker_joined(1010, "5")
+    assert queue.tick(1300) == []
 
 
 # -- What it says ---------------------------------------------------------------------------------

@@ -48,13 +48,13 @@ class QueueChecks:
         elif event == "scale":
             n_wanted[args[0]] = args[1]
         yield
-        if event != "close":
+        if event not in ("close", "adopt"):
             assert n_wanted == {name: controller.wanted(name) for name in n_wanted}
         self._note(event, *args, **options)
         for id in before.keys() - controller.jobs.keys():
             assert event in _TELLING, (id, "is given up by", event)
-            if before[id].is_presumed:
-                self._check_presumption(id, event == "listed" and not args[0])
+            if event == "listed" and before[id].is_presumed:
+                self._check_presumption(id, not args[0])
 
     def _note(self, event: str, *args: Any, **options: Any) -> None:
         now = self.simulation.clock.now

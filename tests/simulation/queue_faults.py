@@ -107,6 +107,13 @@ def release_some(simulation: QueueSimulation) -> None:
     simulation.tell("release", [job.id for job in jobs])
 
 
+@deed(weight=1, odds=0.5)
+def begin_a_session(simulation: QueueSimulation) -> None:
+    """What a former one did not know is lost with it, so there must be no such thing."""
+    if simulation.controller.is_certain:
+        simulation.begin_session()
+
+
 # -- What happens to jobs -------------------------------------------------------------------------
 
 
@@ -230,4 +237,5 @@ def let_commands_be_slow(simulation: QueueSimulation) -> None:
 
 @deed(weight=1)
 def let_jobs_appear_late(simulation: QueueSimulation) -> None:
-    _for_a_while(simulation, simulation.queue, "slow_listing", simulation.draw(15.0))
+    delay = simulation.draw(simulation.random.choice([15.0, 150.0]))
+    _for_a_while(simulation, simulation.queue, "slow_listing", delay)

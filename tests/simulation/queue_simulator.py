@@ -45,20 +45,19 @@ class QueueSimulation:
         self.random = random = Random(seed)
         self.clock = VirtualClock()
         self.trace = EventTrace()
+        self.n_requests = 0
         self.limits = Limits(
             max_array=random.choice([2, 1000]),
             lead=random.choice([20.0, 60.0]),
             max_history=random.choice([10, 1000]),
         )
-        self.controller = Controller(self.limits)
         walltime = random.choice([400.0, 1800.0, 36000.0])
         self.queue = FakeQueue(self.clock, random, walltime, self.join, self.leave, self.note)
         self.shapes = {
             name: Shape(n_workers=random.choice([1, 1, 3]), walltime=walltime)
             for name in ["cpu", "gpu"][: random.choice([1, 1, 2])]
         }
-        for name, shape in self.shapes.items():
-            self.controller.add_pool(name, shape)
+        self.controller = self._new_controller()
         self.registered: set[str] = set()
         self.checks = QueueChecks(self)
         # How commands work at present.
@@ -69,9 +68,24 @@ class QueueSimulation:
         self.finding = "right"  # or "fails"
         self.submission = "right"  # or "fails", "is unclear"
         self.cancelling = "right"  # or "does nothing"
-        self.n_submit_commands = 0
         self._alarm: Timer | None = None
         self.clock.after(self.interval, self._list, idle=True)
+
+    def _new_controller(self) -> Controller:
+        controller = Controller(self.limits, first_request=self.n_requests + 1)
+        for name, shape in self.shapes.items():
+            controller.add_pool(name, shape)
+        return controller
+
+    def begin_session(self) -> None:
+        """Let the controller be gone, and another take over what it knows of."""
+        before, self.controller = self.controller, self._new_controller()
+        for name in sorted(self.registered):
+            self.tell("worker_joined", name)
+        for pool in self.shapes:
+            ids, leaving = before.to_adopt(pool)
+            self.tell("adopt", pool, ids, leaving=leaving)
+            self.tell("scale", pool, before.wanted(pool))
 
     def note(self, text: str, *details: Any) -> None:
         self.trace.note(self.clock.now, "!!", text, *details)
@@ -90,6 +104,8 @@ class QueueSimulation:
         actions, self.controller.outbox = self.controller.outbox, []
         for action in actions:
             self.trace.message(now, "controller", "shell", action)
+            if isinstance(action, Submit):
+                self.n_requests = action.request
             self.checks.asked(action)
             self.clock.after(self.draw(self.latency), self.carry_out, action)
         self.controller.validate()
@@ -129,7 +145,6 @@ class QueueSimulation:
         self.clock.after(self.draw(self.latency), self.tell, event, *args)
 
     def _submit(self, action: Submit) -> None:
-        self.n_submit_commands += 1
         if self.submission == "fails":
             self._answer("submit_failed", action.request, "the queue is full")
             return
@@ -198,7 +213,7 @@ class QueueSimulation:
             if self.checks.has_what_is_wanted():
                 self.checks.check_zombies()
         self.note("close")
-        self.listing, self.queue.slow_listing = "right", 0.0  # what nobody could notice
+        self.tell_all()
         self.tell("close")
         self.pass_time(self.random.uniform(0, 60))
         recover(self)
@@ -207,6 +222,12 @@ class QueueSimulation:
         self.pass_time(1000.0)  # for the last zombie
         assert not self.registered
         self.checks.check_nothing_is_left()
+
+    def tell_all(self) -> None:
+        """End those lies that nobody could notice: what is not told now is never asked again."""
+        self.listing, self.queue.slow_listing = "right", 0.0
+        for job in self.queue.there():
+            job.appears = self.clock.now
 
     def pass_time(self, seconds: float) -> None:
         self.until(lambda: False, "", seconds)

@@ -12,6 +12,8 @@ import time
 from multiprocessing import get_context
 
 from calm import replace_the_scheduler
+from queue_simulator import QueueSeedFailed
+from queue_simulator import live_through as live_in_a_queue
 from simulator import SeedFailed, live_through
 
 #: Seeds that one process takes at a time.
@@ -28,7 +30,8 @@ def failures_among(seeds: range) -> list[str]:
             # Longer lives find what takes many things at once, shorter ones tell it plainly.
             live_through(seed, n_deeds=(30, 60, 120, 300)[seed % 4])
             replace_the_scheduler(seed, n_deeds=(10, 20, 40, 80)[seed // 4 % 4])
-        except SeedFailed as exc:
+            live_in_a_queue(seed, n_deeds=(10, 25, 50, 100)[seed // 4 % 4])
+        except (SeedFailed, QueueSeedFailed) as exc:
             failed.append(str(exc))
     return failed
 

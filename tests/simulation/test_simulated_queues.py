@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import replay_queue
 from queue_faults import DEEDS, QueueDeed
-from queue_mutations import BREAKAGES, Breakage
+from queue_mutations import BREAKAGES, FIRST_SEEDS, Breakage
 from queue_simulator import QueueSeedFailed, QueueSimulation, live_through
 
 from hpcdask.jobqueue.controller import AskEnds, Cancel, Controller, Find, Retire, Submit
@@ -53,7 +53,7 @@ def test_a_breakage_of_the_controller_is_noticed(
     breakage: Breakage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breakage(monkeypatch)
-    for seed in range(MAX_SEEDS):
+    for seed in [FIRST_SEEDS.get(breakage.__name__, 0), *range(MAX_SEEDS)]:
         try:
             live_through(seed)
         except QueueSeedFailed:
