@@ -37,7 +37,8 @@ def machine_facts() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("hpcdask", "distributed", "dask", "tornado", "uvloop", "msgpack", "psutil"):
+    peers = ("distributed", "dask", "dask-jobqueue", "uvloop")
+    for package in ("hpcdask", *peers, "tornado", "msgpack", "psutil"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

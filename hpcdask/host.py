@@ -171,6 +171,33 @@ def parse_timedelta(duration: str | float | timedelta, default: str = "s") -> fl
     return float(seconds)
 
 
+def parse_walltime(text: str) -> int:
+    """Seconds in ``"1:30:00"``, ``"2-00:00:00"`` or a length of time like ``"90min"``.
+
+    Not in a bare number or in ``"1:30"``, which batch systems read differently: a number is minutes
+    for Slurm and seconds for PBS.
+
+    Raises
+    ------
+    ConfigError
+        If `text` has none of these forms, or is no time at all.
+    """
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)", text.strip())
+    if clock:
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    elif re.fullmatch(r"[\d.:]+", text.strip()):
+        raise ConfigError(
+            f"{text!r} means other things to other batch systems; give hours:minutes:seconds, "
+            "as in 1:30:00, or a unit, as in 90min"
+        )
+    else:
+        total = math.ceil(parse_timedelta(text))
+    if total < 1:
+        raise ConfigError(f"{text!r} is no time for a job; give at least a second")
+    return total
+
+
 def _quantity(given: object, units: Mapping[str, float], default_unit: str) -> float | None:
     """`given` in the base unit, or None if it is not a finite quantity of at least 0."""
     if isinstance(given, bool) or not isinstance(given, (str, int, float)):

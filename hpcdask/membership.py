@@ -29,6 +29,7 @@ from hpcdask.messages import (
     Terminate,
     WorkerClosing,
     WorkerDied,
+    WorkerLeaving,
     WorkerLives,
 )
 from hpcdask.reachability import Reachability
@@ -367,6 +368,9 @@ class Membership:
             log.warning("worker %s (pid %d) %s", message.name, message.pid, in_words(message))
         elif kind is WorkerLives:
             self._vouched_for(nanny)
+        elif kind is WorkerLeaving:
+            self._scheduler.wants_to_leave(self._watched.get(nanny, ""), message)
+            self._scheduler.flush()
         elif kind in (CallReturned, Failure):
             self._scheduler.requests.call_answered(message)
 

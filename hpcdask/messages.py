@@ -581,12 +581,15 @@ class WorkerClosing(NamedTuple):
 
 
 class WorkerLeaving(NamedTuple):
-    """worker -> scheduler: I am to end: take back what has not started, move what only I hold.
+    """worker, nanny -> scheduler: the worker is to end: take back what it has not started.
 
-    Answered by `CloseWorker` when nothing is lost by my end.
+    What only it holds is to move. Answered by `CloseWorker` when nothing is lost by its end. Of a
+    worker that is killed meanwhile the scheduler knows that it was no task's fault; the nanny says
+    so too, since a task may keep the worker from saying anything.
     """
 
     reason: str
+    waits: bool = False  # as long as it may, for workers to come that can take what it holds
 
 
 class CallFunction(NamedTuple):

@@ -38,6 +38,7 @@ from hpcdask.messages import (
     RestartWorker,
     TaskError,
     WorkerDied,
+    WorkerLeaving,
     WorkerLives,
 )
 from hpcdask.pulse import Pulse
@@ -224,12 +225,22 @@ class Nanny(Service):
         scratch = hosts.find_scratch(folder, environ)
         log.info("Worker %s: %s", self.name, sizing.in_words(self._size, environ, scratch))
 
-    async def leave(self, reason: str = "asked to leave") -> None:
-        """End without losing what only the worker holds, if its `drain_timeout` is enough."""
+    async def leave(
+        self, reason: str = "asked to leave", limit: float | None = None, waits: bool = False
+    ) -> None:
+        """End without losing what only the worker holds, as `Worker.leave` does."""
         if self.status == "running" and self._child is not None:
             self._is_leaving = True
-            await self._child.leave(reason, self._drain_timeout)
+            limit = self._drain_timeout if limit is None else limit
+            await self._let_leave(self._child, reason, self._longest(limit), waits)
         await self.close(reason)
+
+    async def _let_leave(
+        self, child: WorkerChild, reason: str, limit: float, waits: bool = False
+    ) -> None:
+        if self._link is not None and not self._link.comm.closed:  # else the worker says it, later
+            self._link.comm.send(WorkerLeaving(reason, waits))
+        await child.leave(reason, limit, waits)
 
     async def _close(self, reason: str) -> None:
         if self._child is not None:
@@ -415,7 +426,7 @@ class Nanny(Service):
         await asyncio.sleep(lifetime.drawn())
         if child is self._child and not self._is_leaving:
             child.restart_reason = "its lifetime is over"
-            await child.leave(child.restart_reason, self._drain_timeout)
+            await self._let_leave(child, child.restart_reason, self._drain_timeout)
 
     async def _vouch(self) -> None:
         """Tell the scheduler, as often as the worker should, that its process is at work.

@@ -373,8 +373,15 @@ class Scheduler(Service):
 
     # -- Leaving ---------------------------------------------------------------------------------
 
-    def _let_leave(self, address: str, reason: str) -> None:
-        self.state.worker_leaving(self.now(), address, reason)
+    def wants_to_leave(self, address: str, message: WorkerLeaving) -> None:
+        """A worker is to end, as itself or its nanny says."""
+        worker = self.state.workers.get(address)
+        if worker is not None and not worker.is_leaving:  # or the other has said it before
+            log.info("worker %s is to end: %s", address, message.reason)
+            self._let_leave(address, message.reason, message.waits)
+
+    def _let_leave(self, address: str, reason: str, waits: bool = False) -> None:
+        self.state.worker_leaving(self.now(), address, reason, waits)
         n_lost = self.state.would_lose(address)
         if n_lost:
             text = "worker %s takes %d values along that no other worker is there to take over: %s"
@@ -458,8 +465,7 @@ class Scheduler(Service):
             self.members.reach.data_missing(address, message)
             self.state.data_missing(self.now(), address, message)
         elif kind is WorkerLeaving:
-            log.info("worker %s is to end: %s", address, message.reason)
-            self._let_leave(address, message.reason)
+            self.wants_to_leave(address, message)
         elif kind in (CallReturned, Failure):
             self.requests.call_answered(message)
 

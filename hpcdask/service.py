@@ -11,6 +11,7 @@ import inspect
 import logging
 import random
 import sys
+import time
 import traceback
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from pathlib import Path
@@ -108,6 +109,7 @@ class Service(abc.ABC):
         self.failure = ""
         self.has_run = False
         self.lifetime: Lifetime | None = None
+        self._leaves_until = 0.0
         self.on_closing: Callable[[], None] = lambda: None
         self.loop: asyncio.AbstractEventLoop | None = None
         # An IOLoop of tornado is a cover of one of asyncio.
@@ -184,9 +186,25 @@ class Service(abc.ABC):
         await asyncio.sleep(seconds)
         await self.leave("its lifetime is over")
 
-    async def leave(self, reason: str = "asked to leave") -> None:
-        """End, but hand over first what others still need; here there is nothing."""
+    async def leave(
+        self, reason: str = "asked to leave", limit: float | None = None, waits: bool = False
+    ) -> None:
+        """End, but hand over first what others still need; here there is nothing.
+
+        Parameters
+        ----------
+        limit : float, optional
+            Seconds that this may take, if not as long as usual.
+        waits : bool
+            Whether to wait for somebody to come who can take it, if nobody is there.
+        """
         await self.close(reason)
+
+    def _longest(self, limit: float) -> float:
+        """Seconds to leave within. Who is asked again, with less time, has that of before."""
+        now = time.monotonic()
+        self._leaves_until = max(self._leaves_until, now + limit)
+        return self._leaves_until - now
 
     async def close(self, reason: str = "closed") -> None:
         """End it; may be called again, and from anywhere on its loop."""

@@ -200,7 +200,7 @@ class Worker(Service):
         self._protocol = protocol
         self._death_timeout: float = settings.value("worker.death-timeout", death_timeout)
         self._drain_timeout: float = settings.value("worker.drain-timeout", drain_timeout)
-        self._leaving = ""  # why it leaves, once it does
+        self._leaving: WorkerLeaving | None = None  # what was said, once it leaves
         self._listener: Listener | None = None
         self._offered: tuple[str, CommOptions] | None = None  # to whom, as what `_offer` has made
         self._reconnect_timeout: float = settings.value(
@@ -325,27 +325,37 @@ class Worker(Service):
             self._listener.close()
             self._listener = None
 
-    async def leave(self, reason: str = "asked to leave") -> None:
-        """End without losing what only this worker holds, if `drain_timeout` is enough for that.
+    async def leave(
+        self, reason: str = "asked to leave", limit: float | None = None, waits: bool = False
+    ) -> None:
+        """End without losing what only this worker holds, if there is time enough for that.
 
         The scheduler has the rest run elsewhere and moves values; it says when all that is done.
+
+        Parameters
+        ----------
+        limit : float, optional
+            Seconds that this may take; by default `drain_timeout`.
+        waits : bool
+            Whether to wait so long for another worker to come, if none is there to take over.
         """
         if self.status == "running" and self._link is not None and self._has_something_to_lose():
-            self._leaving = reason
+            self._leaving = WorkerLeaving(reason, waits)
             log.info("leaving the cluster: %s", reason)
-            self._link.comm.send(WorkerLeaving(reason))
-            await self._hand_over()
+            self._link.comm.send(self._leaving)
+            limit = self._drain_timeout if limit is None else limit
+            await self._hand_over(self._longest(limit))
         await self.close(reason)
 
-    async def _hand_over(self) -> None:
+    async def _hand_over(self, limit: float) -> None:
         """Wait until the scheduler, which knows that we leave, says that nothing more is needed."""
-        end = time.monotonic() + self._drain_timeout
+        end = time.monotonic() + limit
         why = ""
         while self.status == "running" and not why:
             assert self._link is not None
             left = end - time.monotonic()
             if left <= 0:
-                why = f"it would take more than {self._drain_timeout:g} s"
+                why = f"it would take more than {limit:.3g} s"
             elif self._linked.is_set():
                 await _any_within(left, self.finished(), self._link.comm.wait_closed())
             # Who ends a whole job has often killed its scheduler as well: it may not come back.
@@ -392,8 +402,8 @@ class Worker(Service):
             return
         self._join(link)
         self._change_told = 0
-        if self._leaving:
-            link.comm.send(WorkerLeaving(self._leaving))
+        if self._leaving is not None:
+            link.comm.send(self._leaving)
         self._tell_threads()
         log.info("Registered again to: %s", self.scheduler_address)
 

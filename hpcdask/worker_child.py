@@ -150,20 +150,20 @@ class WorkerChild:
             await in_thread(shutil.rmtree, self.local_directory, True)
         return code
 
-    async def leave(self, reason: str, timeout: float) -> None:
-        """Let it end without losing what only it holds, in `timeout` seconds at most."""
+    async def leave(self, reason: str, limit: float, waits: bool) -> None:
+        """Let it end without losing what only it holds, in `limit` seconds at most."""
         if self._has_started:
-            self._ask_to_leave(reason)
+            self._ask_to_leave({"reason": reason, "limit": limit, "waits": waits})
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.ended(), timeout + GRACE)
+                await asyncio.wait_for(self.ended(), limit + GRACE)
         await self.stop()
 
-    def _ask_to_leave(self, reason: str) -> None:
+    def _ask_to_leave(self, how: Mapping[str, Any]) -> None:
         # Not by SIGTERM: a batch system that ends a job sends that to workers, too, and the second
         # one would end the worker at once.
         assert self.process.stdin is not None
         with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
-            self.process.stdin.write(reason.encode() + b"\n")
+            self.process.stdin.write(json.dumps(how).encode() + b"\n")
             self.process.stdin.flush()
 
     def ask_to_end(self) -> None:

@@ -2,8 +2,10 @@
 
 ``python -m hpcdask.worker_process FD`` reads its configuration, one line of JSON, from stdin, and
 writes one line to the file descriptor FD once it has registered or failed. A second line on stdin
-is a reason to leave: the worker hands over what only it holds, and ends. When stdin ends, the nanny
-is gone, and so is the worker. SIGTERM lets it leave, too; SIGINT or a second SIGTERM ends it.
+has the parameters of `Worker.leave`: the worker hands over what only it holds, and ends. When stdin
+ends, the nanny is gone, and so is the worker. SIGTERM lets it leave, too; SIGINT or a second
+SIGTERM ends it. SIGUSR1 and SIGUSR2, by which batch systems warn all processes of a job, are for
+the nanny.
 
 Exit codes: `ENDED_AS_ASKED` if it was asked to end, by its nanny, a signal or the scheduler; 1 if
 it could not start, or lost its scheduler, so that a nanny which has not lost it starts another.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -35,6 +38,8 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Run a worker until it is closed; return the exit code."""
+    for warning in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(warning, signal.SIG_IGN)  # for programs that tasks start, too
     status = os.fdopen(int(sys.argv[1]), "w")
     parameters = json.loads(sys.stdin.buffer.readline())
     nanny = take_stdin()
@@ -50,7 +55,7 @@ class _Wishes:
     """What nanny, user and batch system want of this process: to leave, or to end at once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.leave: asyncio.Future[str] = loop.create_future()  # the reason
+        self.leave: asyncio.Future[dict[str, Any]] = loop.create_future()  # how
         self.end: asyncio.Future[None] = loop.create_future()
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         loop.add_signal_handler(signal.SIGINT, self.to_end)
@@ -61,9 +66,9 @@ class _Wishes:
         else:
             self.to_leave("SIGTERM")
 
-    def to_leave(self, reason: str) -> None:
+    def to_leave(self, reason: str, **how: Any) -> None:
         if not self.leave.done():
-            self.leave.set_result(reason)
+            self.leave.set_result({"reason": reason, **how})
 
     def to_end(self) -> None:
         self.to_leave("asked to end")
@@ -93,9 +98,8 @@ async def _run(parameters: dict[str, Any], status: Any, nanny: int) -> int:
     ending = asyncio.ensure_future(worker.finished())
     await _first_of(ending, wishes.leave)
     if wishes.leave.done() and not wishes.end.done():
-        await _first_of(
-            ending, wishes.end, asyncio.ensure_future(worker.leave(wishes.leave.result()))
-        )
+        leaving = asyncio.ensure_future(worker.leave(**wishes.leave.result()))
+        await _first_of(ending, wishes.end, leaving)
     await worker.close("asked to end")
     await ending
     # A task that never returns must not keep the process: its thread is a daemon, but a thread
@@ -126,8 +130,12 @@ def _watch_nanny(nanny: int, loop: asyncio.AbstractEventLoop, wishes: _Wishes) -
     """Do as the nanny says, and end with it, whatever ended it: the kernel closes its pipe."""
 
     def wait() -> None:
-        while reason := os.read(nanny, 4096):
-            loop.call_soon_threadsafe(wishes.to_leave, reason.decode().strip())
+        pending = b""
+        while data := os.read(nanny, 4096):
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                how = json.loads(line)
+                loop.call_soon_threadsafe(functools.partial(wishes.to_leave, **how))
         loop.call_soon_threadsafe(wishes.to_end)
         threading.Event().wait(_ORPHAN_GRACE)
         os._exit(1)

@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "trusted_files": set(),
     "descriptors": set(),
     "grants": set(),
+    "walltime": set(),
     "host": {"errors", "grants"},
     "network": {"errors"},
     "world": {"errors", "grants", "host", "network"},

@@ -2,13 +2,14 @@
 
 from benchmarks.figures import Row
 
-from . import data, life, mpi, registration, scheduler, throughput
+from . import data, jobqueue, life, mpi, registration, scheduler, throughput
 
 ROWS: dict[str, Row] = {
     **throughput.ROWS,
     **data.ROWS,
     **life.ROWS,
     **mpi.ROWS,
+    **jobqueue.ROWS,
     **scheduler.ROWS,
     **registration.ROWS,
 }

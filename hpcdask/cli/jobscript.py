@@ -193,8 +193,7 @@ def system_and_job(given: dict[str, Any]) -> tuple[BatchSystem, JobSpec]:
 
 def _fields(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Fields of a JobSpec, of those options that were given."""
-    from hpcdask.host import parse_bytes
-    from hpcdask.jobqueue.amounts import parse_walltime
+    from hpcdask.host import parse_bytes, parse_walltime
 
     script, args = given.pop("script"), given.pop("args")
     if script is not None:

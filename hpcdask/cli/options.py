@@ -57,7 +57,7 @@ lives_of_workers = together(
         "--lifetime",
         metavar="TIME",
         help="How long a worker runs before it hands over what only it holds, and ends: 30min, 1h. "
-        "Best a few minutes less than the batch job. Default: for ever.",
+        "Default: for ever, or until its batch job ends.",
     ),
     click.option(
         "--lifetime-stagger",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
@@ -80,6 +81,18 @@ from hpcdask.errors import ConfigError
     help="How long to look for the scheduler when it is lost; 0 to end at once.",
 )
 @options.lives_of_workers
+@click.option(
+    "--walltime",
+    metavar="H:MM:SS|TIME",
+    help="How long the batch job may run, from its start, if the batch system does not tell or "
+    "grants more. Workers hand over what only they hold, and end, before it is over.",
+)
+@click.option(
+    "--walltime-margin",
+    metavar="TIME",
+    help="How long before that, at the latest; 0 to stay until the end. Default: as long as "
+    "--drain-timeout, or 5 % of the walltime, up to 2 min, if that is more.",
+)
 @click.option("--pid-file", type=click.Path(), help="File to keep our process id in.")
 @click.option(
     "--preload-nanny",
@@ -96,8 +109,9 @@ def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
 
     SCHEDULER is host, host:port or tcp://host:port; or give --scheduler-file, or both: the file is
     read when nobody answers at the address. Ends with code 0 when the scheduler says so, at the end
-    of --lifetime, and on SIGTERM and SIGINT: after SIGTERM workers first hand over what only they
-    hold, unless a second one or SIGINT follows.
+    of --lifetime, before the walltime of its batch job is over, and on signals: after SIGTERM,
+    SIGUSR1 or SIGUSR2, with which batch systems warn, workers first hand over what only they hold;
+    SIGINT or a second SIGTERM ends them at once.
     """
 
     def work() -> None:
@@ -106,9 +120,17 @@ def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
         options.import_from_here()
         given.update(settled(given), preload_argv=given["preload_argv"] or None)
         _refuse_contradictions(given)
+        before_the_end = _departure(given)
         services = _services(log_level, **given)
         with process.pid_file(pid_file), process.event_loop() as loop:
-            loop.run_until_complete(process.serve(services, leaves=True, for_good=True))
+            loop.run_until_complete(
+                process.serve(
+                    services,
+                    leaves=True,
+                    for_good=True,
+                    beside=lambda: before_the_end(services),
+                )
+            )
 
     options.run("hpc-dask worker", log_level, work)
 
@@ -134,6 +156,23 @@ def _refuse_contradictions(given: dict[str, Any]) -> None:
         raise ConfigError(
             "no scheduler given: add its address, as in tcp://host:8786, or --scheduler-file"
         )
+
+
+def _departure(given: dict[str, Any]) -> Callable[[list[Any]], Coroutine[Any, Any, None]]:
+    """Take the options about the end of the job; return what lets workers leave before it."""
+    from hpcdask import config
+
+    settings = config.current()
+    walltime = settings.value("worker.walltime.duration", given.pop("walltime"))
+    margin = settings.value("worker.walltime.margin", given.pop("walltime_margin"))
+    patience = settings.value("worker.drain-timeout", given["drain_timeout"])
+
+    async def before_the_end(services: list[Any]) -> None:
+        from hpcdask.launchers.departure import leave_in_time  # not before the workers are up
+
+        await leave_in_time(services, walltime, margin, patience)
+
+    return before_the_end
 
 
 def _try_out(given: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from hpcdask.errors import ConfigError
-from hpcdask.host import parse_bytes, parse_timedelta
+from hpcdask.host import parse_bytes, parse_timedelta, parse_walltime
 from hpcdask.resources import checked_resources, parse_resources
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -69,6 +69,10 @@ def _interval(raw: Any) -> float:
     if not seconds:
         raise ConfigError(f"{raw!r} is no time at all: give more")
     return seconds
+
+
+def _walltime(raw: Any) -> int:
+    return parse_walltime(_text(raw))
 
 
 def _switch(raw: Any) -> bool:
@@ -183,6 +187,7 @@ POSITIVE = Kind("number from 1 up", _positive)
 SWITCH = Kind("true or false", _switch)
 DURATION = Kind("duration", parse_timedelta)
 INTERVAL = Kind("duration above 0", _interval)
+WALLTIME = Kind("time as in 1:30:00 or 90min", _walltime)
 #: Where 0, like null, is for ever.
 PATIENCE = Kind("duration", parse_timedelta, null=0.0)
 SIZE = Kind("size", parse_bytes)

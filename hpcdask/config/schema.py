@@ -344,6 +344,24 @@ SCHEMA: tuple[Setting, ...] = (
         ),
     ),
     Setting(
+        "worker.walltime.duration",
+        kinds.WALLTIME,
+        None,
+        "How long the batch job that a worker is part of may run, if that is less than what the "
+        "batch system tells.",
+        "",
+        ("worker --walltime",),
+    ),
+    Setting(
+        "worker.walltime.margin",
+        kinds.DURATION,
+        None,
+        "How long before the end of its batch job a worker leaves, at the latest; 0 to stay. "
+        "Default: what draining may take, or 5 % of the walltime up to 2 min, if that is more.",
+        "",
+        ("worker --walltime-margin",),
+    ),
+    Setting(
         "worker.connections.outgoing",
         kinds.POSITIVE,
         16,

@@ -220,6 +220,7 @@ class WorkerRecord:
         "info",
         "is_leaving",
         "is_loaded",
+        "is_patient",
         "lanes",
         "last_seen",
         "metrics",
@@ -249,6 +250,7 @@ class WorkerRecord:
         self.metrics: Heartbeat | None = None
         self.last_seen = now
         self.is_leaving = False
+        self.is_patient = False  # it leaves, and waits for others to come if there are none
         self.is_loaded = False  # whether it stands in the ring of those that may be relieved
 
     @property

@@ -23,13 +23,20 @@ class Retirement(Transitions):
         self.leaving: dict[WorkerRecord, dict[Task, _Move]] = {}
         self._n_moved = 0
 
-    def worker_leaving(self, now: float, address: str, reason: str) -> None:
-        """A worker is to end: give it nothing more, and save what only it has."""
+    def worker_leaving(self, now: float, address: str, reason: str, waits: bool = False) -> None:
+        """A worker is to end: give it nothing more, and save what only it has.
+
+        Parameters
+        ----------
+        waits : bool
+            Whether it has time, and waits for another that can take what it has, if none is there.
+        """
         worker = self.workers.get(address)
         if worker is None or worker.is_leaving:
             return
-        worker.is_leaving = True
+        worker.is_leaving, worker.is_patient = True, waits
         self._serve_no_more(worker)
+        self._target_lost(address)
         self.leaving[worker] = {task: _Move() for task in worker.has_what}
         self._move_away(worker, list(worker.has_what))
         if worker.processing:
@@ -77,17 +84,27 @@ class Retirement(Transitions):
         self._move_away(worker, [task])
 
     def _target_lost(self, address: str) -> None:
-        """A worker is gone that was to save values of others."""
+        """A worker is gone, or to go itself, that was to save values of others."""
         for worker, moves in self.leaving.items():
             self._move_away(worker, [t for t, move in moves.items() if move.target == address])
 
+    def _somebody_stays(self) -> None:
+        """A worker has come where there was none: values can move that nobody could take."""
+        for worker, moves in self.leaving.items():
+            self._move_away(worker, [task for task, move in moves.items() if not move.target])
+
     def _move_away(self, worker: WorkerRecord, tasks: list[Task]) -> None:
-        """Ask workers that stay to fetch those of a leaving worker's values that only such have."""
-        unsafe = [task for task in tasks if not _is_safe(task)]
+        """Ask workers that stay to fetch those of a leaving worker's values that only such have.
+
+        Its time may be short: what cannot be computed again comes first, then what is small.
+        """
+        unsafe = sorted((t for t in tasks if not _is_safe(t)), key=_in_order_of_need)
+        moves = self.leaving[worker]
         targets = list(islice(self.lanes.open.workers, _MAX_TARGETS)) if unsafe else []
         if not targets:
+            for task in unsafe:
+                moves[task].target = ""
             return
-        moves = self.leaving[worker]
         shares: dict[str, list[Task]] = {}
         for task in unsafe:
             self._n_moved += 1  # so that values which come one by one do not all go to the first
@@ -102,9 +119,10 @@ class Retirement(Transitions):
     def _let_go(self) -> None:
         """End workers of which nothing more is needed, or that nobody can take anything from."""
         for worker, moves in list(self.leaving.items()):
+            may_be_saved = worker.is_patient or self.lanes.open.workers
             while moves:
                 task = next(reversed(moves))
-                if worker in task.who_has and not _is_safe(task) and self.lanes.open.workers:
+                if worker in task.who_has and not _is_safe(task) and may_be_saved:
                     break
                 del moves[task]
             if not moves and not worker.processing:
@@ -114,7 +132,8 @@ class Retirement(Transitions):
     def would_lose(self, address: str) -> int:
         """How many values only this worker and others that leave hold, if nobody stays."""
         worker = self.workers.get(address)
-        if worker is None or any(w is not worker for w in self.lanes.open.workers):
+        others = any(w is not worker for w in self.lanes.open.workers)
+        if worker is None or worker.is_patient or others:
             return 0
         return sum(not any(h is not worker for h in task.who_has) for task in worker.has_what)
 
@@ -127,6 +146,10 @@ class _Move:
     def __init__(self) -> None:
         self.target = ""
         self.failures = 0
+
+
+def _in_order_of_need(task: Task) -> tuple[bool, int]:
+    return (task.function is not None, task.nbytes)
 
 
 def _is_safe(task: Task) -> bool:

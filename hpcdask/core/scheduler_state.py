@@ -87,6 +87,8 @@ class SchedulerState(Scattering, Retirement):
                 self._enqueue(task)
         self._fill(worker)
         self._relieve_others(worker, patience=True)
+        if self.leaving and len(self.lanes.open.workers) == 1:
+            self._somebody_stays()
         self._settle()
 
     def worker_lost(
@@ -97,7 +99,8 @@ class SchedulerState(Scattering, Retirement):
         Parameters
         ----------
         planned : bool
-            Whether it left on purpose; then no task is to blame.
+            Whether it left on purpose; then no task is to blame. Nor is one if the worker was
+            leaving, and was killed before it had done so.
         how : str
             What is known of its end: exit code or signal, last lines of its log.
         """
@@ -110,7 +113,7 @@ class SchedulerState(Scattering, Retirement):
         self.functions.worker_lost(worker)
         self._forget_kept(worker)
         self._leave_plans(worker)
-        killed = [] if planned else self._given_up(worker)
+        killed = [] if planned or worker.is_leaving else self._given_up(worker)
         # Nothing refers to the worker any more before anything is decided anew.
         runs = sorted(worker.processing, key=lambda task: task.priority)
         for task in runs:
@@ -148,9 +151,10 @@ class SchedulerState(Scattering, Retirement):
     def would_give_up(self, address: str) -> bool:
         """Whether the loss of this worker would make us give a task up."""
         worker = self.workers.get(address)
-        return worker is not None and any(
-            task.failures >= self.allowed_failures for task in _maybe_running(worker)
-        )
+        if worker is None or worker.is_leaving:
+            return False
+        running = _maybe_running(worker)
+        return any(task.failures >= self.allowed_failures for task in running)
 
     def heartbeat(self, now: float, address: str, msg: Heartbeat) -> None:
         """A worker tells how it is."""

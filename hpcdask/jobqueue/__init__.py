@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SGEJob,
         SLURMJob,
     )
+    from hpcdask.jobqueue.runner import MPIRunner, PBSRunner, SGERunner, SLURMRunner
 
 _WHERE = {
     **dict.fromkeys(
@@ -47,6 +48,7 @@ _WHERE = {
         ["HTCondorJob", "LSFJob", "MoabJob", "OARJob", "PBSJob", "SGEJob", "SLURMJob"],
         "jobs_of_systems",
     ),
+    **dict.fromkeys(["MPIRunner", "PBSRunner", "SGERunner", "SLURMRunner"], "runner"),
 }
 
 __all__ = [
@@ -56,16 +58,20 @@ __all__ = [
     "JobQueueCluster",
     "LSFCluster",
     "LSFJob",
+    "MPIRunner",
     "MoabCluster",
     "MoabJob",
     "OARCluster",
     "OARJob",
     "PBSCluster",
     "PBSJob",
+    "PBSRunner",
     "SGECluster",
     "SGEJob",
+    "SGERunner",
     "SLURMCluster",
     "SLURMJob",
+    "SLURMRunner",
 ]
 
 

@@ -64,6 +64,11 @@ class FileRanks(Ranks):
 
     # -- Agreeing ---------------------------------------------------------------------------------
 
+    @property
+    def have_met(self) -> bool:
+        """Whether this rank has heard of all others."""
+        return bool(self._session)
+
     def gather_on_all(self, value: Any) -> list[Any]:
         """Begin a session: rank 0 collects what all others bring, and tells it to all."""
         hello = [self._me, network.hostname(), value]

@@ -6,13 +6,14 @@ then part, and all traffic is TCP (see `hpcdask.launchers.ranks`).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hpcdask import network
+from hpcdask import config, network
 from hpcdask.errors import HpcdaskError, LaunchError
 from hpcdask.launchers import dry_run
 from hpcdask.launchers.meeting import find_ranks, go_on_together
@@ -106,22 +107,30 @@ def serve_part(part: Part, for_good: bool = True) -> int:
     for_good : bool
         Whether the process ends afterwards.
     """
+    with event_loop() as loop:
+        return loop.run_until_complete(run_part(part, for_good))
+
+
+async def run_part(part: Part, for_good: bool = True) -> int:
+    """Do what `serve_part` does, on the running loop of the main thread."""
     options, ranks = part.options, part.ranks
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(contextlib.ExitStack())
         scheduler_file = part.name_scheduler_file(files)
-        loop = stack.enter_context(event_loop())
         services: list[Service] = []
 
-        def start() -> Contact:
+        async def start() -> Contact:
             if options.script is not None and not os.path.isfile(options.script[0]):
                 raise LaunchError(f"there is no script {options.script[0]!r} to run")
-            scheduler = loop.run_until_complete(part.start_scheduler(scheduler_file))
+            scheduler = await part.start_scheduler(scheduler_file)
             services.append(scheduler)
             return scheduler.contact()
 
+        starting = [asyncio.ensure_future(start())] if part.is_scheduler else []
+        if starting:
+            await asyncio.wait(starting)
         try:
-            place = part.agree(start)
+            place = part.agree(lambda: starting[0].result())
         except LaunchError:
             ranks.part()
             if part.is_scheduler:
@@ -133,12 +142,32 @@ def serve_part(part: Part, for_good: bool = True) -> int:
         deadline = stack.enter_context(Deadline(options.shutdown_timeout))
         if part.is_scheduler and options.script is not None:
             assert scheduler_file is not None
-            work = serve_script(services, options.script, scheduler_file, files.close, deadline)
-            return loop.run_until_complete(work)
-        loop.run_until_complete(
-            serve(services, with_parent=True, for_good=for_good, deadline=deadline)
+            return await serve_script(
+                services, options.script, scheduler_file, files.close, deadline
+            )
+        await serve(
+            services,
+            with_parent=True,
+            leaves=not options.with_scheduler,
+            for_good=for_good,
+            deadline=deadline,
+            beside=None if options.with_scheduler else lambda: _leave_in_time(part, services),
         )
         return 0
+
+
+async def _leave_in_time(part: Part, services: Sequence[Service]) -> None:
+    """Let ranks that are all workers of a cluster elsewhere leave it before their job ends."""
+    from hpcdask.launchers.departure import leave_in_time
+
+    settings = config.current()
+    given = part.options.worker.get("drain_timeout")
+    await leave_in_time(
+        services,
+        settings["worker.walltime.duration"],
+        settings["worker.walltime.margin"],
+        settings.value("worker.drain-timeout", given),
+    )
 
 
 def _say_what_was_found(part: Part) -> None:

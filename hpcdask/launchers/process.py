@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from hpcdask import descriptors
 from hpcdask.errors import LaunchError
@@ -18,11 +18,16 @@ from hpcdask.service import Service
 
 log = logging.getLogger("hpcdask.process")
 
+Beside: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
 #: Seconds that a process which ends gives to what still runs in it.
 _CANCELLING = 3.0
 #: Seconds that what libraries do at the end of a process may take.
 _LAST_CALL = 1.0
 _ENDING = ("closing", "closed", "failed")
+#: By these batch systems warn of an end to come, if asked to: by Slurm's --signal, Grid Engine's
+#: -notify and s_rt. All processes of a job get them, some twice.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 def leave_now(code: int) -> NoReturn:
@@ -112,6 +117,45 @@ async def _cancel_all() -> None:
         await asyncio.gather(*done, return_exceptions=True)
 
 
+class Wishes:
+    """What signals want of this process.
+
+    Attributes
+    ----------
+    leave : future of signal
+        The first that wants it to end, or warns of an end if the process `leaves`.
+    end : future of signal
+        The first that wants it to end at once.
+    """
+
+    def __init__(self, leaves: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self.leave: asyncio.Future[signal.Signals] = loop.create_future()
+        self.end: asyncio.Future[signal.Signals] = loop.create_future()
+        self._leaves = leaves
+        self._has_sigterm = False
+
+    def signalled(self, number: signal.Signals) -> None:
+        """A signal has come."""
+        if number in WARNINGS:
+            insists = False
+            if not self._leaves:
+                return log.info("%s warns of an end to come", number.name)
+        else:
+            insists = number == signal.SIGINT or self._has_sigterm or not self._leaves
+            self._has_sigterm |= number == signal.SIGTERM
+        if insists:
+            self.to_end(number)
+        elif not self.leave.done():
+            self.leave.set_result(number)
+
+    def to_end(self, number: signal.Signals) -> None:
+        """It is to end at once."""
+        for wish in (self.leave, self.end):
+            if not wish.done():
+                wish.set_result(number)
+
+
 @contextlib.contextmanager
 def stop_signals(
     with_parent: bool = False, for_good: bool = False
@@ -125,21 +169,22 @@ def stop_signals(
     for_good : bool
         The process ends afterwards: one signal more must not decide with which code.
     """
+    with _wishes(with_parent, for_good) as wishes:
+        yield wishes.end
+
+
+@contextlib.contextmanager
+def _wishes(with_parent: bool, for_good: bool, leaves: bool = False) -> Iterator[Wishes]:
     loop = asyncio.get_running_loop()
-    stopped: asyncio.Future[signal.Signals] = loop.create_future()
-
-    def stop(number: signal.Signals) -> None:
-        if not stopped.done():
-            stopped.set_result(number)
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    wishes = Wishes(leaves)
+    numbers = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
     for number in numbers:
-        loop.add_signal_handler(number, stop, number)
+        loop.add_signal_handler(number, wishes.signalled, number)
     parent = _open_parent() if with_parent else None
     if parent is not None:
-        loop.add_reader(parent, stop, signal.SIGTERM)
+        loop.add_reader(parent, wishes.to_end, signal.SIGTERM)
     try:
-        yield stopped
+        yield wishes
     finally:
         # Blocked, or one could come while there is no handler.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -161,8 +206,13 @@ def _open_parent() -> int | None:
         return None
 
 
-async def live(services: Sequence[Service]) -> None:
+async def live(services: Sequence[Service], beside: Beside | None = None) -> None:
     """Start services at the same time and wait until all have ended.
+
+    Parameters
+    ----------
+    beside : coroutine function, optional
+        Runs while they do, once all have started.
 
     Raises
     ------
@@ -176,10 +226,30 @@ async def live(services: Sequence[Service]) -> None:
     if errors:
         await close_all(services, "another could not start")
         raise errors[0]
-    await asyncio.gather(*(service.finished() for service in services))
+    async with _running(beside):
+        await asyncio.gather(*(service.finished() for service in services))
     failures = [service.failure for service in services if service.failure]
     if failures:
         raise LaunchError(failures[0])
+
+
+@contextlib.asynccontextmanager
+async def _running(work: Beside | None) -> AsyncIterator[None]:
+    """Let a coroutine run until it has ended, or the block has."""
+
+    async def run() -> None:
+        try:
+            if work is not None:
+                await work()
+        except Exception:
+            log.exception("an internal task failed")
+
+    task = asyncio.ensure_future(run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def close_all(services: Sequence[Service], reason: str = "asked to end") -> None:
@@ -203,6 +273,7 @@ async def serve(
     leaves: bool = False,
     for_good: bool = False,
     deadline: Deadline | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Run services until a signal comes or all have ended by themselves.
 
@@ -211,11 +282,14 @@ async def serve(
     with_parent : bool
         End with the parent process, too.
     leaves : bool
-        At SIGTERM hand over first what others need; a second one, or SIGINT, ends all at once.
+        At SIGTERM, or one of `WARNINGS`, hand over first what others need; a second SIGTERM, or
+        SIGINT, ends all at once.
     for_good : bool
         As of `stop_signals`.
     deadline : Deadline, optional
         Of the end.
+    beside : coroutine function, optional
+        As of `live`.
 
     Raises
     ------
@@ -224,24 +298,25 @@ async def serve(
     """
     if deadline is not None:
         deadline.watch(services)
-    with stop_signals(with_parent, for_good) as stopped:
-        living = asyncio.ensure_future(live(services))
-        await first_of(living, stopped)
+    with _wishes(with_parent, for_good, leaves) as wishes:
+        living = asyncio.ensure_future(live(services, beside))
+        await first_of(living, wishes.leave)
+        if wishes.leave.done() and not wishes.end.done():
+            await _leave(services, wishes)
         if deadline is not None:
             deadline.begin()
-        if leaves and stopped.done() and stopped.result() == signal.SIGTERM:
-            with stop_signals(with_parent, for_good) as stopped_again:
-                await _leave(services, stopped_again)
-                await settle(living, services, "asked to end")
-        else:
-            await settle(living, services, "asked to end")
+        await settle(living, services, "asked to end")
 
 
-async def _leave(services: Sequence[Service], interrupted: asyncio.Future[signal.Signals]) -> None:
+async def _leave(services: Sequence[Service], wishes: Wishes) -> None:
     """Let services leave at the same time, unless somebody loses patience."""
-    log.info("leaving; SIGINT or another SIGTERM ends at once")
-    leaving = asyncio.gather(*(service.leave("asked to end") for service in services))
-    await first_of(leaving, interrupted)
+    number = wishes.leave.result()
+    log.info("%s: leaving; SIGINT or another SIGTERM ends at once", number.name)
+    # After a warning there is time, and others may come; after SIGTERM the end is near.
+    warned = number in WARNINGS
+    reason = f"its job is to end soon, as {number.name} says" if warned else "asked to end"
+    leaving = asyncio.gather(*(service.leave(reason, waits=warned) for service in services))
+    await first_of(leaving, wishes.end)
     if leaving.done():
         leaving.result()
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import logging
@@ -22,6 +23,7 @@ from hpcdask.launchers.meeting import find_ranks
 from hpcdask.launchers.mpi import part_with_others, serve_part
 from hpcdask.launchers.part import PROGRAM, MPIOptions, Part
 from hpcdask.launchers.process import close_all
+from hpcdask.launchers.ranks import Ranks
 from hpcdask.rendezvous import Contact
 from hpcdask.service import Service
 
@@ -101,11 +103,11 @@ def initialize(
     given = {**locals()}
     more = given.pop("more")
     leaves = given.pop("exit")
-    if _has_a_cluster():
+    if has_a_cluster():
         return True
     part = _part(**given, **more)
     if part.is_client:
-        program = _Program(part)
+        program = Program(part)
         atexit.register(program.end)
         return True
     with part.ranks:
@@ -195,7 +197,7 @@ def execute(
     function = client_function
     del given["client_function"]
     arguments, keywords = given.pop("client_args"), given.pop("client_kwargs") or {}
-    if _has_a_cluster() and function is not None:
+    if has_a_cluster() and function is not None:
         return function(*arguments, **keywords)
     part = _part(**given, has_client=function is not None, **more)
     if not part.is_client:
@@ -203,14 +205,14 @@ def execute(
             serve_part(part, for_good=False)
         return None
     assert function is not None
-    program = _Program(part)
+    program = Program(part)
     try:
         return function(*arguments, **keywords)
     finally:
         program.end()
 
 
-def _has_a_cluster() -> bool:
+def has_a_cluster() -> bool:
     """Whether this is the script of ``hpc-dask run``, which has made a cluster for it."""
     return os.environ.get("HPCDASK_SCRIPT") == str(os.getpid())
 
@@ -237,8 +239,7 @@ def _part(
     **fields: Any,
 ) -> Part:
     """This rank's part, from the keywords that dask-mpi has."""
-    if dashboard or (dashboard_address and dashboard is not False):
-        raise ConfigError("this version has no dashboard; leave dashboard and its address out")
+    without_dashboard({"dashboard": dashboard, "dashboard_address": dashboard_address})
     if not logging.getLogger("hpcdask").handlers:
         logs.configure(log_level)
     common = {"interface": interface, "protocol": protocol or "tcp"}
@@ -263,11 +264,31 @@ def _part(
         address=scheduler_address,
         **fields,
     )
-    folder = os.path.dirname(os.path.abspath(scheduler_file)) if scheduler_file else None
-    ranks = find_ranks(options.use_mpi, folder, options.meeting_timeout, comm)
+    ranks = meet(options, comm)
     if has_client:
         rank = min(1, ranks.world.size - 1) if client_rank is None else client_rank
         options = replace(options, client_rank=rank)
+    return take_part(options, ranks)
+
+
+def without_dashboard(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those by which programs switch the dashboard off, which is not there."""
+    found = dict(options)
+    wanted, address = found.pop("dashboard", None), found.pop("dashboard_address", None)
+    if wanted or (address and wanted is not False):
+        raise ConfigError("this version has no dashboard; leave dashboard and its address out")
+    return found
+
+
+def meet(options: MPIOptions, comm: Any = None) -> Ranks:
+    """Find the ranks of this launch; without MPI they meet beside the scheduler file."""
+    file = options.scheduler.get("scheduler_file")
+    folder = os.path.dirname(os.path.abspath(file)) if file else None
+    return find_ranks(options.use_mpi, folder, options.meeting_timeout, comm)
+
+
+def take_part(options: MPIOptions, ranks: Ranks) -> Part:
+    """This rank's part, if all ranks can do theirs; as `part_with_others`, and leaves no trace."""
     try:
         return part_with_others(lambda: options, ranks)
     except BaseException:
@@ -276,16 +297,23 @@ def _part(
         raise
 
 
-class _Program:
+class Program:
     """The rank that goes on with the program: what it runs besides, and the end of the cluster.
 
     Parameters
     ----------
     part : Part
+    loop : asyncio event loop, optional
+        Of another thread, that runs what this rank serves.
+
+    Attributes
+    ----------
+    place : SchedulerPlace
+        How clients of this process reach the scheduler.
     """
 
-    def __init__(self, part: Part) -> None:
-        self._part, self._loop = part, shared_loop()
+    def __init__(self, part: Part, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._part, self._loop = part, loop or shared_loop()
         self._services: list[Service] = []
         self._has_ended = False
         try:
@@ -295,7 +323,7 @@ class _Program:
             self._services += workers
             for worker in workers:
                 run_sync(self._loop, worker.start())
-            scheduler = SchedulerPlace(
+            self.place = scheduler = SchedulerPlace(
                 place["scheduler"],
                 place.get("scheduler_file"),
                 place.get("token"),
@@ -319,6 +347,11 @@ class _Program:
             part.ranks.clean_up()
             self._close_services()
             raise
+
+    @property
+    def scheduler_address(self) -> str:
+        """Address of the scheduler."""
+        return self._client.scheduler_address
 
     def _start_scheduler(self) -> Contact:
         file = self._part.options.scheduler["scheduler_file"]

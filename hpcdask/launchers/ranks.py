@@ -29,6 +29,11 @@ class Ranks:
         self.world, self.how = world, how
         self._has_parted = False
 
+    @property
+    def have_met(self) -> bool:
+        """Whether this rank has heard of all others, so that each knows what is wrong on any."""
+        return True
+
     def gather_on_all(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in their order, on each; all call it, and first."""
         return [value]

@@ -18,6 +18,7 @@ from hpcdask import Client, Nanny, Scheduler, Worker, config, logs
 from hpcdask.cli.configured import behind, settled
 from hpcdask.cli.jobscript import _this_environment, system_and_job
 from hpcdask.cli.main import main
+from hpcdask.cli.worker import _departure
 from hpcdask.client.place import find_place
 from hpcdask.comm.options import CommOptions
 from hpcdask.comm.tcp import TCPComm
@@ -238,6 +239,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "worker.lifetime.duration": ("1h", lambda: Worker(NOBODY).lifetime, (3600.0, 0.0)),
     "worker.lifetime.stagger": (60, lambda: Worker(NOBODY, lifetime="1h").lifetime, (3600.0, 60)),
     "worker.lifetime.restart": (True, lambda: lifetimes(), (None, (3600.0, 0.0))),
+    "worker.walltime.duration": ("90min", lambda: departure()[0], 5400),
+    "worker.walltime.margin": ("5 min", lambda: departure()[1], 300.0),
     "worker.connections.outgoing": (3, lambda: asyncio.run(fetching())[0], 3),
     "worker.transfer.message-bytes-limit": ("1 kB", lambda: asyncio.run(fetching())[1], 1000),
     "worker.preload": (["a"], lambda: preloads(Worker(NOBODY))[0], ["a"]),
@@ -273,6 +276,19 @@ def lifetimes() -> tuple[Any, Any]:
     """Of a nanny, and of the workers that it starts one after the other."""
     nanny = Nanny(NOBODY, lifetime="1h")
     return nanny.lifetime, nanny._workers_lifetime
+
+
+def departure() -> tuple[Any, Any]:
+    """How long a job lasts, and how long before its end workers leave, for ``hpc-dask worker``."""
+    found: list[Any] = []
+
+    async def leave_in_time(services: Any, *how: Any) -> None:
+        found.extend(how)
+
+    with started(main.commands["worker"]) as context, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hpcdask.launchers.departure.leave_in_time", leave_in_time)
+        asyncio.run(_departure(dict(context.params))([]))
+    return found[0], found[1]
 
 
 async def fetching() -> tuple[int, int]:

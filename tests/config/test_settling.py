@@ -367,6 +367,7 @@ def test_every_setting_has_variables(setting: Any) -> None:
     texts = {
         "comm.compression": "lz4",
         "admin.log-format": "%(message)s",
+        "worker.walltime.duration": "1h",
     }
     word = re.match(r"one of (\w+)", setting.kind.name)
     usual = {AMOUNTS.name: "A=1", VARIABLES.name: '{"A": "1"}'}.get(setting.kind.name, "1")

@@ -60,6 +60,11 @@ class Block:
                 yield command, comment.strip()
 
     @property
+    def is_of_ranks(self) -> bool:
+        """Whether it is a program that a command behind it starts on ranks."""
+        return bool(re.search(r"\b\w+Runner\(", self.text))
+
+    @property
     def commands(self) -> list[str]:
         """The commands of a shell block that are run here."""
         return [command for command, _ in self.lines]

@@ -135,7 +135,9 @@ class Reader:
                     self.shut_down()
                     self.run_all(block)
                 else:
-                    self.run_program(block.text)
+                    self.home.file("program.py", self.here(block.text))
+                    if not block.is_of_ranks:
+                        self.run_program(block.text)
             self.shut_down()
             for job in self.scripts:
                 wait_until(lambda job=job: "squares 285" in job.log, PATIENCE, f"end of {job}")
@@ -152,7 +154,6 @@ class Reader:
             self.held.close()
 
     def run_program(self, text: str) -> None:
-        self.home.file("program.py", self.here(text))
         self.ends("python program.py")
         if "client.shutdown()" in text:
             self.place = None

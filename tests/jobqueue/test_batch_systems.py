@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hpcdask.errors import ConfigError
-from hpcdask.jobqueue.amounts import format_walltime, parse_walltime
+from hpcdask.host import parse_walltime
+from hpcdask.jobqueue.amounts import format_walltime
 from hpcdask.jobqueue.systems import SYSTEMS, detect
 
 

@@ -1,10 +1,20 @@
 from collections.abc import Iterator
 
 import pytest
+from batch import slurm
 from commands import Home, home, new_home
+from mpiruns import LAUNCHERS, Launcher, srun
 from sshd import SSHServer, ssh_server
 
-__all__ = ["home", "new_home", "ssh_home", "sshd"]
+__all__ = ["home", "launchers", "new_home", "ssh_home", "sshd"]
+
+
+@pytest.fixture(scope="module")
+def launchers(request: pytest.FixtureRequest) -> list[Launcher]:
+    """All launchers that are here."""
+    if slurm.WHY_NOT:
+        return LAUNCHERS
+    return [*LAUNCHERS, srun(request.getfixturevalue("slurm"))]
 
 
 @pytest.fixture(scope="module")

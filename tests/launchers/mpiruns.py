@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,3 +103,57 @@ def ours(command: Command) -> list[str]:
     text = re.sub(r"(?ms)^={50,}$.*?^={50,}$\n?(YOUR APPL.*?suggestions$)?", "", text)  # MPICH
     text = re.sub(r"(?m)^(\[(mpiexec|proxy:)|srun: |slurmstepd).*$", "", text)
     return [line for line in text.splitlines() if line.strip()]
+
+
+class Runs:
+    """The same command under each launcher, each in a home of its own.
+
+    Parameters
+    ----------
+    first : str
+        The first word of the commands.
+    """
+
+    def __init__(
+        self,
+        new_home: Callable[[str], Home],
+        launchers: Sequence[Launcher],
+        first: str = "hpc-dask",
+    ) -> None:
+        self.homes = {launcher: new_home(launcher.name) for launcher in launchers}
+        self.commands: dict[Launcher, Command] = {}
+        self.first = first
+
+    def without(self, name: str) -> Runs:
+        """Where one of the launchers behaves in another way."""
+        self.homes = {each: home for each, home in self.homes.items() if each.name != name}
+        return self
+
+    def file(self, name: str, text: str) -> None:
+        for home in self.homes.values():
+            home.file(name, text)
+
+    def start(self, np: int, *words: str | os.PathLike[str], **env: str) -> Runs:
+        for launcher, home in self.homes.items():
+            self.commands[launcher] = launcher.start(home, np, self.first, *words, **env)
+        return self
+
+    def each(self) -> Iterator[tuple[Launcher, Command]]:
+        yield from self.commands.items()
+
+    def line(self, text: str) -> None:
+        for _, command in self.each():
+            command.line(text)
+
+    def end(self, code: int | None, timeout: float = 30.0) -> None:
+        """All end with this code (None: any but 0), and nothing of them is left."""
+        for launcher, command in self.each():
+            found = command.code(timeout)
+            assert found != 0 if code is None else found == code, f"{launcher.name}\n{command}"
+            command.all_gone(AFTER_A_CRASH)
+            assert "Traceback" not in "\n".join(ours(command)) or code == 1, str(command)
+
+    def nothing_is_left(self) -> None:
+        for launcher, home in self.homes.items():
+            left = [path for path in home.left_in_scratch() if "hpc" in path]
+            assert left == [], launcher.name

@@ -11,62 +11,12 @@ import socket
 import subprocess
 
 import pytest
-from batch import slurm
-from mpiruns import AFTER_A_CRASH, LAUNCHERS, PROMPT, needs_mpi, ours, srun
+from mpiruns import AFTER_A_CRASH, PROMPT, Runs, needs_mpi, ours
 from waiting import wait_until
 
 from hpcdask import Client
 
 pytestmark = needs_mpi
-
-
-class Runs:
-    """The same command under each launcher, each in a home of its own."""
-
-    def __init__(self, new_home, launchers):
-        self.homes = {launcher: new_home(launcher.name) for launcher in launchers}
-        self.commands = {}
-
-    def without(self, name):
-        """Where one of the launchers behaves in another way."""
-        self.homes = {each: home for each, home in self.homes.items() if each.name != name}
-        return self
-
-    def file(self, name, text):
-        for home in self.homes.values():
-            home.file(name, text)
-
-    def start(self, np, *words, **env):
-        for launcher, home in self.homes.items():
-            self.commands[launcher] = launcher.start(home, np, "hpc-dask", *words, **env)
-        return self
-
-    def each(self):
-        yield from self.commands.items()
-
-    def line(self, text):
-        for _, command in self.each():
-            command.line(text)
-
-    def end(self, code, timeout=30.0):
-        """All end with this code (None: any but 0), and nothing of them is left."""
-        for launcher, command in self.each():
-            found = command.code(timeout)
-            assert found != 0 if code is None else found == code, f"{launcher.name}\n{command}"
-            command.all_gone(AFTER_A_CRASH)
-            assert "Traceback" not in "\n".join(ours(command)) or code == 1, str(command)
-
-    def nothing_is_left(self):
-        for launcher, home in self.homes.items():
-            left = [path for path in home.left_in_scratch() if "hpc" in path]
-            assert left == [], launcher.name
-
-
-@pytest.fixture(scope="module")
-def launchers(request):
-    if slurm.WHY_NOT:
-        return LAUNCHERS
-    return [*LAUNCHERS, srun(request.getfixturevalue("slurm"))]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from hpcdask.errors import LaunchError
-from hpcdask.launchers.process import event_loop, live, pid_file, serve, stop_signals
+from hpcdask.launchers.process import WARNINGS, event_loop, live, pid_file, serve, stop_signals
 from hpcdask.service import Service
 
 
@@ -22,11 +22,11 @@ class Pretender(Service):
     def __init__(self, error=None, slow=False):
         super().__init__()
         self.error, self.slow = error, slow
-        self.closed_because = self.left_because = None
+        self.closed_because = self.left_because = self.waits = None
         self.may_leave = asyncio.Event()
 
-    async def leave(self, reason="asked to leave"):
-        self.left_because = reason
+    async def leave(self, reason="asked to leave", limit=None, waits=False):
+        self.left_because, self.waits = reason, waits
         await self.may_leave.wait()
         await self.close(reason)
 
@@ -137,6 +137,100 @@ def test_a_second_signal_ends_them_while_they_leave(number):
 
     run(main())
     assert service.status == "closed"
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_at_a_warning_they_leave_and_one_more_changes_nothing(number):
+    service = Pretender()
+
+    async def main():
+        living = await signalled(service, number)
+        while service.left_because is None:
+            await asyncio.sleep(0)
+        for again in (*WARNINGS, signal.SIGCONT, signal.SIGTERM, number):
+            os.kill(os.getpid(), again)
+        await asyncio.wait({living}, timeout=0.05)
+        assert service.status == "running"
+        service.may_leave.set()
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert service.left_because == f"its job is to end soon, as {number.name} says"
+    assert service.waits
+    assert service.status == "closed"
+
+
+def test_after_a_warning_the_second_sigterm_ends_them():
+    service = Pretender()
+
+    async def main():
+        living = await signalled(service, signal.SIGUSR2)
+        while service.left_because is None:
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait({living}, timeout=0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert service.status == "closed"
+
+
+def test_a_warning_does_not_end_who_cannot_leave():
+    service = Pretender()
+
+    async def main():
+        living = asyncio.ensure_future(serve([service]))
+        while service.status != "running":
+            await asyncio.sleep(0)
+        for number in WARNINGS:
+            os.kill(os.getpid(), number)
+        await asyncio.wait({living}, timeout=0.05)
+        assert service.status == "running"
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert service.left_because is None
+
+
+def test_what_runs_beside_them_begins_when_all_have_started_and_ends_with_them():
+    services, seen = [Pretender(), Pretender()], []
+
+    async def beside():
+        seen.append([service.status for service in services])
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            seen.append("ended")
+
+    async def main():
+        living = asyncio.ensure_future(serve(services, beside=beside))
+        while not seen:
+            await asyncio.sleep(0)
+        for service in services:
+            await service.close("enough")
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert seen == [["running", "running"], "ended"]
+
+
+def test_what_goes_wrong_beside_them_is_logged_and_does_not_end_them(caplog):
+    service = Pretender()
+
+    async def beside():
+        raise ZeroDivisionError("of all things")
+
+    async def main():
+        living = asyncio.ensure_future(serve([service], beside=beside))
+        await asyncio.wait({living}, timeout=0.05)
+        assert service.status == "running"
+        await service.close("enough")
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert "of all things" in caplog.text
 
 
 def test_at_sigint_they_end_at_once():
