@@ -388,8 +388,12 @@ class Controller:
         return begins_life or ends_doubt or may_relieve or pool.lead != lead
 
     def _reclaim(self, now: float, job: JobRecord) -> None:
+        """Give a job that is known now its workers that came before."""
         for name in self.leftovers.reclaim(job):
-            self._join(now, job, name)
+            if life_of(name, job.id) >= job.life:
+                self._join(now, job, name)
+            else:
+                self.leftovers.add(now, job, {name})
 
     def worker_left(self, now: float, name: str) -> None:
         """A worker is gone, or does not answer."""

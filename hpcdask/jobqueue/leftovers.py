@@ -51,13 +51,13 @@ class Leftovers:
         return False
 
     def reclaim(self, job: JobRecord) -> list[str]:
-        """Give a job that is known now those that are of its present life."""
+        """Hand over those of a job's present life and of later ones, the latest first."""
         leftover = self.by_job.get(job.id)
         names = [*self.strangers, *(leftover.workers if leftover else ())]
         ours = [name for name in names if life_of(name, job.id) >= job.life]
         for name in ours:
             self.discard(name)
-        return ours
+        return sorted(ours, key=lambda name: (-life_of(name, job.id), name))
 
     def to_retire(self, now: float, pool: str) -> list[tuple[str, set[str]]]:
         """Those of a pool who have had time to end by themselves, by job; each only once."""

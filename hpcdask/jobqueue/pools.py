@@ -45,7 +45,8 @@ class Pool:
         self._set_lead(sorted(self.waits)[3 * len(self.waits) // 4])
 
     def _set_lead(self, usual_wait: float) -> None:
-        self.lead = min(max(self.limits.lead, usual_wait), self.shape.walltime / 2)
+        margin, longest = self.shape.margin, (self.shape.walltime - self.shape.margin) / 2
+        self.lead = margin + min(max(self.limits.lead, usual_wait), longest)
 
     @property
     def n_under_way(self) -> int:

@@ -17,10 +17,13 @@ class Shape:
         Processes that register from one job.
     walltime : float
         Seconds; `math.inf` if it has no limit.
+    margin : float
+        Seconds before the end of the walltime at which workers begin to leave by themselves.
     """
 
     n_workers: int
     walltime: float
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Limits:
     missing: float = 20.0
     missing_with_all: float = 300.0
     start_timeout: float = 300.0  # that a job may run without a worker
-    lead: float = 60.0  # a job that ends within this, or within the usual wait, is replaced now
+    lead: float = 60.0  # a job whose workers leave within this, or the usual wait, is replaced now
     ending: float = 60.0  # that a job takes to end, before another is submitted in its place
     grace: float = 30.0  # for the other workers of a job to come, or of an ended job to go
     cancel_again: float = 10.0  # after a cancelled job is still listed; doubled each time

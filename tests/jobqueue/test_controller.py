@@ -27,9 +27,16 @@ WALLTIME = 3600.0
 class Queue:
     """A controller of a pool "cpu", which is told what happens, each event with its time."""
 
-    def __init__(self, n_workers: int = 1, walltime: float = WALLTIME, **limits: Any) -> None:
+    def __init__(
+        self,
+        n_workers: int = 1,
+        walltime: float = WALLTIME,
+        margin: float = 0.0,
+        **limits: Any,
+    ) -> None:
+        shape = Shape(n_workers=n_workers, walltime=walltime, margin=margin)
         self.controller = Controller(Limits(**limits))
-        self.controller.add_pool("cpu", Shape(n_workers=n_workers, walltime=walltime))
+        self.controller.add_pool("cpu", shape)
 
     def __getattr__(self, event: str) -> Any:
         def happens(now: float, *args: Any, **options: Any) -> list[Action]:
@@ -502,6 +509,17 @@ def test_a_successor_is_submitted_as_early_as_jobs_usually_wait() -> None:
     assert queue.controller.wake_at() == 100 + WALLTIME - 900
 
 
+def test_workers_that_leave_before_the_walltime_is_over_are_succeeded_before_they_do() -> None:
+    queue = Queue(lead=60.0, margin=180.0)
+    queue.has(["5"])
+    assert queue.controller.wake_at() == WALLTIME - 180 - 60
+    assert queue.tick(WALLTIME - 240) == [Submit(2, "cpu", 1)]
+    queue.submitted(WALLTIME - 239, 2, ["6"])
+    # It has ended as was planned, so the next one need not wait.
+    assert queue.ends(WALLTIME - 150, "5", End.COMPLETED) == []
+    assert queue.controller.pools["cpu"].troubles.losses.n == 0
+
+
 def test_but_not_before_half_of_the_walltime() -> None:
     queue = Queue(lead=60.0)
     queue.scale(0, 1)
@@ -859,6 +877,15 @@ def test_jobs_of_an_earlier_session_are_taken_over() -> None:
     assert queue.list(2, "5_0 running, 5_2 pending") == [AskEnds(("5_1",))]
     assert queue.scale(3, 2) == [Cancel(("5_2",))]
     assert queue.adopt(4, "cpu", ["5_0"]) == []
+
+
+def test_workers_of_several_lives_of_an_adopted_job_are_told_apart() -> None:
+    queue = Queue(n_workers=3)
+    for name in ("5-0", "5-1", "5-2", "5r1-0", "5r1-1", "5r1-2"):
+        queue.worker_joined(0, name)
+    queue.adopt(1, "cpu", ["5"])
+    assert queue.controller.jobs["5"].workers == {"5r1-0", "5r1-1", "5r1-2"}
+    assert queue.tick(100) == [Retire("5", ("5-0", "5-1", "5-2"))]
 
 
 def test_those_that_it_was_giving_back_are_given_back() -> None:

@@ -64,6 +64,7 @@ class FakeQueue:
     ) -> None:
         self.clock, self.random, self.walltime = clock, random, walltime
         self.join, self.leave, self.note = join, leave, note
+        self.margin = random.choice([0.0, walltime / 10])  # in which workers leave by themselves
         self.jobs: dict[str, FakeJob] = {}
         self.alive: set[str] = set()  # workers' processes
         self.job_of_worker: dict[str, FakeJob] = {}
@@ -129,6 +130,9 @@ class FakeQueue:
                 job.processes.add(name)
                 self.job_of_worker[name] = job
                 self._later(job, self.draw(5.0), self._comes, name)
+                if self.margin:
+                    early = self.margin * self.random.uniform(0.5, 1)
+                    self._later(job, self.walltime - early, self._departs, name)
 
     def _stop(self, job: FakeJob, leaves_zombies: bool = False) -> None:
         """End a life of a job."""
@@ -196,6 +200,10 @@ class FakeQueue:
     def _wait_again(self, job: FakeJob) -> None:
         job.phase = Phase.PENDING
         self._later(job, self.draw(self.wait), self._start)
+
+    def _departs(self, job: FakeJob, name: str) -> None:
+        if name in job.processes:
+            self.process_ends(name)
 
     def process_ends(self, name: str) -> None:
         """A worker ends by itself, as it was asked to; its job ends with the last."""

@@ -12,6 +12,7 @@ from fake_queue import FakeJob
 
 from hpcdask.jobqueue.controller import Action, Cancel, Retire, Submit
 from hpcdask.jobqueue.status import JobStatus, Phase
+from hpcdask.jobqueue.worker_names import life_of
 
 if TYPE_CHECKING:
     from queue_simulator import QueueSimulation
@@ -76,9 +77,9 @@ class QueueChecks:
                 self.not_before[args[0]] = -math.inf
         elif event == "worker_joined":
             job = self.simulation.queue.job_of_worker.get(args[0])
-            # A former life's says nothing of the present one.
-            is_of_now = job is not None and ("r" in args[0]) == bool(job.restarts)
-            self._hear([job.id] if job is not None and is_of_now else [])
+            # A former life's says nothing of the present one, nor one of an unknown job of any.
+            if job is not None and life_of(args[0], job.id) == job.restarts:
+                self._hear([job.id] if job.id in self.simulation.controller.jobs else [])
 
     def _hear(self, ids: list[str]) -> None:
         for id in ids:
@@ -140,7 +141,8 @@ class QueueChecks:
         walltime = simulation.queue.walltime
         ends = [known.ends] if known is not None and known.ends is not None else []
         ends += [job.started + walltime] if job.started is not None else []
-        if ends and min(ends) - walltime / 2 - 20 <= now:
+        longest = self.simulation.queue.margin + (walltime - self.simulation.queue.margin) / 2
+        if ends and min(ends) - longest - 20 <= now:
             return False  # it may have a successor
         if job.id not in self.told:
             return now - self.unclear.get(job.submission, now) < simulation.limits.unclear

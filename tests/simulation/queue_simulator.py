@@ -54,7 +54,9 @@ class QueueSimulation:
         walltime = random.choice([400.0, 1800.0, 36000.0])
         self.queue = FakeQueue(self.clock, random, walltime, self.join, self.leave, self.note)
         self.shapes = {
-            name: Shape(n_workers=random.choice([1, 1, 3]), walltime=walltime)
+            name: Shape(
+                n_workers=random.choice([1, 1, 3]), walltime=walltime, margin=self.queue.margin
+            )
             for name in ["cpu", "gpu"][: random.choice([1, 1, 2])]
         }
         self.controller = self._new_controller()
