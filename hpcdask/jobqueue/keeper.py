@@ -498,8 +498,15 @@ class Keeper:
         """Look for the jobs of a submission of which nobody knows what came of it."""
         known = {*self.controller.jobs, *(job.id for job in self.controller.history)}
         # A worker names its job, whatever the queue says.
-        ids = {job_of(name) for name in self.members} - known
-        self._tell(self.controller.found, action.request, ids)
+        ids = {job_of(name) for name in self.members}
+        if command := self._system.find_command():
+            path = os.fspath(self._folder.path / self._name_of(action))
+            try:
+                ids.update(self._system.parse_found(await self._commands.run(command), path))
+            except StatusError as exc:
+                log.warning("%s does not tell of the jobs: %s", self._system.title, exc)
+                return  # it is asked for again
+        self._tell(self.controller.found, action.request, ids - known)
 
     async def _cancel(self, action: Cancel) -> None:
         for command in self._cancel_commands(action.ids):
