@@ -225,7 +225,6 @@ class Slurm(BatchSystem):
     def find_command(self) -> list[str]:
         return [*_WITHOUT_FILTERS, "squeue", "--me", "-r", "-t", "all", "-o", "%i|%o"]
 
-    @reads
     def parse_found(self, answer: Answer, path: str) -> list[str]:
         header, *lines = complete(self.title, answer).splitlines() or [""]
         if header != "JOBID|COMMAND":
