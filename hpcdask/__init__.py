@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         WorkerStartError,
     )
     from hpcdask.execution import rejoin, secede
+    from hpcdask.launchers.adaptive import Adaptive
     from hpcdask.launchers.local import LocalCluster
     from hpcdask.launchers.program import execute, initialize
     from hpcdask.launchers.ssh import SSHCluster
@@ -92,6 +93,7 @@ _WHERE = {
     "WorkerStartError": "errors",
     "rejoin": "execution",
     "secede": "execution",
+    "Adaptive": "launchers.adaptive",
     "LocalCluster": "launchers.local",
     "execute": "launchers.program",
     "initialize": "launchers.program",
@@ -107,6 +109,7 @@ _ALIASES = {"CancelledError": "FutureCancelledError", "TimeoutError": "WaitTimeo
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Adaptive",
     "AuthenticationError",
     "CancelledError",
     "Client",

@@ -104,8 +104,13 @@ class ClusterCalls(Connection):
         ------
         WaitTimeoutError
             If they have not within `timeout` seconds; says how many have.
+        JobError
+            If they will not come, as a cluster of batch jobs knows.
         """
         seconds = self._seconds(timeout)
+        cluster = self.cluster
+        if getattr(cluster, "knows_jobs", False) and cluster.loop is self.loop:
+            return self._maybe_sync(cluster._until_registered(n_workers, seconds))
 
         async def work() -> None:
             deadline = None if seconds is None else time.monotonic() + seconds

@@ -213,6 +213,27 @@ _ALL = (
     ),
     Word("resources", kinds.AMOUNTS, "What tasks may ask for, of each worker.", {}),
     Word("worker-extra-args", kinds.LIST, "More words for the command of the workers.", ()),
+    # -- Clusters
+    Word(
+        "shared-temp-directory",
+        kinds.PATH,
+        "Where clusters make their folders. Default: ~/.local/state/hpcdask/clusters.",
+        is_keyword=False,
+    ),
+    Word(
+        "scheduler-options",
+        kinds.VARIABLES,
+        "Parameters of the scheduler of a cluster, as `interface` or `port`.",
+        {},
+        is_keyword=False,
+    ),
+    Word(
+        "poll-interval",
+        kinds.INTERVAL,
+        "How often a cluster asks for its jobs, at most: less often while nothing happens.",
+        "2s",
+        is_keyword=False,
+    ),
 )
 WORDS = {word.name: word for word in _ALL}
 

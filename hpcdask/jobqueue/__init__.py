@@ -7,6 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpcdask.jobqueue.cluster import (
+        HTCondorCluster,
+        JobQueueCluster,
+        LSFCluster,
+        MoabCluster,
+        OARCluster,
+        PBSCluster,
+        SGECluster,
+        SLURMCluster,
+    )
     from hpcdask.jobqueue.job import Job
     from hpcdask.jobqueue.jobs_of_systems import (
         HTCondorJob,
@@ -20,6 +30,19 @@ if TYPE_CHECKING:
     from hpcdask.jobqueue.runner import MPIRunner, PBSRunner, SGERunner, SLURMRunner
 
 _WHERE = {
+    **dict.fromkeys(
+        [
+            "HTCondorCluster",
+            "JobQueueCluster",
+            "LSFCluster",
+            "MoabCluster",
+            "OARCluster",
+            "PBSCluster",
+            "SGECluster",
+            "SLURMCluster",
+        ],
+        "cluster",
+    ),
     "Job": "job",
     **dict.fromkeys(
         ["HTCondorJob", "LSFJob", "MoabJob", "OARJob", "PBSJob", "SGEJob", "SLURMJob"],
@@ -29,16 +52,24 @@ _WHERE = {
 }
 
 __all__ = [
+    "HTCondorCluster",
     "HTCondorJob",
     "Job",
+    "JobQueueCluster",
+    "LSFCluster",
     "LSFJob",
     "MPIRunner",
+    "MoabCluster",
     "MoabJob",
+    "OARCluster",
     "OARJob",
+    "PBSCluster",
     "PBSJob",
     "PBSRunner",
+    "SGECluster",
     "SGEJob",
     "SGERunner",
+    "SLURMCluster",
     "SLURMJob",
     "SLURMRunner",
 ]

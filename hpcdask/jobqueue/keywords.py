@@ -15,7 +15,7 @@ from hpcdask.config import jobs, kinds
 from hpcdask.config.jobs import Word
 from hpcdask.config.settling import Settings
 from hpcdask.errors import ConfigError
-from hpcdask.jobqueue.amounts import parse_walltime
+from hpcdask.host import parse_walltime
 
 #: Keywords of earlier days, and those in their place. A name is that of the workers here.
 _OTHERS = {

@@ -74,9 +74,6 @@ class GridEngine(BatchSystem):
             )
             yield f"#$ -pe {job.parallel_environment} {slots}"
         yield f"#$ -l h_rt={format_walltime(job.walltime)}"
-        if job.launch == "workers":
-            yield from comment("Before it is killed a job gets SIGUSR2, and can hand over.")
-            yield "#$ -notify"
         if job.resource_spec:
             yield f"#$ -l {job.resource_spec}"
         if job.queue:

@@ -222,6 +222,16 @@ class Slurm(BatchSystem):
                 ends[each] = _ended(each, end, words, left, _names(nodes))
         return ends
 
+    def find_command(self) -> list[str]:
+        return [*_WITHOUT_FILTERS, "squeue", "--me", "-r", "-t", "all", "-o", "%i|%o"]
+
+    def parse_found(self, answer: Answer, path: str) -> list[str]:
+        header, *lines = complete(self.title, answer).splitlines() or [""]
+        if header != "JOBID|COMMAND":
+            raise no_listing(self.title, answer, "no header")
+        found = (line.partition("|") for line in lines)
+        return [id for id, _, command in found if command == path]
+
     def can_never_run(self, status: JobStatus) -> bool:
         return status.phase is Phase.PENDING and bool(_NEVER.fullmatch(status.reason))
 

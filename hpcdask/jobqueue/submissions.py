@@ -83,8 +83,8 @@ class Submissions:
         return [request.look_at for request in self._lost.values()]
 
     def look_for_lost(self, now: float) -> None:
-        """Look once more for what is lost: there is a sign of it."""
-        for request in self._lost.values():
+        """Look once more for what is lost or unclear: there is a sign of it."""
+        for request in (*self._unclear(), *self._lost.values()):
             request.look_at = now
 
     @property

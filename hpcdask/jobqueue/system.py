@@ -211,6 +211,20 @@ class BatchSystem(ABC):
         """Why jobs wait, by id, as far as the system tells."""
         return {}
 
+    def find_command(self) -> list[str] | None:
+        """A command that lists this user's jobs with their scripts; None if there is none."""
+        return None
+
+    def parse_found(self, answer: Answer, path: str) -> list[str]:
+        """Ids of the jobs that were submitted with the script of this path.
+
+        Raises
+        ------
+        StatusError
+            If this is no complete answer.
+        """
+        return []
+
     def can_never_run(self, status: JobStatus) -> bool:
         """Whether the reason for which a job waits will not go away by itself."""
         return False

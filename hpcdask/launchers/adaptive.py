@@ -1,6 +1,7 @@
-"""As many workers as the work is worth: `wanted` and `Choice` decide, `Adaptive` acts.
+"""As many workers as the work is worth: `Adaptive` looks, and acts on what `Choice` decides.
 
-`take_stock` runs where the scheduler is; what it returns is all that the decision needs.
+What the work is worth is in `hpcdask.launchers.worth`, what can be started and ended in
+`hpcdask.launchers.units`.
 """
 
 from __future__ import annotations
@@ -8,200 +9,115 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Coroutine
-from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Hashable
+from typing import TYPE_CHECKING, Any
 
 from hpcdask import host as hosts
 from hpcdask.errors import ConfigError
+from hpcdask.launchers.choice import Assumptions, Choice
+from hpcdask.launchers.stock import Stock
+from hpcdask.launchers.units import Bounds, Fleet, Units
+from hpcdask.launchers.worth import idle_units, learn_hopeless, wanted
+from hpcdask.messages import Restriction
 
 if TYPE_CHECKING:
-    from hpcdask.core.lanes import Lane
-    from hpcdask.core.scheduler_state import SchedulerState
     from hpcdask.launchers.cluster import Cluster
 
 log = logging.getLogger("hpcdask.adaptive")
 
-#: Waiting tasks of a kind that are looked at to learn what all of them cost.
-_SAMPLE = 100
-#: The part of all workers' memory that the values which they hold may fill.
-_FULL = 0.6
 #: The longest pause after workers could not be started, in seconds.
 _LONGEST_PAUSE = 60.0
-#: Seconds that a worker which got a task at the last moment has to end it, before it is ended.
-_RETIREMENT = 24 * 3600.0
-
-
-class Stock(NamedTuple):
-    """What a scheduler has to do, and who does it."""
-
-    seconds: float  # of known work: of tasks that run or could
-    n_runnable: int  # such tasks
-    nthreads: int  # of all workers
-    nbytes: int  # of the values that they hold, copies counted each
-    memory_limit: int  # of all workers; 0 if one has none
-    workers: tuple[str, ...]  # their names
-    idle: tuple[str, ...]  # of these, those with nothing to do; first whose end costs least
-
-
-def take_stock(dask_scheduler: Any) -> Stock:
-    """Look at a scheduler; called where it is."""
-    state: SchedulerState = dask_scheduler.state
-    records = list(state.workers.values())
-    lanes = [_cost_of(lane, bool(records)) for lane in state.lanes]
-    idle = sorted((w.nbytes, w.info.name) for w in records if not (w.processing or w.is_leaving))
-    limits = [worker.info.memory_limit for worker in records]
-    return Stock(
-        seconds=sum(worker.occupancy for worker in records) + sum(cost for _, cost in lanes),
-        n_runnable=sum(worker.n_runnable for worker in records) + sum(n for n, _ in lanes),
-        nthreads=sum(worker.info.nthreads for worker in records),
-        nbytes=sum(worker.nbytes for worker in records),
-        memory_limit=sum(limits) if all(limits) else 0,
-        workers=tuple(worker.info.name for worker in records),
-        idle=tuple(name for _, name in idle),
-    )
-
-
-def _cost_of(lane: Lane, has_workers: bool) -> tuple[int, float]:
-    """Number and seconds of the tasks that wait for room.
-
-    Those that no worker may run count only while there is none: more of the same would not help.
-    """
-    sample = list(islice(lane.queued, _SAMPLE))
-    n = lane.n_queued
-    if not has_workers:
-        sample = sample or list(islice(lane.stranded, _SAMPLE))
-        n += len(lane.stranded)
-    known = [task.function.prefix.cost for task in sample if task.function is not None]
-    return n, n * sum(known) / len(known) if known else 0.0
-
-
-def wanted(stock: Stock, target_duration: float, nthreads: int) -> int:
-    """Number of workers that would do the known work in `target_duration` seconds.
-
-    Parameters
-    ----------
-    nthreads : int
-        Threads of one worker, while there is none to look at.
-    """
-    if not stock.n_runnable:
-        workers = 0
-    else:
-        threads = min(math.ceil(stock.seconds / target_duration), stock.n_runnable)
-        per_worker = stock.nthreads / len(stock.workers) if stock.nthreads else nthreads
-        workers = max(math.ceil(threads / max(per_worker, 1)), 1)
-    if stock.nbytes:  # with no worker they would be lost
-        workers = max(workers, 1)
-    if stock.memory_limit:
-        memory = stock.memory_limit / len(stock.workers)
-        workers = max(workers, math.ceil(stock.nbytes / (_FULL * memory)))
-    return workers
-
-
-class Choice:
-    """Chooses how many workers to add, or which to end.
-
-    Adding is done at once. To end, a worker must be found idle, and not needed, several times in a
-    row: work often comes in waves.
-
-    Parameters
-    ----------
-    minimum, maximum : int
-        Fewest and most workers.
-    wait_count : int
-        How often.
-    """
-
-    def __init__(self, minimum: int, maximum: float, wait_count: int) -> None:
-        self._minimum, self._maximum, self._wait_count = minimum, maximum, wait_count
-        self._idle: dict[str, int] = {}  # looks in a row
-
-    def make(
-        self,
-        n_wanted: int,
-        running: Collection[str],
-        coming: int,
-        idle: Collection[str],
-        others: int = 0,
-    ) -> tuple[int, list[str]]:
-        """Decide.
-
-        Parameters
-        ----------
-        n_wanted : int
-            Workers that the work is worth.
-        running : collection of str
-            Names of the workers that may be ended.
-        coming : int
-            Workers that have been asked for and are not there yet.
-        idle : collection of str
-            Names of workers with nothing to do; first whose end costs least.
-        others : int
-            Workers that somebody else has added, and that do their part.
-
-        Returns
-        -------
-        int, list of str
-            Number of workers to start, and names of those to end: one of both is nothing.
-        """
-        target = int(min(max(n_wanted - others, self._minimum), self._maximum))
-        surplus = len(running) + coming - target
-        if surplus <= 0:
-            self._idle.clear()
-            return -surplus, []
-        self._idle = {name: self._idle.get(name, 0) + 1 for name in idle if name in running}
-        ripe = [name for name in self._idle if self._idle[name] >= self._wait_count]
-        return 0, ripe[: min(surplus, max(len(running) - target, 0))]
+#: Decisions that are remembered for a user to look at.
+_REMEMBERED = 1000
 
 
 class Adaptive:
     """Looks again and again at what there is to do, and has a cluster follow.
 
-    Takes what `Cluster.adapt` takes; `former` is one whose place it takes.
+    Made by `Cluster.adapt`, whose parameters it takes. A class derived from it, which ``adapt``
+    takes as ``Adaptive=``, can override `target`, `workers_to_close`, `scale_up` and `scale_down`.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    units : Units
+        What may be started and ended.
+    minimum, maximum : int
+        Fewest and most workers.
+    former : Adaptive, optional
+        One whose place it takes.
+
+    Attributes
+    ----------
+    minimum, maximum, target_duration, wait_count, keep_idle, interval
+        As given to ``adapt``, times in seconds; they may be changed meanwhile. `keep_idle` is None
+        for what the cluster holds to be right.
+    log : deque of (float, dict)
+        The last decisions: when, in seconds since the epoch, and what: ``{"status": "up", "n": 8}``
+        for having 8 workers, ``{"status": "down", "workers": [...]}`` for the end of these,
+        ``{"status": "withdraw", "n": 2}`` for 2 units less of those that are waited for.
+    state : str
+        "starting", "running" or "stopped".
     """
 
     def __init__(
         self,
         cluster: Cluster,
-        minimum: int,
-        maximum: float,
-        interval: float | str,
-        target_duration: float | str,
-        wait_count: int,
+        units: Units,
+        *,
+        minimum: int = 0,
+        maximum: float = math.inf,
+        interval: float | str = "1s",
+        target_duration: float | str | None = None,
+        wait_count: int = 3,
+        keep_idle: float | str | None = None,
+        worker_key: Callable[[Any], Hashable] | None = None,
         former: Adaptive | None = None,
     ) -> None:
-        if not 0 <= minimum <= maximum or maximum < 1:
-            raise ConfigError(f"a cluster cannot have between {minimum} and {maximum} workers")
         if wait_count < 1:
             raise ConfigError(f"wait_count is {wait_count}; a worker must be found idle once")
-        self.minimum, self.maximum = minimum, maximum
-        self._interval = hosts.parse_timedelta(interval)
-        self._target_duration = hosts.parse_timedelta(target_duration)
-        if not self._interval or not self._target_duration:
+        self.minimum, self.maximum, self.wait_count = minimum, maximum, wait_count
+        self.interval = hosts.parse_timedelta(interval)
+        if target_duration is None:
+            target_duration = units.target_duration()
+        self.target_duration = hosts.parse_timedelta(target_duration)
+        if not self.interval or not self.target_duration:
             raise ConfigError("interval and target_duration of adapt must be more than 0 s")
-        self._cluster, self._former = cluster, former
-        self._choice = Choice(minimum, maximum, wait_count)
+        self.keep_idle = None if keep_idle is None else hosts.parse_timedelta(keep_idle)
+        self.worker_key = worker_key
+        self.log: deque[tuple[float, dict[str, Any]]] = deque(maxlen=_REMEMBERED)
+        self.state = "starting"
+        self.cluster, self._units, self._former = cluster, units, former
+        self._choice, self._assumptions = Choice(), Assumptions()
+        self._assumed: dict[str, float] = {}
+        self._hopeless: frozenset[Restriction] = frozenset()
+        self._stock = Stock()
+        self._fleet = Fleet((), 0, 0)
         self._task: asyncio.Task[None] | None = None
         self._changes: set[asyncio.Task[None]] = set()
-        self._leaving: set[str] = set()
-        self._is_over = False
         self._failures = 0  # in a row, of starting workers
         self._pause_until = 0.0
 
+    # -- Life -------------------------------------------------------------------------------------
+
     def start(self) -> None:
         """Begin; called on the cluster's loop."""
-        if self._task is None and not self._is_over:
+        if self._task is None and self.state == "starting":
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "asked to stop") -> None:
         """Let the cluster be as it is; what has begun is finished."""
-        self._is_over = True
+        if self.state != "stopped":
+            log.info("%s adapts no more: %s", self.cluster.name, reason)
+        self.state = "stopped"
         if self._task is not None:
-            self._cluster.loop.call_soon_threadsafe(self._task.cancel)
+            self.cluster.loop.call_soon_threadsafe(self._task.cancel)
 
     async def stopped(self) -> None:
         """Stop, and wait until nothing is being changed any more."""
-        self._is_over = True
+        self.state = "stopped"
         tasks = self._changes | ({self._task} if self._task is not None else set())
         for task in tasks:
             task.cancel()
@@ -212,30 +128,63 @@ class Adaptive:
         if self._former is not None:
             await self._former.stopped()
             self._former = None
-        await asyncio.gather(self._cluster._started(), return_exceptions=True)
-        while self._cluster.status == "running":
+        await asyncio.gather(self.cluster._started(), return_exceptions=True)
+        self.state = "running"
+        while self.cluster.status == "running":
             try:
                 await self._look()
             except Exception as exc:  # a scheduler that is busy, or away for a moment
-                log.warning("%s could not be adapted: %s", self._cluster.name, exc)
-            await asyncio.sleep(self._interval)
+                log.warning("%s could not be adapted: %s", self.cluster.name, exc)
+            await asyncio.sleep(self.interval)
+
+    # -- What it does at each look ----------------------------------------------------------------
 
     async def _look(self) -> None:
-        cluster = self._cluster
-        stock = await cluster._take_stock()
-        cluster._forget_ended()
-        n_wanted = wanted(stock, self._target_duration, cluster._threads_of_one())
-        running, coming = cluster.workers.keys() - self._leaving, cluster._coming
-        others = set(stock.workers) - cluster.workers.keys() - coming.keys()
-        n_new, to_end = self._choice.make(n_wanted, running, len(coming), stock.idle, len(others))
-        if n_new and asyncio.get_running_loop().time() >= self._pause_until:
-            log.info("%s grows by %d workers: %s", cluster.name, n_new, in_words(stock))
-            self._change(self._add(n_new))
-            await asyncio.sleep(0)  # so that they are noted as coming
-        elif to_end:
-            log.info("%s shrinks by %d workers: %s", cluster.name, len(to_end), in_words(stock))
-            self._leaving.update(to_end)
-            self._change(self._take_away(to_end))
+        stock = await self.cluster._take_stock(self._assumed, self.worker_key)
+        now = asyncio.get_running_loop().time()
+        self._assumed = self._assumptions.update(now, stock.unknown)
+        self._stock = self._units.demand(stock)
+        self._fleet = fleet = self._units.fleet(stock)
+        self._hopeless = learn_hopeless(self._stock, fleet, self._hopeless)
+        n_each = self._units.shape().n_workers
+        target = await self.target()
+        decision = self._choice.make(
+            now,
+            math.ceil(target / n_each),
+            fleet,
+            self._whole(await self.workers_to_close(target)),
+            self._bounds(n_each),
+            self.wait_count,
+            self._units.keep_idle() if self.keep_idle is None else self.keep_idle,
+        )
+        if decision.n_new and now >= self._pause_until:
+            n = n_each * (fleet.n_here_or_coming + decision.n_new)
+            self._note({"status": "up", "n": n})
+            self._change(self._grow(n))
+        if decision.n_withdrawn:
+            self._note({"status": "withdraw", "n": decision.n_withdrawn})
+            self._change(self._shrink(self._units.withdraw(decision.n_withdrawn)))
+        if decision.ended:
+            workers = [name for u in fleet.units if u.name in decision.ended for name in u.workers]
+            self._note({"status": "down", "workers": workers})
+            self._change(self._shrink(self.scale_down(workers)))
+        await asyncio.sleep(0)  # so that what has begun is seen in the fleet
+
+    def _bounds(self, n_each: int) -> Bounds:
+        """In units; `minimum` and `maximum` may have been changed."""
+        most = self.maximum if math.isinf(self.maximum) else max(self.maximum // n_each, 1)
+        return Bounds(math.ceil(self.minimum / n_each), most)
+
+    def _whole(self, workers: Collection[str]) -> list[str]:
+        """Names of the units all of whose workers are among these, in their order, and idle."""
+        place = {name: position for position, name in enumerate(workers)}
+        idle = set(idle_units(self._stock, self._fleet.units))
+        whole = [u for u in self._fleet.units if u.name in idle and place.keys() >= set(u.workers)]
+        return [u.name for u in sorted(whole, key=lambda u: max(place[name] for name in u.workers))]
+
+    def _note(self, what: dict[str, Any]) -> None:
+        self.log.append((time.time(), what))
+        log.info("%s adapts: %s; %s", self.cluster.name, in_words(what), self._stock)
 
     def _change(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that may take long, while looking on."""
@@ -243,32 +192,66 @@ class Adaptive:
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
 
-    async def _add(self, n: int) -> None:
+    async def _grow(self, n: int) -> None:
         try:
-            await self._cluster._start_workers(n)
+            await self.scale_up(n)
             self._failures = 0
         except Exception as exc:
             self._failures += 1
-            pause = min(self._interval * 2.0**self._failures, _LONGEST_PAUSE)
+            pause = min(self.interval * 2.0**self._failures, _LONGEST_PAUSE)
             self._pause_until = asyncio.get_running_loop().time() + pause
             log.warning("%s; more workers are tried for in %.3g s", exc, pause)
 
-    async def _take_away(self, names: list[str]) -> None:
+    async def _shrink(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._cluster._retire_workers(names, _RETIREMENT, None)
+            await work
         except Exception as exc:
-            log.warning("%s could not be made smaller: %s", self._cluster.name, exc)
-        finally:
-            self._leaving.difference_update(names)
+            log.warning("%s could not be made smaller: %s", self.cluster.name, exc)
+
+    # -- What a derived class may change ----------------------------------------------------------
+
+    async def target(self) -> int:
+        """Number of workers that the work is worth now, whatever `minimum` and `maximum` are."""
+        shape = self._units.shape()
+        n = wanted(self._stock, self._fleet, shape, self.target_duration, self._hopeless)
+        return n * shape.n_workers
+
+    async def workers_to_close(self, target: int) -> list[str]:
+        """Names of the workers that might end if only `target` were left, the best first.
+
+        Of these some end if they are idle, have been for `wait_count` looks, and are all that there
+        are in what the cluster ends as a whole.
+        """
+        place = {name: i for i, name in enumerate(idle_units(self._stock, self._fleet.units))}
+        idle = sorted(
+            (u for u in self._fleet.units if u.name in place), key=lambda u: place[u.name]
+        )
+        return [name for unit in idle for name in unit.workers]
+
+    async def scale_up(self, n: int) -> None:
+        """Have `n` workers: ask for those that are neither there nor coming."""
+        n_units = math.ceil(n / self._units.shape().n_workers)
+        await self._units.grow(n_units - self._fleet.n_here_or_coming)
+
+    async def scale_down(self, workers: Collection[str]) -> None:
+        """Let workers, by name, hand over what only they hold, and end.
+
+        With them ends all that the cluster can only end as a whole.
+        """
+        gone = set(workers)
+        await self._units.shrink([u.name for u in self._fleet.units if gone & set(u.workers)])
 
     def __repr__(self) -> str:
-        state = "stopped" if self._is_over else "running"
-        return f"<Adaptive {self._cluster.name}, {self.minimum} to {self.maximum}, {state}>"
+        return (
+            f"<Adaptive {self.cluster.name}, {self.minimum} to {self.maximum} workers, "
+            f"{self.state}>"
+        )
 
 
-def in_words(stock: Stock) -> str:
-    """What there is to do, for a log."""
-    return (
-        f"{stock.n_runnable} tasks of {stock.seconds:.3g} s for {len(stock.workers)} workers, "
-        f"{len(stock.idle)} of them idle"
-    )
+def in_words(what: dict[str, Any]) -> str:
+    """A decision, for a log."""
+    if what["status"] == "up":
+        return f"it is to have {what['n']} workers"
+    if what["status"] == "down":
+        return f"{', '.join(what['workers'])} are to end"
+    return f"{what['n']} of those that are waited for are withdrawn"

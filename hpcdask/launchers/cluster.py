@@ -11,7 +11,7 @@ import math
 import os
 import uuid
 import weakref
-from collections.abc import Collection, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from hpcdask import host as hosts
@@ -21,7 +21,10 @@ from hpcdask.client.connection import close_all
 from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
-from hpcdask.launchers.adaptive import Adaptive, Stock
+from hpcdask.launchers.adaptive import Adaptive as _Adaptive
+from hpcdask.launchers.scheduler_access import SchedulerAccess, as_text
+from hpcdask.launchers.stock import Stock, take_stock
+from hpcdask.launchers.units import Units, UnitShape, WorkerUnits, bounds
 
 _clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
 #: Seconds that the end of a cluster may take.
@@ -71,7 +74,9 @@ class Cluster(abc.ABC):
         self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._scaling: asyncio.Lock | None = None
-        self._adaptive: Adaptive | None = None
+        self._adaptive: _Adaptive | None = None
+        #: Set by `_launch`.
+        self._access: SchedulerAccess | None = None
         if asynchronous:
             self.loop = loop or asyncio.get_running_loop()
         else:
@@ -114,34 +119,12 @@ class Cluster(abc.ABC):
         """Let workers hand over what only they hold, and end them; as `Scheduler.retire`."""
 
     @abc.abstractmethod
-    async def _take_stock(self) -> Stock:
-        """What there is to do, and who does it."""
+    def _worker_shape(self) -> UnitShape:
+        """What one more worker brings, as far as that is known before it is there."""
 
-    @abc.abstractmethod
-    def _threads_of_one(self) -> int:
-        """Threads of a worker, as far as that is known before there is one."""
-
-    @abc.abstractmethod
-    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
-        """Wait for workers; `WaitTimeoutError` if they do not come within `limit` seconds."""
-
-    @abc.abstractmethod
-    async def _scheduler_log(self) -> str:
-        """Last log lines of the scheduler."""
-
-    @abc.abstractmethod
-    async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Last log lines of workers, by address; of all if none is named."""
-
-    @property
-    @abc.abstractmethod
-    def scheduler_address(self) -> str:
-        """Address of the scheduler; empty until it has one."""
-
-    @property
-    @abc.abstractmethod
-    def place(self) -> SchedulerPlace:
-        """How a client of this process reaches the scheduler."""
+    def _units(self) -> Units:
+        """What `adapt` may start and end; by default single workers."""
+        return WorkerUnits(self)
 
     def _forget_ended(self) -> None:  # noqa: B027 - not every kind has to look
         """Drop from `workers` those that have ended by themselves."""
@@ -149,6 +132,35 @@ class Cluster(abc.ABC):
     def _surplus(self, n: int) -> list[str]:
         """Names of the `n` workers to end: the youngest."""
         return list(self.workers)[len(self.workers) - n :] if n > 0 else []
+
+    # -- The scheduler ----------------------------------------------------------------------------
+
+    @property
+    def _scheduler(self) -> SchedulerAccess:
+        if self._access is None:
+            raise LaunchError(f"{self.name} has no scheduler: it is {self.status}")
+        return self._access
+
+    @property
+    def scheduler_address(self) -> str:
+        """Address of the scheduler; empty until it has one."""
+        return "" if self._access is None else self._access.address
+
+    @property
+    def place(self) -> SchedulerPlace:
+        """How a client of this process reaches the scheduler."""
+        return self._scheduler.place
+
+    async def _take_stock(
+        self, assumed: Mapping[str, float], worker_key: Callable[[Any], Hashable] | None
+    ) -> Stock:
+        """What there is to do, and who does it; parameters as of `take_stock`."""
+        stock: Stock = await self._scheduler.run(take_stock, assumed=assumed, worker_key=worker_key)
+        return stock
+
+    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
+        """Wait for workers; `WaitTimeoutError` if they do not come within `limit` seconds."""
+        await self._scheduler.until_registered(n_workers, limit)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -258,33 +270,90 @@ class Cluster(abc.ABC):
         minimum: int = 0,
         maximum: float = math.inf,
         *,
+        minimum_jobs: int | None = None,
+        maximum_jobs: int | None = None,
+        minimum_cores: int | None = None,
+        maximum_cores: int | None = None,
+        minimum_memory: float | str | None = None,
+        maximum_memory: float | str | None = None,
         interval: float | str = "1s",
-        target_duration: float | str = "5s",
+        target_duration: float | str | None = None,
         wait_count: int = 3,
-    ) -> Adaptive:
+        keep_idle: float | str | None = None,
+        worker_key: Callable[[Any], Hashable] | None = None,
+        Adaptive: type[_Adaptive] = _Adaptive,
+        **options: Any,
+    ) -> _Adaptive:
         """From now on, have as many workers as the work is worth.
 
         Workers are added at once when there is more to do, and end when they have had nothing to
-        do for a while. `scale` ends it.
+        do for a while. What only they hold moves to others first, or they stay. `scale` ends it.
+
+        Of several bounds the stricter counts. Where workers are in jobs of several, jobs are what
+        starts and ends; elsewhere each worker is a job of its own.
 
         Parameters
         ----------
         minimum, maximum : int
             Fewest and most workers.
+        minimum_jobs, maximum_jobs : int, optional
+            Fewest and most jobs.
+        minimum_cores, maximum_cores : int, optional
+            Fewest and most threads of all workers.
+        minimum_memory, maximum_memory : int or str, optional
+            Least and most memory of all workers by their limits: bytes, or as "100 GiB".
         interval : float or str
             Seconds between two looks at the work.
-        target_duration : float or str
-            Seconds in which the work that is known should be done.
+        target_duration : float or str, optional
+            Seconds in which the work that is known should be done. By default 5 s, and more where
+            a worker takes longer to start.
         wait_count : int
-            So many looks in a row must find a worker idle before it ends.
+            So many looks in a row must find that a worker is not needed before it ends.
+        keep_idle : float or str, optional
+            Seconds for which workers that are not needed are kept, at least. By default 0; where
+            they have to be queued for, about as long as that takes.
+        worker_key : callable, optional
+            Given a worker, with its `name`, `address`, `host`, `nthreads` and `resources`: those
+            for which it returns the same end when all of them are idle only.
+        Adaptive : type, optional
+            A class derived from `hpcdask.Adaptive`, which decides otherwise.
+        **options
+            Further parameters of that class.
 
         Returns
         -------
         Adaptive
             Its ``stop()`` lets the cluster be as it is then.
+
+        Raises
+        ------
+        ConfigError
+            If bounds contradict each other or what one worker is, or a number makes no sense.
+
+        Examples
+        --------
+        >>> cluster.adapt(minimum=1, maximum_memory="100 GiB", keep_idle="2 min")
+        <Adaptive LocalCluster-3f2a91c0, 1 to 25 workers, starting>
         """
+        least = {"workers": minimum, "jobs": minimum_jobs, "cores": minimum_cores}
+        most = {"workers": maximum, "jobs": maximum_jobs, "cores": maximum_cores}
+        least["memory"] = None if minimum_memory is None else hosts.parse_bytes(minimum_memory)
+        most["memory"] = None if maximum_memory is None else hosts.parse_bytes(maximum_memory)
+        units = self._units()
+        shape = units.shape()
+        found = bounds(shape, _given(least), _given(most))
         adaptive = Adaptive(
-            self, minimum, maximum, interval, target_duration, wait_count, former=self._adaptive
+            self,
+            units,
+            minimum=found.least * shape.n_workers,
+            maximum=found.most * shape.n_workers,
+            interval=interval,
+            target_duration=target_duration,
+            wait_count=wait_count,
+            keep_idle=keep_idle,
+            worker_key=worker_key,
+            former=self._adaptive,
+            **options,
         )
         self._adaptive = adaptive
         self.loop.call_soon_threadsafe(adaptive.start)
@@ -315,10 +384,10 @@ class Cluster(abc.ABC):
             if cluster:
                 result["Cluster"] = as_text(logs.recent())
             if scheduler:
-                result["Scheduler"] = await self._scheduler_log()
+                result["Scheduler"] = await self._scheduler.log()
             if workers:
                 names = () if workers is True else tuple(workers)
-                result.update(await self._worker_logs(names))
+                result.update(await self._scheduler.worker_logs(names))
             return result
 
         return self._maybe_sync(work(), timeout)
@@ -339,9 +408,8 @@ class Cluster(abc.ABC):
         )
 
 
-def as_text(lines: Iterable[tuple[str, str]]) -> str:
-    """What `hpcdask.logs.recent` gives, as one text."""
-    return "\n".join(line for _, line in lines)
+def _given(amounts: Mapping[str, float | None]) -> dict[str, float]:
+    return {what: amount for what, amount in amounts.items() if amount is not None}
 
 
 def refuse_dashboard(options: Mapping[str, Any]) -> None:

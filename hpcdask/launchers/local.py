@@ -6,23 +6,18 @@ import asyncio
 import inspect
 import itertools
 import logging
-import math
-import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from hpcdask import descriptors, logs, sizing
-from hpcdask.calls import call
-from hpcdask.dialling import SchedulerPlace
-from hpcdask.errors import WaitTimeoutError
-from hpcdask.launchers.adaptive import Stock, take_stock
-from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, as_text, refuse_dashboard
+from hpcdask import descriptors, sizing
+from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
+from hpcdask.launchers.scheduler_access import SchedulerHere
 from hpcdask.launchers.shape import default_shape
-from hpcdask.messages import TaskError
+from hpcdask.launchers.units import UnitShape
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import new_token
+from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
-from hpcdask.wire.serialize import dumps, loads
 from hpcdask.worker import Worker
 
 #: Of this process, per worker: connections of the scheduler with it and with its nanny, the other
@@ -102,7 +97,7 @@ class LocalCluster(Cluster):
         self._n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker)
         self._sharing = sizing.Sharing.here(max(self._n_workers, 1))
         self._memory_limit = memory_limit
-        sizing.size_worker(self.threads_per_worker, memory_limit, self._sharing)  # or it raises
+        self._size = sizing.size_worker(self.threads_per_worker, memory_limit, self._sharing)
         self._token = token if token is not None else new_token()
         self._local_directory = local_directory
         self._worker_kwargs = worker_kwargs
@@ -125,14 +120,15 @@ class LocalCluster(Cluster):
 
     async def _launch(self) -> None:
         self.scheduler = Scheduler(**self._scheduler_options)
-        await self.scheduler
+        self._access = SchedulerHere(self.scheduler)
+        await self._access.start()
         await self._scale_to(self._n_workers)
 
     async def _end(self) -> None:
         workers, self.workers = list(self.workers.values()), {}
         await asyncio.gather(*(w.close("the cluster ends") for w in workers))
-        if hasattr(self, "scheduler"):
-            await self.scheduler.close("the cluster ends")
+        if self._access is not None:
+            await self._access.close("the cluster ends")
 
     def _forget_ended(self) -> None:
         for name, worker in list(self.workers.items()):
@@ -164,7 +160,7 @@ class LocalCluster(Cluster):
         self, names: Collection[str], timeout: float = RETIREMENT, patience: float | None = PATIENCE
     ) -> None:
         addresses = [_worker_address(self.workers[name]) for name in names]
-        await self.scheduler.retire(addresses, timeout, patience)
+        await self._scheduler.retire(addresses, timeout, patience)
         retired = [self.workers.pop(name, None) for name in names]
         await asyncio.gather(*(w.close("scaled down") for w in retired if w is not None))
 
@@ -188,54 +184,12 @@ class LocalCluster(Cluster):
             options["host"] = self._host
         return Nanny(self.scheduler.address, log_level=self._log_level, **options)
 
-    # -- For users --------------------------------------------------------------------------------
-
-    @property
-    def scheduler_address(self) -> str:
-        """Address of the scheduler."""
-        scheduler = getattr(self, "scheduler", None)
-        return "" if scheduler is None else scheduler.address
-
-    @property
-    def place(self) -> SchedulerPlace:
-        """How a client of this process reaches it: without the detour through a socket."""
-        return SchedulerPlace(self.scheduler.inproc_address, token=self._token)
-
-    async def _take_stock(self) -> Stock:
-        return take_stock(self.scheduler)
-
-    def _threads_of_one(self) -> int:
-        return self.threads_per_worker
-
-    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
-        seconds = math.inf if limit is None else limit
-        deadline = time.monotonic() + seconds
-        left = seconds
-        while left >= 0:
-            if await self.scheduler.members.until(
-                lambda: len(self.scheduler.workers) >= n_workers, min(left, 5.0)
-            ):
-                return
-            left = deadline - time.monotonic()
-        raise WaitTimeoutError(
-            f"{len(self.scheduler.workers)} of {n_workers} workers have registered "
-            f"within {limit:g} s"
+    def _worker_shape(self) -> UnitShape:
+        return UnitShape(
+            nthreads=self._size.nthreads,
+            memory=self._size.memory_limit,
+            resources=checked_resources(self._worker_kwargs.get("resources")),
         )
-
-    async def _scheduler_log(self) -> str:
-        return as_text(logs.recent())  # it is in this process
-
-    async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
-        function = dumps((logs.recent, (), {}))
-        result = {}
-        for worker in self.scheduler.state.find_workers(names):
-            if not self.processes:
-                answer: Any = await call(function, worker.address, {}, threaded=False)
-            else:
-                answer = await self.scheduler.requests.call_worker(worker.address, function)
-            if type(answer) is not TaskError:
-                result[worker.address] = as_text(loads(answer))
-        return result
 
 
 def check_worker_options(options: Iterable[str], kind: str) -> None:

@@ -14,16 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcdask import host as hosts_module
-from hpcdask import logs, network
-from hpcdask.client.client import Client
+from hpcdask import network
 from hpcdask.comm import connect
 from hpcdask.comm.addresses import parse_address, parse_ports
 from hpcdask.dialling import SchedulerPlace, refuse_taken_file
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
-from hpcdask.launchers.adaptive import Stock, take_stock
-from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, as_text, refuse_dashboard
+from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
 from hpcdask.launchers.local import check_worker_options
 from hpcdask.launchers.process import first_of, stop_signals
+from hpcdask.launchers.scheduler_access import SchedulerThere
 from hpcdask.launchers.shape import parse_nworkers, shape_of_host
 from hpcdask.launchers.ssh_hosts import (
     Load,
@@ -34,6 +33,7 @@ from hpcdask.launchers.ssh_hosts import (
     make_hosts,
 )
 from hpcdask.launchers.ssh_link import SSHLink
+from hpcdask.launchers.units import UnitShape
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import (
     Contact,
@@ -42,6 +42,7 @@ from hpcdask.rendezvous import (
     resolve_token,
     write_scheduler_file,
 )
+from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 from hpcdask.worker_class import is_ours, path_of
 
@@ -183,11 +184,9 @@ class SSHCluster(Cluster):
             raise ConfigError("a silence_timeout of 0 s would end every host at once")
         self.failure = ""  # why it has ended although nobody asked it to
         self._contact: Contact | None = None
-        self._reached_at = ""  # address of the scheduler for clients of this host
         self._members: list[WorkerHost] = []
         self._scheduler_link: SSHLink | None = None
         self._numbers = itertools.count()
-        self._own_client: asyncio.Task[Client] | None = None
         self._over = asyncio.Event()
         self._scheduler_is_gone = asyncio.Event()
         if any(each.options.get("known_hosts", "") is None for each in self.hosts):
@@ -249,9 +248,10 @@ class SSHCluster(Cluster):
         options = {**self._scheduler_options, **self._where_to_be(link, is_scheduler=True)}
         about = await link.start(_SCHEDULER, "scheduler", options)
         self._contact = contact = Contact(**about["contact"], token=self._token or b"")
-        self._reached_at = await self._way_to(contact.address, link)
+        reached_at = await self._way_to(contact.address, link)
+        self._access = SchedulerThere(self._place(reached_at), contact.address, self.name)
         if self._scheduler_file:
-            here = Contact(**{**about["contact"], "address": self._reached_at}, token=contact.token)
+            here = Contact(**{**about["contact"], "address": reached_at}, token=contact.token)
             write_scheduler_file(self._scheduler_file, here)
 
     def _where_to_be(self, link: SSHLink, is_scheduler: bool) -> dict[str, Any]:
@@ -281,13 +281,10 @@ class SSHCluster(Cluster):
         return address
 
     async def _end(self) -> None:
-        if self._own_client is not None:
-            self._own_client.cancel()
-            await asyncio.wait({self._own_client})
-            if not self._own_client.cancelled() and self._own_client.exception() is None:
-                await self._own_client.result()._close()
         self.workers = {}
         reason = "the cluster ends"
+        if self._access is not None:
+            await self._access.close(reason)
         await asyncio.gather(*(member.link.close(reason) for member in self._members))
         if self._scheduler_link is not None:
             await self._scheduler_link.close(reason)
@@ -438,8 +435,7 @@ class SSHCluster(Cluster):
     ) -> None:
         leaving = [self.workers[name] for name in names if name in self.workers]
         ids = [worker.nanny or worker.address for worker in leaving]
-        client = await self._client()
-        await client.run_on_scheduler(_retire, ids, timeout, patience)
+        await self._scheduler.retire(ids, timeout, patience)
         for worker in leaving:
             self.workers.pop(worker.name, None)
             link = self._members[worker.position].link
@@ -450,59 +446,15 @@ class SSHCluster(Cluster):
         workers = [(worker.name, worker.position) for worker in self.workers.values()]
         return choose_surplus(workers, [member.n_planned for member in self._members], n)
 
-    def _threads_of_one(self) -> int:
-        return self._members[0].nthreads if self._members else 1
-
-    # -- For users --------------------------------------------------------------------------------
-
-    @property
-    def scheduler_address(self) -> str:
-        """Address of the scheduler."""
-        return "" if self._contact is None else self._contact.address
-
-    @property
-    def place(self) -> SchedulerPlace:
-        """How a client of this process reaches it."""
-        return self._place(self._reached_at)
+    def _worker_shape(self) -> UnitShape:
+        return UnitShape(
+            nthreads=self._members[0].nthreads if self._members else 0,
+            memory=_given_memory(self._worker_options.get("memory_limit")),
+            resources=checked_resources(self._worker_options.get("resources")),
+        )
 
     def _place(self, address: str) -> SchedulerPlace:
         return SchedulerPlace(address, token=self._token, auth=self._token is not None)
-
-    async def _client(self) -> Client:
-        """A client for our own questions."""
-        if self._own_client is None or _is_over(self._own_client):
-            self._own_client = asyncio.get_running_loop().create_task(self._connect_client())
-        return await asyncio.shield(self._own_client)
-
-    async def _connect_client(self) -> Client:
-        client = Client(
-            self._reached_at,
-            token=self._token,
-            auth=self._token is not None,
-            name=self.name,
-            asynchronous=True,
-            set_as_default=False,
-        )
-        client._is_internal = True
-        return await client
-
-    async def _take_stock(self) -> Stock:
-        client = await self._client()
-        stock: Stock = await client.run_on_scheduler(take_stock)
-        return stock
-
-    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
-        client = await self._client()
-        await client.wait_for_workers(n_workers, timeout=limit)
-
-    async def _scheduler_log(self) -> str:
-        client = await self._client()
-        return as_text(await client.run_on_scheduler(logs.recent))
-
-    async def _worker_logs(self, names: tuple[str, ...]) -> dict[str, str]:
-        client = await self._client()
-        found = await client.run(logs.recent, workers=list(names) or None, on_error="ignore")
-        return {address: as_text(lines) for address, lines in found.items()}
 
 
 async def serve(make: Callable[[], SSHCluster]) -> None:
@@ -542,23 +494,6 @@ async def _live(cluster: SSHCluster) -> None:
     await cluster.finished()
 
 
-async def _retire(
-    ids: list[str], timeout: float, patience: float | None, dask_scheduler: Any
-) -> None:
-    """Called where the scheduler is, with the ids of nannies, or addresses of who has none."""
-    records = dask_scheduler.state.workers.values()
-    leaving = [w.address for w in records if w.info.nanny in ids or w.address in ids]
-    await dask_scheduler.retire(leaving, timeout, patience)
-
-
-def _is_over(making: asyncio.Task[Client]) -> bool:
-    """Whether another client is needed."""
-    if not making.done():
-        return False
-    failed = making.cancelled() or making.exception() is not None
-    return failed or making.result().status == "closed"
-
-
 async def _all(works: Iterable[Any]) -> None:
     """Do all at the same time; what went wrong is raised at the end, all of it."""
     outcomes = await asyncio.gather(*works, return_exceptions=True)
@@ -579,6 +514,15 @@ def _settle_token(token: bytes | str | None, token_file: str | None, auth: bool)
     if token is None and token_file is None:
         return new_token()
     return resolve_token(token, token_file)
+
+
+def _given_memory(limit: Any) -> int:
+    """Bytes of one worker, if a user gave them; 0 for what each host decides."""
+    text = str(limit).strip().lower()
+    if text in ("none", "auto"):
+        return 0
+    nbytes = hosts_module.parse_bytes(text)
+    return nbytes if nbytes > 1 else 0  # a bare number up to 1 is a part of what there is
 
 
 def _try_out(

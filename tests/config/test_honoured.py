@@ -30,6 +30,7 @@ from hpcdask.errors import ConfigError
 from hpcdask.jobqueue import (
     HTCondorJob,
     Job,
+    JobQueueCluster,
     LSFJob,
     MoabJob,
     OARJob,
@@ -144,6 +145,20 @@ OF_CLASSES: dict[str, tuple[Any, Callable[[Any], Any], Any]] = {
     "resources": ({"GPU": 2}, says("--resources GPU=2"), True),
     "worker-extra-args": (["--x y"], says("--x y"), True),
 }
+#: The same for clusters of such jobs.
+OF_CLUSTERS: dict[str, tuple[Any, Callable[[Any], Any], Any]] = {
+    "shared-temp-directory": (
+        "/shared",
+        lambda cluster: os.path.dirname(os.path.dirname(cluster.scheduler_file)),
+        "/shared",
+    ),
+    "scheduler-options": (
+        {"idle_timeout": "1h"},
+        lambda cluster: cluster._scheduler_options.get("idle_timeout"),
+        "1h",
+    ),
+    "poll-interval": ("7s", lambda cluster: cluster._interval, 7.0),
+}
 CLASSES = {
     each.system.name: each
     for each in (SLURMJob, PBSJob, SGEJob, LSFJob, OARJob, HTCondorJob, MoabJob)
@@ -164,6 +179,10 @@ def effect_on_jobs(system: str, name: str) -> tuple[Any, Callable[[], Any], Any]
         raw, look, value = OF_CLASSES[name]
         looks.append(lambda: look_at_job(system, name, look))
         expected.append(value)
+    if name in OF_CLUSTERS:
+        raw, look, value = OF_CLUSTERS[name]
+        looks.append(lambda: asyncio.run(look_at_cluster(system, look)))
+        expected.append(value)
     return raw, lambda: [each() for each in looks], expected
 
 
@@ -178,6 +197,13 @@ def look_at_job(system: str, name: str, look: Callable[[Any], Any]) -> Any:
     if given.pop(name, None) and config.get(f"jobqueue.{system}.{name}") is None:
         return None  # there can be no such job
     return look(CLASSES[system](**given))
+
+
+async def look_at_cluster(system: str, look: Callable[[Any], Any]) -> Any:
+    """Look at a cluster that is never started."""
+    disk = {"disk": "1 GiB"} if system == "htcondor" else {}
+    kind = CLASSES[system]
+    return look(JobQueueCluster(job_cls=kind, cores=1, memory="1 GiB", asynchronous=True, **disk))
 
 
 #: For each key: what to set it to, what to look at, and what has to be seen there.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpcdask.config.kinds import AMOUNTS
+from hpcdask.config.kinds import AMOUNTS, VARIABLES
 from hpcdask.config.schema import ALIASES, BY_KEY, RIVALS, SCHEMA, SECTIONS
 from hpcdask.config.settling import Layer, Leaf, Settings, from_program, layer_of, settle
 from hpcdask.errors import ConfigError
@@ -367,11 +367,10 @@ def test_every_setting_has_variables(setting: Any) -> None:
     texts = {
         "comm.compression": "lz4",
         "admin.log-format": "%(message)s",
-        "nanny.environ": '{"A": "1"}',
         "worker.walltime.duration": "1h",
     }
     word = re.match(r"one of (\w+)", setting.kind.name)
-    usual = "A=1" if setting.kind is AMOUNTS else "1"
+    usual = {AMOUNTS.name: "A=1", VARIABLES.name: '{"A": "1"}'}.get(setting.kind.name, "1")
     text = word[1] if word else texts.get(setting.key, usual)
     for variable in (setting.variable, *setting.variables):
         layer = settled({}, {variable: text}).layers[1]

@@ -70,7 +70,7 @@ def test_one_query_names_each_array_once():
 
 
 def test_a_trial_submits_nothing():
-    assert SLURM.trial_command("/x/job.sh") == ["sbatch", "--test-only", "/x/job.sh"]
+    assert SLURM.trial_command("/x/job.sh") == ["sbatch", "--parsable", "--test-only", "/x/job.sh"]
 
 
 # -- The listing ----------------------------------------------------------------------------------
@@ -337,3 +337,14 @@ def test_a_trial_refuses_what_would_be_refused(answer, refused):
     assert bool(SLURM.refusal(answer)) == refused
     if refused:
         assert SLURM.refusal(answer) == answer.err.strip()
+
+
+def test_jobs_are_found_by_the_path_of_their_script():
+    listing = (
+        "JOBID|COMMAND\n7_1|/c/workers-1.sbatch\n7_2|/c/workers-1.sbatch\n8|/c/workers-10.sbatch\n"
+    )
+    assert SLURM.parse_found(Answer(0, listing, ""), "/c/workers-1.sbatch") == ["7_1", "7_2"]
+    assert SLURM.parse_found(Answer(0, "JOBID|COMMAND\n", ""), "/c/workers-1.sbatch") == []
+    for answer in (Answer(0, "", ""), Answer(1, "", "slurm_load_jobs error")):
+        with pytest.raises(StatusError):
+            SLURM.parse_found(answer, "/c/workers-1.sbatch")

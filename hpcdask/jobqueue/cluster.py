@@ -1,0 +1,473 @@
+"""Clusters whose workers live in jobs of a batch system."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hpcdask import config
+from hpcdask import host as hosts
+from hpcdask.errors import ConfigError, InterfaceNotFoundError, LaunchError
+from hpcdask.jobqueue.commands import Commands
+from hpcdask.jobqueue.controller import job_of
+from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, Owner
+from hpcdask.jobqueue.job import Job
+from hpcdask.jobqueue.job_units import JobUnits
+from hpcdask.jobqueue.jobs_of_systems import (
+    HTCondorJob,
+    LSFJob,
+    MoabJob,
+    OARJob,
+    PBSJob,
+    SGEJob,
+    SLURMJob,
+)
+from hpcdask.jobqueue.keeper import Keeper
+from hpcdask.jobqueue.table import JobTable, summary
+from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
+from hpcdask.launchers.scheduler_access import SchedulerHere
+from hpcdask.launchers.units import UnitShape
+from hpcdask.launchers.worth import idle_units
+from hpcdask.rendezvous import new_token
+from hpcdask.resources import checked_resources
+from hpcdask.scheduler import Scheduler
+
+#: Of the jobs that `scale` is about.
+POOL = "workers"
+#: Seconds for cancelled jobs to leave the queue.
+_LEAVING = 8.0
+
+
+class JobQueueCluster(Cluster):
+    """A scheduler in this process, and workers in jobs of a batch system.
+
+    Jobs are asked for by `scale` and `adapt`, come when the batch system starts them, and are
+    replaced when they are lost. Each brings `processes` workers. All of them end with the cluster.
+
+    Parameters
+    ----------
+    n_workers : int
+        Workers to ask for at the start.
+    job_cls : type, optional
+        The kind of job, a subclass of `Job`; each batch system's own cluster has one.
+    loop : asyncio event loop, optional
+        One that runs in another thread; by default hpcdask's own.
+    security : None
+        Connections are authenticated, by a token that only this user can read. They are not
+        encrypted: what asks for that is refused.
+    shared_temp_directory : str, optional
+        Folder, seen by all nodes, in which the cluster makes its own; by default
+        ``~/.local/state/hpcdask/clusters``.
+    silence_logs : int or False
+        Lowest level of log lines that are shown; WARNING by default.
+    name : str, optional
+        Of the cluster and its folder.
+    asynchronous : bool
+        Work on the running event loop, with ``async with``.
+    dashboard_address : None
+        There is no dashboard yet; given for programs that switch it off.
+    host : str, optional
+        Address for the scheduler to listen on.
+    scheduler_options : dict, optional
+        Further parameters of `Scheduler`, as in ``{"port": 9000, "interface": "eth0"}``.
+    scheduler_cls : type, optional
+        `Scheduler`, or a subclass.
+    interface : str, optional
+        Network interface of scheduler and workers: a name, list, glob or subnet. Where the
+        scheduler's host has another, name that among `scheduler_options`.
+    protocol : str, optional
+        "tcp".
+    config_name : str, optional
+        Section ``jobqueue.CONFIG_NAME`` of the configuration; by default that of the batch system.
+    **job_kwargs
+        What each job asks for: parameters of the `Job` class.
+
+    Examples
+    --------
+    >>> with SLURMCluster(cores=8, memory="16GB", walltime="1:00:00") as cluster:
+    ...     cluster.scale(jobs=10)
+    ...     with Client(cluster) as client:
+    ...         client.submit(sum, [1, 2]).result()
+    3
+    """
+
+    job_cls: ClassVar[type[Job] | None] = None
+    #: Whether it can tell that workers will never come.
+    knows_jobs: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        n_workers: int = 0,
+        job_cls: type[Job] | None = None,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        security: Any = None,
+        shared_temp_directory: str | os.PathLike[str] | None = None,
+        silence_logs: int | bool | str = logging.WARNING,
+        name: str | None = None,
+        asynchronous: bool = False,
+        dashboard_address: str | None = None,
+        host: str | None = None,
+        scheduler_options: Mapping[str, Any] | None = None,
+        scheduler_cls: type[Scheduler] = Scheduler,
+        interface: str | None = None,
+        protocol: str | None = None,
+        config_name: str | None = None,
+        **job_kwargs: Any,
+    ) -> None:
+        refuse_dashboard({"dashboard_address": dashboard_address})
+        if security:
+            raise ConfigError(
+                "this version does not encrypt connections; leave security out. Whoever connects "
+                "must know the cluster's token in any case, which is in a file only you can read"
+            )
+        super().__init__(name, asynchronous, loop, silence_logs)
+        kind = job_cls or self.job_cls
+        if kind is None:
+            raise ConfigError("a JobQueueCluster needs a job_cls; or take SLURMCluster, say")
+        self._job = kind(
+            config_name=config_name, interface=interface, protocol=protocol, **job_kwargs
+        )
+        section = f"jobqueue.{self._job.config_name}"
+        self._interval: float = config.get(f"{section}.poll-interval")
+        base = shared_temp_directory or config.get(f"{section}.shared-temp-directory")
+        self._base = Path(base) if base else None
+        self._folder = ClusterFolder.planned(self.name, self._base)
+        self._job.scheduler_file = os.fspath(self._folder.scheduler_file)
+        self._job.log_directory = self._job.log_directory or os.fspath(self._folder.logs)
+        self._scheduler_cls = scheduler_cls
+        self._scheduler_options = _scheduler_options(
+            {**config.get(f"{section}.scheduler-options"), **(scheduler_options or {})},
+            host=host,
+            interface=self._job.interface,
+            protocol=protocol,
+        )
+        self._n_first_jobs = self._jobs_for(n=n_workers)
+        self._keeper: Keeper | None = None
+        self._has_folder = False  # or it is another cluster's
+        self._begin()
+
+    # -- Life -------------------------------------------------------------------------------------
+
+    async def _launch(self) -> None:
+        state = ClusterState(
+            name=self.name,
+            system=self._job.system.name,
+            owner=Owner.here(),
+            started=time.time(),
+            scheduler_file=self.scheduler_file,
+        )
+        ClusterFolder.create(self.name, self._base).write_state(state)
+        self._has_folder = True
+        os.makedirs(self._job.log_directory, exist_ok=True)  # most systems make none
+        self._access = await self._start_scheduler()
+        self._keeper = Keeper(
+            state,
+            self._job.system,
+            self._folder,
+            self._access,
+            Commands(),
+            self._interval,
+            self.workers,
+        )
+        self._keeper.add_pool(POOL, self._job)
+        self._keeper.start()
+        if self._n_first_jobs:
+            await self._have_jobs(self._n_first_jobs)
+
+    async def _start_scheduler(self) -> SchedulerHere:
+        scheduler = self._scheduler_cls(
+            **self._scheduler_options, token=new_token(), scheduler_file=self.scheduler_file
+        )
+        scheduler.on_closing = self._scheduler_ends
+        access = SchedulerHere(scheduler)
+        try:
+            await access.start()
+        except InterfaceNotFoundError as exc:
+            raise InterfaceNotFoundError(
+                f"{exc} Where only compute nodes have it, name another one for the scheduler, with "
+                "scheduler_options={'interface': ...}."
+            ) from None
+        return access
+
+    async def _end(self) -> None:
+        reason = "the cluster ends"
+        is_clear = True
+        if self._keeper is not None:
+            # What runs is told to end by both; what waits only the batch system can withdraw.
+            is_clear, _ = await asyncio.gather(
+                self._keeper.close(_LEAVING), self._scheduler.close(reason)
+            )
+        elif self._access is not None:
+            await self._access.close(reason)
+        if self._has_folder:
+            self._folder.clear(keep_state=not is_clear)
+
+    def _scheduler_ends(self) -> None:
+        """A client has shut it down, or it was idle for long: the jobs have nothing to do."""
+        if self._closing is None and self.status == "running":
+            asyncio.get_running_loop().create_task(self._close())
+
+    # -- More and fewer jobs ----------------------------------------------------------------------
+
+    @property
+    def _jobs(self) -> Keeper:
+        if self._keeper is None:
+            raise LaunchError(f"{self.name} has no jobs: it is {self.status}")
+        return self._keeper
+
+    def _jobs_for(
+        self,
+        n: int | None = None,
+        jobs: int | None = None,
+        memory: int | str | None = None,
+        cores: int | None = None,
+    ) -> int:
+        """Jobs that have all of this."""
+        job, needs = self._job, []
+        if n is not None:
+            needs.append(n / job.n_workers)
+        if jobs is not None:
+            needs.append(jobs)
+        if cores is not None:
+            needs.append(cores / (job.n_workers * job.nthreads))
+        if memory is not None:
+            needs.append(hosts.parse_bytes(memory) / (job.n_workers * job.memory_limit))
+        if not needs:
+            raise TypeError("scale() needs a number: of workers, or jobs=, cores= or memory=")
+        if min(needs) < 0:
+            raise ValueError(f"a cluster cannot have {math.floor(min(needs))} jobs")
+        return math.ceil(max(needs))
+
+    async def _have_jobs(self, n: int) -> None:
+        """Want so many jobs, without the idle ones first; raise what is refused at once."""
+        idle: list[str] = []
+        if n < self._jobs.controller.wanted(POOL):
+            stock = await self._take_stock({}, None)
+            idle = idle_units(stock, self._units().fleet(stock).units)
+        await self._jobs.scale(POOL, n, idle=idle)
+
+    def scale(  # type: ignore[override]
+        self,
+        n: int | None = None,
+        jobs: int | None = None,
+        memory: int | str | None = None,
+        cores: int | None = None,
+        timeout: float | str | None = None,
+    ) -> Any:
+        """Have so many workers, jobs, or jobs with so much memory or so many cores.
+
+        Returns as soon as the batch system has taken the jobs; `wait_for_workers` waits until they
+        run. Of jobs that are too many, those that wait go first. Workers hand over what only they
+        hold before they end. What `adapt` has begun ends.
+
+        Parameters
+        ----------
+        n : int, optional
+            Workers, rounded up to whole jobs.
+        jobs : int, optional
+        memory : int or str, optional
+            Bytes, as in ``"500 GB"``, of all workers.
+        cores : int, optional
+            Threads of all workers.
+        timeout : float or str, optional
+            For the batch system's answer; it is not waited for longer than a few seconds.
+
+        Raises
+        ------
+        SubmitError
+            If the batch system refuses the jobs, in its own words.
+        """
+        n_jobs = self._jobs_for(n, jobs, memory, cores)
+
+        async def work() -> None:
+            await self._started()
+            if self._closing is not None:
+                raise LaunchError(f"{self.name} is closed; make a new one")
+            if self._adaptive is not None:
+                await self._adaptive.stopped()
+            await self._have_jobs(n_jobs)
+
+        if not self.asynchronous:
+            return self._maybe_sync(work(), timeout)
+        task = asyncio.ensure_future(self._maybe_sync(work(), timeout))  # also if nobody awaits it
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    def _units(self) -> JobUnits:
+        return JobUnits(self._jobs, POOL)
+
+    def _worker_shape(self) -> UnitShape:
+        job = self._job
+        return UnitShape(
+            nthreads=job.nthreads,
+            memory=job.memory_limit,
+            resources=checked_resources(job.resources),
+        )
+
+    async def _start_workers(self, n: int) -> None:
+        await self._units().grow(self._jobs_for(n))
+
+    async def _retire_workers(
+        self, names: Collection[str], timeout: float = RETIREMENT, patience: float | None = PATIENCE
+    ) -> None:
+        await self._units().shrink({job_of(name) for name in names})
+
+    async def _until_registered(self, n_workers: int, limit: float | None) -> None:
+        await self._jobs.until_registered(n_workers, limit)
+
+    # -- For users --------------------------------------------------------------------------------
+
+    @property
+    def scheduler_file(self) -> str:
+        """File that tells other clients of this user the scheduler's address and the token."""
+        return os.fspath(self._folder.scheduler_file)
+
+    def jobs(self) -> JobTable:
+        """The jobs that are, and the last that have ended: rows that show as a table.
+
+        Each has `id`, `state`, `reason`, `node`, `elapsed`, `left`, `workers` and `log`, as the
+        batch system has told last, which is a few seconds ago.
+        """
+        return JobTable() if self._keeper is None else self._keeper.jobs()
+
+    def job_script(self) -> str:
+        """The script that each job runs."""
+        return self._job.script()
+
+    @property
+    def job_header(self) -> str:
+        """The part of it that asks the batch system for resources."""
+        return self._job.job_header
+
+    @property
+    def job_name(self) -> str:
+        """What the batch system calls the jobs."""
+        return self._job.job_name
+
+    def get_logs(
+        self,
+        cluster: bool = True,
+        scheduler: bool = True,
+        workers: bool | Iterable[str] = True,
+        timeout: float | str | None = None,
+        *,
+        jobs: bool = True,
+    ) -> Any:
+        """Last log lines.
+
+        Returns
+        -------
+        dict of str to str
+            "Cluster" (of this process), "Scheduler", an entry for each worker's address, and one
+            for each job that has written a log, as "job 5_1", also when it has ended.
+        """
+
+        async def work() -> dict[str, str]:
+            result: dict[str, str] = await super(JobQueueCluster, self).get_logs(
+                cluster, scheduler, workers
+            )
+            return {**result, **(await self._jobs.job_logs() if jobs else {})}
+
+        return self._maybe_sync(work(), timeout)
+
+    def logs(self, *args: Any, **kwargs: Any) -> Any:
+        """As `get_logs`."""
+        return self.get_logs(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        nthreads = sum(worker.nthreads for worker in self.workers.values())
+        return (
+            f"{type(self).__name__}({self.name}, {self.scheduler_address!r}, "
+            f"workers={len(self.workers)}, threads={nthreads}, jobs={self._in_words()}, "
+            f"{self.status})"
+        )
+
+    def _in_words(self) -> str:
+        live = [each for each in self.jobs() if each.is_live]
+        return f"{len(live)} ({summary(live)})" if live else "0"
+
+    def _repr_html_(self) -> str:
+        nthreads = sum(worker.nthreads for worker in self.workers.values())
+        memory = sum(worker.memory_limit for worker in self.workers.values())
+        facts = {
+            "status": self.status,
+            "scheduler": self.scheduler_address,
+            "workers": str(len(self.workers)),
+            "threads": str(nthreads),
+            "memory": hosts.format_bytes(memory),
+            "jobs": self._in_words(),
+        }
+        lines = "".join(
+            f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in facts.items()
+        )
+        title = f"{type(self).__name__} {escape(self.name)}"
+        return f"<h4>{title}</h4><table>{lines}</table>{self.jobs()._repr_html_()}"
+
+
+def _scheduler_options(given: Mapping[str, Any] | None, **common: Any) -> dict[str, Any]:
+    """Parameters of the scheduler: what is given for it alone goes before what is for all."""
+    options = {name: value for name, value in common.items() if value is not None}
+    for name in options.keys() & {"interface", "host"}:
+        # One of both decides where it is; the other is that of the workers then.
+        if given and {"interface", "host", "contact_address"} & given.keys():
+            del options[name]
+    options.update(given or {})
+    refuse_dashboard(options)
+    options.pop("dashboard_address", None)
+    if taken := sorted({"token", "token_file", "auth", "scheduler_file"} & options.keys()):
+        raise ConfigError(f"{', '.join(taken)} cannot be among scheduler_options of these clusters")
+    if options.get("protocol", "tcp") not in ("tcp", "tcp://"):
+        raise ConfigError(f"{options['protocol']!r} is no protocol between hosts; there is tcp")
+    options["protocol"] = "tcp"
+    Scheduler(**options)  # or it raises
+    return options
+
+
+class SLURMCluster(JobQueueCluster):
+    """A cluster in jobs of Slurm; parameters as of `JobQueueCluster` and `SLURMJob`."""
+
+    job_cls = SLURMJob
+
+
+class PBSCluster(JobQueueCluster):
+    """A cluster in jobs of PBS; parameters as of `JobQueueCluster` and `PBSJob`."""
+
+    job_cls = PBSJob
+
+
+class SGECluster(JobQueueCluster):
+    """A cluster in jobs of Grid Engine; parameters as of `JobQueueCluster` and `SGEJob`."""
+
+    job_cls = SGEJob
+
+
+class LSFCluster(JobQueueCluster):
+    """A cluster in jobs of LSF; parameters as of `JobQueueCluster` and `LSFJob`."""
+
+    job_cls = LSFJob
+
+
+class OARCluster(JobQueueCluster):
+    """A cluster in jobs of OAR; parameters as of `JobQueueCluster` and `OARJob`."""
+
+    job_cls = OARJob
+
+
+class HTCondorCluster(JobQueueCluster):
+    """A cluster in jobs of HTCondor; parameters as of `JobQueueCluster` and `HTCondorJob`."""
+
+    job_cls = HTCondorJob
+
+
+class MoabCluster(JobQueueCluster):
+    """A cluster in jobs of Moab; parameters as of `JobQueueCluster` and `MoabJob`."""
+
+    job_cls = MoabJob

@@ -1,0 +1,82 @@
+"""What `adapt` starts and ends in a batch system: whole jobs of one pool."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from hpcdask.jobqueue.controller import JobRecord
+from hpcdask.jobqueue.status import Phase
+from hpcdask.launchers.units import Fleet, QueuedUnits, Unit, UnitShape
+from hpcdask.resources import checked_resources
+
+if TYPE_CHECKING:
+    from hpcdask.jobqueue.keeper import Keeper
+    from hpcdask.launchers.stock import Stock
+
+
+class JobUnits(QueuedUnits):
+    """Jobs of one pool.
+
+    Parameters
+    ----------
+    keeper : Keeper
+        Of all jobs.
+    pool : str
+        Which of them.
+    """
+
+    def __init__(self, keeper: Keeper, pool: str) -> None:
+        self._keeper, self._pool = keeper, pool
+
+    def _wanted(self) -> list[JobRecord]:
+        jobs = self._keeper.controller.jobs.values()
+        return [job for job in jobs if job.pool == self._pool and job.is_wanted]
+
+    def shape(self) -> UnitShape:
+        job, waits = self._keeper.pools[self._pool], self._keeper.controller.pools[self._pool].waits
+        return UnitShape(
+            n_workers=job.n_workers,
+            nthreads=job.n_workers * job.nthreads,
+            memory=job.n_workers * job.memory_limit,
+            resources=checked_resources(job.resources),
+            wait=statistics.median(waits) if waits else 0.0,
+        )
+
+    def fleet(self, stock: Stock) -> Fleet:
+        now, wanted = self._keeper.now(), self._wanted()
+        n_submitted = self._keeper.controller.pools[self._pool].n_under_way
+        of_jobs = {name for job in self._keeper.controller.jobs.values() for name in job.workers}
+        units = tuple(
+            Unit(
+                job.id, tuple(sorted(job.workers)), math.inf if job.ends is None else job.ends - now
+            )
+            for job in wanted
+            if job.workers
+        )
+        n_pending = sum(not job.workers and job.phase is Phase.PENDING for job in wanted)
+        return Fleet(
+            units=units,
+            n_pending=n_pending + n_submitted,
+            n_starting=len(wanted) - len(units) - n_pending,
+            strangers=tuple(w.name for w in stock.workers if w.name not in of_jobs),
+        )
+
+    async def grow(self, n: int) -> None:
+        n_there = len(self._wanted()) + self._keeper.controller.pools[self._pool].n_under_way
+        await self._keeper.scale(self._pool, n_there + n, forgives=False)
+
+    async def shrink(self, names: Collection[str]) -> None:
+        self._keeper.release(names)
+        while any(name in self._keeper.controller.jobs for name in names):
+            await self._keeper.news()
+
+    async def withdraw(self, n: int) -> None:
+        pending = [
+            job.id for job in self._wanted() if job.phase is Phase.PENDING and not job.workers
+        ]
+        self._keeper.release(pending[len(pending) - n :] if n < len(pending) else pending)
+        await asyncio.sleep(0)

@@ -1,0 +1,645 @@
+"""Keeps the jobs of a cluster: tells a `Controller` what happens, and does what it says.
+
+All here happens on the cluster's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import random
+import re
+import shlex
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hpcdask.errors import HpcdaskError, JobError, StatusError, SubmitError, WaitTimeoutError
+from hpcdask.jobqueue.commands import Commands, NoCommandError, in_words
+from hpcdask.jobqueue.controller import (
+    Action,
+    AskEnds,
+    Cancel,
+    Controller,
+    Find,
+    Limits,
+    Retire,
+    Shape,
+    Submit,
+    job_of,
+)
+from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, PoolState
+from hpcdask.jobqueue.job import Job
+from hpcdask.jobqueue.refusal import offending_line
+from hpcdask.jobqueue.status import JobStatus, Phase
+from hpcdask.jobqueue.system import BatchSystem
+from hpcdask.jobqueue.table import JobRow, JobTable, summary
+from hpcdask.launchers.cluster import PATIENCE, RETIREMENT
+from hpcdask.launchers.scheduler_access import Member, SchedulerAccess
+from hpcdask.threads import in_thread
+
+log = logging.getLogger("hpcdask.jobqueue")
+
+#: Seconds between two looks at the queue while all jobs run and have their workers, and the longest
+#: while something is expected.
+_STEADY = 30.0
+#: While nothing happens, looks come ever later: after this part of the time it has been so.
+_SLOWER = 1 / 20
+#: Seconds in which a batch system that refuses jobs says so, as a rule.
+_ANSWER = 5.0
+#: Seconds from a submission, or from the end of a worker, to the next look.
+_SOON = 0.5
+#: Seconds between two questions why jobs wait, where the listing does not tell.
+_REASONS = 15.0
+#: Shortest and longest pause between two looks while the cluster ends.
+_ENDING = (0.1, 1.0)
+#: Seconds for a worker that was idle, and has got a task at the last moment, to end it.
+_UNHURRIED = 24 * 3600.0
+#: Lines of a log that are shown, and bytes of its end that are read for them.
+_TAIL, _TAIL_BYTES = 20, 16384
+#: Seconds that a file server may take to write a small file, when nobody can wait any longer.
+_WRITING = 3.0
+#: Seconds for a log to come: PBS copies it after the end, and file systems of networks are late.
+_LOG_COMES = 3.0
+
+
+def next_look(quiet: float, is_steady: bool, interval: float) -> float:
+    """Seconds until the queue is looked at again.
+
+    Parameters
+    ----------
+    quiet : float
+        Seconds since something has happened last.
+    is_steady : bool
+        Whether nothing is expected: all jobs run, and have their workers.
+    interval : float
+        The shortest, in seconds.
+    """
+    if is_steady:
+        return max(interval, _STEADY)
+    return min(max(interval, quiet * _SLOWER), max(interval, _STEADY))
+
+
+class _UnclearError(Exception):
+    """Nobody knows whether jobs were submitted."""
+
+
+class Keeper:
+    """Has as many jobs in the queue as are wanted.
+
+    Parameters
+    ----------
+    state : ClusterState
+        What others are told of the cluster; its pools are filled in.
+    system : BatchSystem
+    folder : ClusterFolder
+    scheduler : SchedulerAccess
+        That the jobs' workers join.
+    commands : Commands
+    interval : float
+        Shortest time in seconds between two looks at the queue.
+    workers : dict of str to Member
+        By name, the workers of its jobs; it is filled here.
+    limits : Limits, optional
+        Of the controller.
+
+    Attributes
+    ----------
+    controller : Controller
+    pools : dict of str to Job
+    members : dict of str to Member
+        By name, the workers that have registered, those of other origin too.
+    """
+
+    def __init__(
+        self,
+        state: ClusterState,
+        system: BatchSystem,
+        folder: ClusterFolder,
+        scheduler: SchedulerAccess,
+        commands: Commands,
+        interval: float,
+        workers: dict[str, Member],
+        limits: Limits | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        if not system.has_arrays:
+            limits = replace(limits, max_array=1)
+        self.controller = Controller(limits)
+        self.pools: dict[str, Job] = {}
+        self.members: dict[str, Member] = {}
+        self._state, self._system, self._folder = state, system, folder
+        self._scheduler, self._commands, self._interval = scheduler, commands, interval
+        self._workers = workers
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._submissions: set[asyncio.Task[SubmitError | None]] = set()
+        self._listeners: set[asyncio.Task[SubmitError | None]] = set()  # are waited for
+        self._one_submission, self._one_look = asyncio.Lock(), asyncio.Lock()
+        self._tried: set[str] = set()  # pools whose script the system has found good
+        self._unhurried: set[str] = set()  # jobs whose workers may end what they run
+        self._reasons: dict[str, str] = {}  # why jobs wait, and when to ask again
+        self._reasons_due = -math.inf
+        self._hopeless: set[str] = set()  # jobs of which it was told that they never run
+        self._news = asyncio.Event()
+        self._look_due = math.inf
+        self._look_moved = asyncio.Event()
+        self._last_event = self.now()
+        self._unsaved = asyncio.Event()
+        self._writing: asyncio.Future[None] | None = None  # of the state file, in a thread
+        self._is_closing = False
+
+    def start(self) -> None:
+        """Begin to look at the queue and at the workers."""
+        for work in (self._watch_members(), self._watch_queue(), self._keep_time(), self._save()):
+            self._spawn(work)
+        self._unsaved.set()
+
+    # -- What is wanted ---------------------------------------------------------------------------
+
+    def add_pool(self, name: str, job: Job) -> None:
+        """Have one more kind of job."""
+        self.pools[name] = job
+        self.controller.add_pool(name, Shape(n_workers=job.n_workers, walltime=job.walltime))
+        self._unsaved.set()
+
+    async def scale(self, pool: str, n_jobs: int, **how: Any) -> None:
+        """Want so many jobs, and hear for a moment what the batch system says.
+
+        Parameters are those of `Controller.scale`.
+
+        Raises
+        ------
+        SubmitError
+            If the system refuses them at once.
+        """
+        before = set(self._submissions)
+        self._tell(self.controller.scale, pool, n_jobs, **how)
+        new = self._submissions - before
+        if not new:
+            return
+        self._listeners |= new
+        try:
+            done, _ = await asyncio.wait(new, timeout=_ANSWER)
+        finally:
+            self._listeners -= new
+        for submission in done:
+            if not submission.cancelled() and (refusal := submission.result()):
+                raise refusal
+
+    def release(self, ids: Collection[str]) -> None:
+        """Want these idle jobs no more. What their workers get to run meanwhile, they may end."""
+        self._unhurried.update(ids)
+        self._tell(self.controller.release, ids)
+
+    # -- What is asked ----------------------------------------------------------------------------
+
+    def jobs(self) -> JobTable:
+        """Those that may be in the queue, then the last that have ended."""
+        return JobTable(
+            JobRow.of(
+                each,
+                n_workers=self.pools[each.pool].n_workers,
+                logs=self._logs_of(each.pool, each.id),
+                is_live=each.id in self.controller.jobs,
+            )
+            for each in self.controller.rows(self.now())
+        )
+
+    def _logs_of(self, pool: str, id: str) -> Sequence[str]:
+        return [os.fspath(path) for path in self.pools[pool].log_paths(id)]
+
+    async def until_registered(self, n_workers: int, limit: float | None) -> None:
+        """Wait for workers.
+
+        Raises
+        ------
+        JobError
+            If they will not come: how jobs have ended, and the last lines of a log.
+        WaitTimeoutError
+            If they do not come within `limit` seconds.
+        """
+        deadline = self.now() + (math.inf if limit is None else limit)
+        while len(self.members) < n_workers:
+            news = self._news
+            if why := self.controller.why_not(self.now(), n_workers):
+                raise JobError(await self._with_log(why))
+            left = deadline - self.now()
+            if left <= 0:
+                jobs = summary([each for each in self.jobs() if each.is_live])
+                raise WaitTimeoutError(
+                    f"{len(self.members)} of {n_workers} workers have registered within "
+                    f"{limit:g} s; jobs: {jobs or 'none'}"
+                )
+            with contextlib.suppress(asyncio.TimeoutError):
+                # A pause of the controller may end meanwhile, without any news.
+                await asyncio.wait_for(news.wait(), min(left, self._interval))
+
+    async def _with_log(self, why: str) -> str:
+        """`why`, and what the last job that has failed wrote last."""
+        failed = [
+            job
+            for job in self.controller.history
+            if not job.has_reported or (job.status.end and job.status.end.is_failure)
+        ]
+        if not failed:
+            return why
+        paths = self._logs_of(failed[-1].pool, failed[-1].id)
+        deadline = self.now() + _LOG_COMES
+        while not (text := await in_thread(_tail, paths)) and self.now() < deadline:
+            await asyncio.sleep(_SOON)
+        if text:
+            return f"{why}\nThe last lines of {' and '.join(paths)}:\n{text}"
+        return f"{why}\nIt has left no log in {' or '.join(paths)}."
+
+    async def job_logs(self) -> dict[str, str]:
+        """Last lines of the logs of all jobs that are known, by "job" and their id."""
+        rows = self.controller.rows(self.now())
+        texts = {
+            each.id: await in_thread(_tail, self._logs_of(each.pool, each.id)) for each in rows
+        }
+        return {f"job {id}": text for id, text in texts.items() if text}
+
+    # -- What happens -----------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """The time, as the controller is told."""
+        return time.monotonic()
+
+    async def news(self) -> None:
+        """Wait until the controller has been told of something."""
+        await self._news.wait()
+
+    def _tell(self, event: Callable[..., None], *what: Any, **more: Any) -> None:
+        """Tell the controller, and do what it says."""
+        event(self.now(), *what, **more)
+        actions = list(self.controller.outbox)
+        self.controller.outbox.clear()
+        for action in actions:
+            self._act(action)
+        self._unsaved.set()
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def _watch_members(self) -> None:
+        """Tell at once who comes and goes."""
+        known: set[str] = set()
+        while True:
+            try:
+                found = await self._scheduler.members(known)
+            except HpcdaskError as exc:  # one of another process, away for a moment
+                log.debug("the scheduler does not say who is there: %s", exc)
+                await asyncio.sleep(self._interval)
+                continue
+            known = {member.address for member in found}
+            self._members_are({member.name: member for member in found})
+
+    def _members_are(self, found: dict[str, Member]) -> None:
+        before, self.members = self.members, found
+        for name in found.keys() - before.keys():
+            self._tell(self.controller.worker_joined, name)
+        for name in before.keys() - found.keys():
+            self._tell(self.controller.worker_left, name)
+            self._look_within(_SOON)  # how its job has ended
+        ours = [name for job in self.controller.jobs.values() for name in job.workers]
+        self._workers.clear()
+        self._workers.update((name, found[name]) for name in ours if name in found)
+
+    async def _keep_time(self) -> None:
+        """Tell when it is time for what the controller has put off."""
+        while True:
+            news, due = self._news, self.controller.wake_at()
+            left = math.inf if due is None else due - self.now()
+            if left <= 0:
+                self._tell(self.controller.tick)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(news.wait(), max(min(left, _STEADY), 0.01))
+
+    async def _watch_queue(self) -> None:
+        """Look at the queue again and again, never twice at the same time."""
+        while True:
+            left = self._look_due - self.now()
+            if left > 0:
+                self._look_moved.clear()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._look_moved.wait(), min(left, _STEADY))
+                continue
+            await self._look()
+            self._look_due = math.inf
+            if self.controller.jobs:
+                quiet = self.now() - self._last_event
+                pause = next_look(quiet, self._is_steady(), self._interval)
+                self._look_within(pause * random.uniform(0.8, 1.2))
+
+    def _look_within(self, seconds: float) -> None:
+        self._look_due = min(self._look_due, self.now() + seconds)
+        self._look_moved.set()
+
+    def _is_steady(self) -> bool:
+        return all(
+            job.phase is Phase.RUNNING
+            and job.is_wanted
+            and not job.absence.all.n
+            and len(job.workers) >= self.pools[job.pool].n_workers
+            for job in self.controller.jobs.values()
+        )
+
+    async def _look(self) -> None:
+        """Ask the batch system for all jobs, and tell."""
+        async with self._one_look:
+            asked = self.controller.to_list
+            if not asked:
+                return
+            try:
+                found = await self._listing(asked)
+            except StatusError as exc:
+                log.warning("%s does not tell of the jobs: %s", self._system.title, exc)
+                self._tell(self.controller.listing_failed, str(exc))
+                return
+            never = [id for id, status in found.items() if self._system.can_never_run(status)]
+            before = self._seen()
+            found = await self._with_reasons(found)
+            self._tell(self.controller.listed, found, asked=asked, never=never)
+            if before != self._seen():
+                self._last_event = self.now()
+            self._warn_of_hopeless(never)
+
+    async def _listing(self, ids: Sequence[str]) -> dict[str, JobStatus]:
+        return self._system.parse_status(await self._commands.run(self._system.status_command(ids)))
+
+    async def _with_reasons(self, found: dict[str, JobStatus]) -> dict[str, JobStatus]:
+        """Add why jobs wait, where that takes another command, which is not run each time."""
+        waiting = [
+            id
+            for id, status in found.items()
+            if id in self.controller.jobs and status.phase is Phase.PENDING
+        ]
+        command = self._system.reason_command(waiting) if waiting else None
+        if command is None:
+            return found
+        if self.now() >= self._reasons_due or not self._reasons.keys() >= set(waiting):
+            self._reasons_due = self.now() + _REASONS
+            try:
+                told = self._system.parse_reasons(await self._commands.run(command))
+            except StatusError as exc:
+                log.debug("%s does not say why jobs wait: %s", self._system.title, exc)
+                told = {}
+            self._reasons = {id: told.get(id) or told.get(_number(id), "") for id in waiting}
+        return {
+            id: replace(status, reason=", ".join(filter(None, (status.reason, why))))
+            if (why := self._reasons.get(id)) and status.phase is Phase.PENDING
+            else status
+            for id, status in found.items()
+        }
+
+    def _seen(self) -> dict[str, tuple[Phase, str]]:
+        return {id: (job.phase, job.status.reason) for id, job in self.controller.jobs.items()}
+
+    def _warn_of_hopeless(self, never: Iterable[str]) -> None:
+        for id in never:
+            job = self.controller.jobs.get(id)
+            if job is not None and id not in self._hopeless:
+                self._hopeless.add(id)
+                text = "job %s can never run, says %s: %s"
+                log.warning(text, id, self._system.title, job.status.reason)
+
+    # -- What is done -----------------------------------------------------------------------------
+
+    def _act(self, action: Action) -> None:
+        if isinstance(action, Submit):
+            task = asyncio.get_running_loop().create_task(self._submit(action))
+            self._submissions.add(task)
+            task.add_done_callback(self._submissions.discard)
+        elif isinstance(action, Cancel):
+            self._spawn(self._cancel(action))
+        elif isinstance(action, Retire):
+            self._spawn(self._retire(action))
+        elif isinstance(action, Find):
+            self._spawn(self._find(action))
+        else:
+            self._spawn(self._ask_ends(action))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_complain)
+
+    async def _submit(self, action: Submit) -> SubmitError | None:
+        """Submit jobs; what goes wrong is told and returned."""
+        try:
+            async with self._one_submission:
+                ids = await self._submitted(action)
+        except _UnclearError as exc:
+            failure = SubmitError(
+                f"{exc}; the jobs may be in the queue nevertheless, and are looked for there"
+            )
+            self._say(failure)
+            self._tell(self.controller.submit_unclear, action.request, str(exc))
+            return failure
+        except (SubmitError, OSError) as exc:
+            failure = exc if isinstance(exc, SubmitError) else SubmitError(f"cannot submit: {exc}")
+            self._say(failure)
+            self._tell(self.controller.submit_failed, action.request, str(failure))
+            return failure
+        self._last_event = self.now()
+        self._tell(self.controller.submitted, action.request, ids)
+        self._look_within(_SOON)
+        return None
+
+    def _say(self, failure: SubmitError) -> None:
+        """Log what went wrong, unless it is raised where somebody has asked for jobs."""
+        is_heard = asyncio.current_task() in self._listeners
+        log.log(logging.DEBUG if is_heard else logging.ERROR, "%s", failure)
+
+    async def _submitted(self, action: Submit) -> list[str]:
+        """Submit jobs and return their ids."""
+        job, system = self.pools[action.pool], self._system
+        submit = shlex.split(job.submit_command)
+        script = job.script(action.count)
+        path = os.fspath(await in_thread(self._folder.write_script, self._name_of(action), script))
+        trial = system.trial_command(path)
+        if trial and action.pool not in self._tried:
+            try:
+                words = system.refusal(await self._commands.run(trial, submits=True))
+            except StatusError as exc:
+                raise SubmitError(str(exc)) from exc
+            if words:
+                raise self._refused(script, words)
+            self._tried.add(action.pool)
+        try:
+            answer = await self._commands.run([*submit, path], submits=True)
+        except NoCommandError as exc:
+            raise SubmitError(str(exc)) from exc
+        except StatusError as exc:
+            raise _UnclearError(str(exc)) from exc
+        if answer.code:
+            raise self._refused(script, in_words(answer))
+        try:
+            return system.elements(system.job_id(answer.out), action.count)
+        except ValueError:
+            raise _UnclearError(
+                f"{submit[0]} named no id that {system.title} has: {in_words(answer)}"
+            ) from None
+
+    def _name_of(self, action: Submit | Find) -> str:
+        """Of the script of a submission, and of no other: by this it is found."""
+        return f"{action.pool}-{action.request}{self._system.suffix}"
+
+    def _refused(self, script: str, words: str) -> SubmitError:
+        line = offending_line(script, self._system.prefix, words)
+        about = f"\nThis line of the job script is meant, it seems: {line}" if line else ""
+        return SubmitError(f"{self._system.title} refused the jobs:\n{words}{about}")
+
+    async def _find(self, action: Find) -> None:
+        """Look for the jobs of a submission of which nobody knows what came of it."""
+        known = {*self.controller.jobs, *(job.id for job in self.controller.history)}
+        # A worker names its job, whatever the queue says.
+        ids = {job_of(name) for name in self.members}
+        if command := self._system.find_command():
+            path = os.fspath(self._folder.path / self._name_of(action))
+            try:
+                ids.update(self._system.parse_found(await self._commands.run(command), path))
+            except StatusError as exc:
+                log.warning("%s does not tell of the jobs: %s", self._system.title, exc)
+                return  # it is asked for again
+        self._tell(self.controller.found, action.request, ids - known)
+
+    async def _cancel(self, action: Cancel) -> None:
+        for command in self._cancel_commands(action.ids):
+            try:
+                answer = await self._commands.run(command)
+            except StatusError as exc:
+                log.warning("jobs may still be there: %s", exc)
+                continue
+            if answer.code:  # of one that has ended meanwhile, most likely
+                log.info("%s says: %s", command[0], in_words(answer))
+        self._look_within(_SOON)
+
+    def _cancel_commands(self, ids: Sequence[str]) -> Iterator[list[str]]:
+        """Those of each pool, which may have words of its own in them."""
+        records = {job.id: job for job in self.controller.history} | self.controller.jobs
+        for name, pool in self.pools.items():
+            own = [id for id in ids if id in records and records[id].pool == name]
+            yield from pool.system.cancel_commands(own) if own else ()
+
+    async def _retire(self, action: Retire) -> None:
+        hurried = action.id not in self._unhurried
+        timeout, patience = (RETIREMENT, PATIENCE) if hurried else (_UNHURRIED, None)
+        try:
+            await self._scheduler.retire(action.workers, timeout, patience)
+        except HpcdaskError as exc:
+            log.warning("workers of job %s end without handing over: %s", action.id, exc)
+        finally:
+            self._unhurried.discard(action.id)
+            self._tell(self.controller.retired, action.id)
+
+    async def _ask_ends(self, action: AskEnds) -> None:
+        found: dict[str, JobStatus] = {}
+        for command in self._system.end_commands(action.ids):
+            try:
+                found.update(self._system.parse_ends(await self._commands.run(command)))
+            except StatusError as exc:
+                log.info("%s does not tell how jobs have ended: %s", self._system.title, exc)
+        self._last_event = self.now()
+        self._tell(self.controller.ends_known, found)
+
+    # -- What others are told ---------------------------------------------------------------------
+
+    def _current_state(self) -> ClusterState:
+        jobs = self.controller.jobs.values()
+        pools = {
+            name: PoolState(
+                self.controller.wanted(name), tuple(job.id for job in jobs if job.pool == name)
+            )
+            for name in self.pools
+        }
+        return replace(self._state, pools=pools)
+
+    async def _save(self) -> None:
+        """Keep the state file as it should be."""
+        saved: ClusterState | None = None
+        while True:
+            await self._unsaved.wait()
+            self._unsaved.clear()
+            state = self._current_state()
+            if state == saved:
+                continue
+            try:
+                self._writing = in_thread(self._folder.write_state, state)
+                await asyncio.shield(self._writing)
+                saved = state
+            except OSError as exc:
+                log.warning("cannot write %s: %s", self._folder.state_file, exc)
+
+    # -- The end ----------------------------------------------------------------------------------
+
+    async def close(self, limit: float) -> bool:
+        """Cancel all jobs, and wait for at most `limit` seconds until they are out of the queue.
+
+        Returns
+        -------
+        bool
+            Whether they are, or will be soon.
+        """
+        deadline = self.now() + limit
+        self._tell(self.controller.close)
+        # Of a submission that is under way the ids must be known, or nobody would cancel them.
+        while self._submissions and self.now() < deadline:
+            await asyncio.wait(self._submissions, timeout=deadline - self.now())
+        pause, longest = _ENDING
+        while not self.controller.is_over and self.now() < deadline:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._look(), max(deadline - self.now(), pause))
+        left = [job.id for job in self.controller.jobs.values() if job.phase is not Phase.ENDING]
+        if left:
+            log.warning(
+                "jobs %s may still be in the queue: cancel them with hpc-dask clean %s",
+                _listed(left),
+                self._state.name,
+            )
+        await self._stop()
+        return not left
+
+    async def _stop(self) -> None:
+        tasks = {*self._tasks, *self._submissions}
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            # Again: before Python 3.12, asyncio.wait_for may lose a cancellation.
+            _, tasks = await asyncio.wait(tasks, timeout=0.1)
+        if self._writing is not None:  # who clears the folder up comes after it
+            await asyncio.wait({self._writing}, timeout=_WRITING)
+
+
+def _complain(task: asyncio.Task[Any]) -> None:
+    """Say what nobody else would: a loop that has ended by a fault of ours."""
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        log.error("the jobs of a cluster are no longer watched", exc_info=exc)
+
+
+def _number(id: str) -> str:
+    """Of the array that a job belongs to: what waits in it waits for the same, often."""
+    match = re.match(r"\d+", id)
+    return match[0] if match else id
+
+
+def _listed(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+
+
+def _tail(paths: Sequence[str]) -> str:
+    """Last lines of files, as far as they are there."""
+    texts = []
+    for path in dict.fromkeys(paths):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _TAIL_BYTES, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+            texts.append("\n".join(lines[-_TAIL:]))
+    return "\n".join(filter(None, texts))

@@ -1,0 +1,232 @@
+"""Clusters of jobs on a batch system of a few lines of shell, which does what a test wants."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_queue import Queue, QueueCluster
+from waiting import on_a_loop, wait_until
+
+from hpcdask import Client
+from hpcdask.errors import ConfigError, JobError, LaunchError, SubmitError, WaitTimeoutError
+from hpcdask.jobqueue.commands import Commands
+from hpcdask.jobqueue.folder import ClusterFolder
+from hpcdask.jobqueue.pacing import Pace
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Seconds for anything; a loaded machine is slow.
+PATIENCE = 60.0
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    """A queue of its own; at the end no job may be left."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__POLL_INTERVAL", "0.2s")
+    # Commands of a few lines need no rest.
+    monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", functools.partial(Pace, burst=10_000))
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    made = Queue(folder)
+    yield made
+    left = made.end()
+    assert left == []
+
+
+def ids(cluster: QueueCluster, state: str = "running") -> list[str]:
+    return [job.id for job in cluster.jobs() if job.state == state]
+
+
+def test_jobs_come_as_one_array_and_their_workers_bear_their_names(queue):
+    with QueueCluster(queue, cores=2, processes=2) as cluster, Client(cluster) as client:
+        cluster.scale(3)
+        cluster.wait_for_workers(4, timeout=PATIENCE)
+        assert client.submit(sum, [1, 2]).result(timeout=PATIENCE) == 3
+        assert [Path(path).suffix for path in queue.commands("submit")] == [".sbatch"]
+        assert sorted(cluster.workers) == ["1_1-0", "1_1-1", "1_2-0", "1_2-1"]
+        wait_until(lambda: ids(cluster) == ["1_1", "1_2"], PATIENCE)
+        assert [(job.workers, job.n_workers) for job in cluster.jobs()] == [(2, 2), (2, 2)]
+        assert "Start Nanny" in cluster.get_logs()["job 1_1"]
+        folder = Path(cluster.scheduler_file).parent
+        state = ClusterFolder(folder).read_state()
+        assert (state.name, state.jobs) == (cluster.name, ("1_1", "1_2"))
+        with Client(scheduler_file=cluster.scheduler_file, set_as_default=False) as another:
+            assert len(another.scheduler_info()["workers"]) == 4
+        token = cluster.place.token.hex()
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert [path.name for path in files if token in path.read_text()] == ["scheduler.json"]
+        html, text = cluster._repr_html_(), repr(cluster)
+    assert "jobs=2 (2 running)" in text
+    assert "<td>2 (2 running)</td>" in html
+    assert not folder.exists()
+    assert queue.groups() == {}
+
+
+def test_a_cluster_is_scaled_in_jobs_cores_and_memory(queue):
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue, cores=4, memory="8GB", processes=2) as cluster:
+        for how, n_jobs in [
+            ({"n": 5}, 3),
+            ({"jobs": 1}, 1),
+            ({"cores": 9}, 3),
+            ({"memory": "7 GB"}, 1),
+            ({"jobs": 1, "cores": 8}, 2),
+            ({"n": 0}, 0),
+        ]:
+            cluster.scale(**how)
+            wait_until(lambda n=n_jobs: len(ids(cluster, "pending")) == n, PATIENCE, f"{how}")
+        with pytest.raises(TypeError, match="needs a number"):
+            cluster.scale()
+        with pytest.raises(ValueError, match="-1"):
+            cluster.scale(-1)
+    with pytest.raises(LaunchError, match="is closed"):
+        cluster.scale(1)
+
+
+def test_a_lost_job_is_replaced_and_one_too_many_hands_over(queue):
+    with QueueCluster(queue, n_workers=2) as cluster, Client(cluster) as client:
+        cluster.wait_for_workers(2, timeout=PATIENCE)
+        queue.kill("1_1")
+        wait_until(lambda: sorted(cluster.workers) == ["1_2", "2_1"], PATIENCE)
+        assert [job.state for job in cluster.jobs() if job.id == "1_1"] == ["cancelled"]
+        only_there = client.submit(os.getpid, workers="2_1")
+        pid = only_there.result(timeout=PATIENCE)
+        busy = client.submit(time.sleep, 600, workers="1_2")
+        wait_until(lambda: sum(map(len, client.processing().values())) == 1, PATIENCE)
+        cluster.scale(1)  # the idle one ends
+        wait_until(lambda: ids(cluster) == ["1_2"], PATIENCE)
+        wait_until(lambda: queue.commands("cancel") == ["1_1", "2_1"], PATIENCE)
+        assert only_there.result(timeout=PATIENCE) == pid
+        assert not busy.done()
+
+
+def test_a_refusal_is_raised_with_the_systems_words_and_the_line(queue):
+    (queue.folder / "refuse").write_text('unknown queue "nope"')
+    with QueueCluster(queue, queue="nope") as cluster:
+        with pytest.raises(SubmitError) as error:
+            cluster.scale(1)
+        assert 'refused the jobs:\nunknown queue "nope"' in str(error.value)
+        assert str(error.value).endswith("#FAKE --queue=nope")
+    with pytest.raises(SubmitError):
+        QueueCluster(queue, n_workers=1, queue="nope")
+    assert not list(queue.folder.glob("*.job"))
+
+
+def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(queue):
+    prologue = ["echo the disk is full >&2", "exit 3"]
+    with QueueCluster(queue, n_workers=1, job_script_prologue=prologue) as cluster:
+        with pytest.raises(JobError) as error:
+            cluster.wait_for_workers(1, timeout=PATIENCE)
+        assert "exit code 3" in str(error.value)
+        assert str(error.value).endswith(".log:\nthe disk is full")
+        with Client(cluster) as client, pytest.raises(JobError, match="the disk is full"):
+            client.wait_for_workers(1, timeout=PATIENCE)
+        assert {job.state for job in cluster.jobs()} == {"failed"}
+
+
+def test_waiting_for_jobs_that_can_never_run_fails_and_for_others_tells_why_they_wait(queue):
+    (queue.folder / "hold").write_text("Never")
+    with (
+        QueueCluster(queue, n_workers=1) as cluster,
+        pytest.raises(JobError, match="can never run: Never"),
+    ):
+        cluster.wait_for_workers(1, timeout=PATIENCE)
+    (queue.folder / "hold").write_text("Resources")
+    with QueueCluster(queue, n_workers=1) as cluster:
+        wait_until(lambda: cluster.jobs()[0].reason == "Resources", PATIENCE)
+        with pytest.raises(WaitTimeoutError, match=r"0 of 1 workers .* 1 pending \(Resources\)"):
+            cluster.wait_for_workers(1, timeout=0.3)
+        cluster.scale(0)
+        wait_until(lambda: queue.commands("cancel") == ["1_1", "2_1"], PATIENCE)
+
+
+def test_a_queue_that_does_not_answer_has_lost_no_job(queue):
+    with QueueCluster(queue, n_workers=1) as cluster:
+        cluster.wait_for_workers(1, timeout=PATIENCE)
+        (queue.folder / "broken").touch()
+        n = len(queue.commands("list"))
+        cluster._jobs._last_event = float("inf")
+        wait_until(lambda: cluster._jobs._look_within(0) or _looks(queue) > n + 5, PATIENCE)
+        assert list(cluster.workers) == ["1_1"]
+        assert len(queue.commands("submit")) == 1
+        (queue.folder / "broken").unlink()
+
+
+def _looks(queue: Queue) -> int:
+    return len(queue.commands("list"))
+
+
+@on_a_loop
+async def test_a_cluster_works_on_the_loop_of_its_maker(queue):
+    async with QueueCluster(queue, asynchronous=True) as cluster:
+        cluster.scale(1)  # acts, awaited or not
+        await cluster.wait_for_workers(1, timeout=PATIENCE)
+        async with Client(cluster, asynchronous=True) as client:
+            assert await client.submit(sum, [1, 2]) == 3
+        assert "Scheduler at" in (await cluster.get_logs())["Scheduler"]
+    assert queue.groups() == {}
+
+
+def test_jobs_end_when_a_client_shuts_the_cluster_down(queue):
+    cluster = QueueCluster(queue, n_workers=1)
+    with Client(cluster) as client:
+        cluster.wait_for_workers(1, timeout=PATIENCE)
+        client.shutdown()
+    wait_until(lambda: cluster.status == "closed", PATIENCE)
+    wait_until(lambda: not queue.groups(), PATIENCE)
+    assert len(queue.commands("submit")) == 1
+
+
+def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):
+    with QueueCluster(queue) as cluster, Client(cluster) as client:
+        cluster.adapt(maximum_jobs=2, interval="50ms", target_duration="1s", keep_idle="0s")
+        results = client.map(lambda x: time.sleep(0.2) or x, range(20))
+        assert client.gather(results, timeout=PATIENCE) == list(range(20))
+        del results
+        wait_until(lambda: not cluster.workers and not queue.groups(), PATIENCE)
+        assert 1 <= len(cluster.jobs()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"security": True}, "leave security out"),
+        ({"dashboard_address": ":8787"}, "no dashboard"),
+        ({"scheduler_options": {"token": b"x"}}, "token cannot be among scheduler_options"),
+        ({"protocol": "tls"}, "tls"),
+        ({"name": "a/b"}, "cannot be the name"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_started(queue, options, words):
+    with pytest.raises(ConfigError, match=words):
+        QueueCluster(queue, **options)
+
+
+def test_a_submission_without_an_answer_is_found_by_its_workers(queue, monkeypatch):
+    impatient = functools.partial(Commands, timeout=1.0)
+    monkeypatch.setattr("hpcdask.jobqueue.cluster.Commands", impatient)
+    (queue.folder / "slow").touch()
+    with QueueCluster(queue) as cluster:
+        with pytest.raises(SubmitError, match="may be in the queue nevertheless"):
+            cluster.scale(1)
+        (queue.folder / "slow").unlink()
+        cluster.wait_for_workers(1, timeout=PATIENCE)
+        wait_until(lambda: list(cluster.workers) == ["1_1"], PATIENCE)
+        assert len(queue.commands("submit")) == 1
+
+
+def test_a_second_cluster_of_a_name_is_refused_and_leaves_the_first_alone(queue):
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue, n_workers=1, name="mine") as cluster:
+        with pytest.raises(ConfigError, match="there is a cluster mine already"):
+            QueueCluster(queue, name="mine")
+        assert Path(cluster.scheduler_file).exists()
+        assert ClusterFolder(Path(cluster.scheduler_file).parent).read_state().name == "mine"

@@ -1,0 +1,163 @@
+"""Clusters of jobs on real Slurm, real Grid Engine, and PBS commands."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from batch.bed import Bed
+from waiting import wait_until
+
+from hpcdask import Client
+from hpcdask.errors import JobError, SubmitError
+from hpcdask.jobqueue import JobQueueCluster, PBSCluster, SGECluster, SLURMCluster
+from hpcdask.jobqueue.status import Answer
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Seconds for anything; a loaded machine is slow.
+PATIENCE = 90.0
+SYSTEMS = {"slurm": SLURMCluster, "sge": SGECluster, "pbs": PBSCluster}
+#: Ids of the members of an array of job 7.
+MEMBERS = {
+    "slurm": {"7_1", "7_2", "7_3"},
+    "sge": {"7.1", "7.2", "7.3"},
+    "pbs": {"7[1]", "7[2]", "7[3]"},
+}
+SMALL = {
+    "cores": 1,
+    "memory": "1GB",
+    # Only Slurm's jobs have our environment.
+    "job_script_prologue": [f"export PYTHONPATH={ROOT}"],
+}
+
+
+@pytest.fixture(params=SYSTEMS)
+def bed(request: pytest.FixtureRequest, here: Path, monkeypatch: pytest.MonkeyPatch) -> Bed:
+    """A batch system whose commands this process has."""
+    return use(request.getfixturevalue(request.param), monkeypatch)
+
+
+def use(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> Bed:
+    for name, value in bed.env.items():
+        monkeypatch.setenv(name, value)
+    return bed
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder from which jobs are submitted, and below which clusters have theirs."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def slurm_here(slurm: Bed, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
+    yield use(slurm, monkeypatch)
+    assert not [line for line in slurm.squeue() if line[1] == "hpcdask"], "jobs are left"
+
+
+def running(cluster: JobQueueCluster) -> list[str]:
+    return [job.id for job in cluster.jobs() if job.state == "running"]
+
+
+def test_jobs_come_work_and_go_one_by_one(bed):
+    shape = {"cores": 2, "processes": 2}
+    with SYSTEMS[bed.name](**{**SMALL, **shape}) as cluster, Client(cluster) as client:
+        cluster.scale(jobs=3)
+        cluster.wait_for_workers(6, timeout=PATIENCE)
+        assert client.gather(client.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+        wait_until(lambda: len(running(cluster)) == 3, PATIENCE)
+        ids = running(cluster)
+        number = ids[0].rstrip("]123")[:-1]
+        assert {id.replace(number, "7", 1) for id in ids} == MEMBERS[bed.name]
+        assert sorted(cluster.workers) == sorted(f"{id}-{n}" for id in ids for n in (0, 1))
+        [log] = {Path(job.log).parent for job in cluster.jobs() if job.log} or [None]
+        assert bed.name == "pbs" or (log is not None and len(list(log.iterdir())) == 3)
+        # The busy one stays, and what only another holds moves there.
+        value = client.submit(os.getpid, workers=f"{ids[0]}-0", key="value")
+        pid = value.result(timeout=PATIENCE)
+        busy = client.submit(time.sleep, 600, workers=f"{ids[1]}-1", key="busy")
+        wait_until(lambda: sum(map(len, client.processing().values())) == 1, PATIENCE)
+        cluster.scale(jobs=1)
+        wait_until(lambda: list(bed_jobs(bed, ids)) == [ids[1]], PATIENCE, f"{ids[1]} is left")
+        assert value.result(timeout=PATIENCE) == pid
+        assert busy.status == "pending"
+        assert sorted(cluster.workers) == [f"{ids[1]}-0", f"{ids[1]}-1"]
+    wait_until(lambda: not bed_jobs(bed, ids), PATIENCE, "nothing is left")
+
+
+def bed_jobs(bed: Bed, ids: list[str]) -> list[str]:
+    """Which of these jobs the system has in its queue."""
+    system = SYSTEMS[bed.name].job_cls.system
+    done = bed.run(*system.status_command(ids), check=False)
+    found = system.parse_status(Answer(done.returncode, done.stdout, done.stderr))
+    return [id for id in ids if id in found and found[id].end is None]
+
+
+def test_twenty_jobs_come_by_one_submission_and_one_that_is_cancelled_is_replaced(slurm_here):
+    with SLURMCluster(n_workers=20, nanny=False, **SMALL) as cluster:
+        cluster.wait_for_workers(20, timeout=PATIENCE)
+        assert len({job.id.partition("_")[0] for job in cluster.jobs()}) == 1
+        ids = {job.id for job in cluster.jobs()}
+        script = Path(cluster.scheduler_file).with_name("workers-1.sbatch")
+        system = SLURMCluster.job_cls.system
+        done = slurm_here.run(*system.find_command())
+        found = system.parse_found(Answer(done.returncode, done.stdout, done.stderr), str(script))
+        assert set(found) == ids
+        id = cluster.jobs()[7].id
+        slurm_here.scancel(id)
+        wait_until(
+            lambda: len(cluster.workers) == 20 and id not in cluster.workers, PATIENCE, "another"
+        )
+        ended = {job.id: job.state for job in cluster.jobs() if not job.is_live}
+        assert ended == {id: "cancelled"}
+
+
+def test_jobs_that_never_bring_a_worker_are_told_with_the_reason(slurm_here):
+    dies = {**SMALL, "job_script_prologue": ["echo no such module >&2", "exit 3"]}
+    with SLURMCluster(n_workers=2, **dies) as dying:
+        with SLURMCluster(**SMALL, queue="nope") as cluster:
+            with pytest.raises(SubmitError) as error:
+                cluster.scale(jobs=1)
+            assert "invalid partition specified: nope" in str(error.value)
+            assert str(error.value).endswith("#SBATCH --partition=nope")
+        # This is taken by Slurm, to wait for ever.
+        with (
+            SLURMCluster(n_workers=1, **SMALL, queue="short", walltime="2:00:00") as cluster,
+            pytest.raises(JobError, match="can never run: PartitionTimeLimit"),
+        ):
+            cluster.wait_for_workers(1, timeout=PATIENCE)
+        with pytest.raises(JobError) as error:
+            dying.wait_for_workers(2, timeout=PATIENCE)
+        assert "failed, exit code 3" in str(error.value)
+        assert str(error.value).endswith(".log:\nno such module")
+
+
+PROGRAM = """\
+import getpass, os, stat
+from hpcdask import Client
+from hpcdask.jobqueue import SLURMCluster
+
+if __name__ == "__main__":
+    with SLURMCluster(n_workers=1, cores=1, memory="1GB") as cluster:
+        with Client(cluster) as client:
+            client.wait_for_workers(1, timeout=60)
+            print("I am", client.submit(getpass.getuser).result(timeout=60))
+            print(oct(stat.S_IMODE(os.stat(os.path.dirname(cluster.scheduler_file)).st_mode)))
+    print(cluster.status)
+"""
+
+
+def test_an_ordinary_user_has_a_cluster_of_jobs(slurm, ordinary_user):
+    folder = ordinary_user.folder("cluster")
+    (folder / "program.py").write_text(PROGRAM)
+    python = (ordinary_user.home / "bin/hpc-dask").read_text().splitlines()[0][2:]
+    done = ordinary_user.run(python, "program.py", cwd=folder, bed=slurm)
+    assert done.stdout == f"I am {ordinary_user.name}\n0o700\nclosed\n", done.stderr
+    assert done.stderr == ""
