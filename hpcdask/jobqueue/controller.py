@@ -285,9 +285,9 @@ class Controller:
         was_up = job.listed in (Phase.RUNNING, Phase.ENDING)
         if status.restarts > job.life:
             self._begin_life(now, job, status.restarts)
-        elif was_up and status.phase is Phase.PENDING and status.restarts == job.life == 0:
-            self._begin_life(now, job, 0)  # the system does not count them
-        job.listed = status.phase
+        elif was_up and status.phase is Phase.PENDING and not job.is_ahead:
+            self._begin_life(now, job, job.life)  # not all systems count them
+        job.listed, job.is_ahead = status.phase, False
         if status.phase is Phase.PENDING and job.workers:
             # The listing is older than their arrival.
             status = replace(status, phase=Phase.RUNNING)
@@ -352,6 +352,7 @@ class Controller:
     def worker_joined(self, now: float, name: str) -> None:
         """A worker has registered; also one that comes back."""
         self._now = now
+        self.leftovers.discard(name)  # it takes the place of whoever had that name
         for id, life in candidates(name):
             job = self.jobs.get(id) or self._history.get(id)
             if job is None:
@@ -375,8 +376,9 @@ class Controller:
         """Count a worker as one of a job's; return whether anything may follow from that."""
         pool, life = self.pools[job.pool], life_of(name, job.id)
         lead, begins_life = pool.lead, life > job.life
-        if begins_life:  # no listing has told yet
+        if begins_life:
             self._begin_life(now, job, life)
+            job.is_ahead = True
         ends_doubt = not job.workers and pool.troubles.starts.n > 0
         if job.join(now, name):
             pool.troubles.job_started()

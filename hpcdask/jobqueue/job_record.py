@@ -69,6 +69,7 @@ class JobRecord:
     can_never_run: bool = False  # as its batch system says while it waits
     # Its life, of several if it was put back into the queue.
     life: int = 0
+    is_ahead: bool = False  # a worker has told of it, and no listing since
     up_since: float | None = None  # a worker of this life has registered
     n_silent_lives: int = 0  # before, in a row
     silent_since: float | None = None  # runs without a worker
@@ -117,8 +118,12 @@ class JobRecord:
         return max(self.started - self.submitted, 0.0) if self.requested > -math.inf else None
 
     def begin_life(self, now: float, life: int) -> set[str]:
-        """It was put back into the queue; return its workers of the life before."""
-        new = {name for name in self.workers if life_of(name, self.id) >= life > 0}
+        """It was put back into the queue; return its workers of the life before.
+
+        Where lives are not counted, or only the first two, `life` is the number of the last one.
+        """
+        is_counted = life > self.life
+        new = {name for name in self.workers if is_counted and life_of(name, self.id) >= life}
         former, self.workers, self.life = self.workers - new, new, life
         self.n_silent_lives = self.n_silent_lives + 1 if self.up_since is None else 0
         self.up_since = now if new else None

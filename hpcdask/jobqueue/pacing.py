@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
-
-T = TypeVar("T")
-
 
 class Pace:
     """A token bucket, in the form that keeps one number: when the next command is due.
@@ -43,21 +37,3 @@ class Pace:
         due = max(self._due, now)
         self._due = due + self._interval
         return max(0.0, due - self._slack - now)
-
-
-def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Parts of at most `size` items, as equal as can be.
-
-    Examples
-    --------
-    >>> list(chunks("abcdefg", 3))
-    ['abc', 'de', 'fg']
-    """
-    if size < 1:
-        raise ValueError(f"parts of {size} items would never be all of them")
-    n_parts = math.ceil(len(items) / size)
-    start = 0
-    for part in range(n_parts):
-        end = start + math.ceil((len(items) - start) / (n_parts - part))
-        yield items[start:end]
-        start = end

@@ -385,6 +385,17 @@ def test_a_job_that_has_lost_all_its_workers_and_runs_on_is_lost() -> None:
     assert queue.tick(1301) == [Submit(2, "cpu", 1)]
 
 
+def test_also_where_only_the_first_restart_is_counted() -> None:
+    queue = Queue()
+    queue.scale(0, 1)
+    queue.submitted(0, 1, ["6.1"])
+    queue.listed(10, {"6.1": status("6.1", "running")})
+    for now in (20, 40):
+        assert queue.listed(now, {"6.1": status("6.1", "pending", restarts=1)}) == []
+        assert queue.listed(now + 10, {"6.1": status("6.1", "running", restarts=1)}) == []
+    assert queue.listed(60, {"6.1": status("6.1", "pending", restarts=1)}) == [Cancel(("6.1",))]
+
+
 def test_a_job_that_stays_in_the_queue_after_its_failed_launch_is_deleted_there() -> None:
     queue = Queue()
     queue.scale(0, 1)
@@ -445,6 +456,19 @@ def test_a_system_that_does_not_count_them_shows_lives_by_what_comes_after_what(
     queue.list(10, "5 pending")
     assert queue.controller.jobs["5"].workers == set()
     assert queue.controller.jobs["5"].started is None
+
+
+def test_a_worker_of_a_new_life_may_have_the_name_of_a_former_one() -> None:
+    queue = Queue()
+    queue.has(["6.1"])
+    queue.listed(10, {"6.1": status("6.1", "running", restarts=1)})
+    queue.worker_joined(20, "6.1r1")
+    queue.listed(30, {"6.1": status("6.1", "pending", restarts=1)})
+    assert queue.controller.jobs["6.1"].workers == set()
+    queue.worker_joined(40, "6.1r1")
+    assert queue.controller.jobs["6.1"].workers == {"6.1r1"}
+    queue.worker_left(50, "6.1r1")
+    assert queue.controller.jobs["6.1"].workers == set()
 
 
 def test_a_node_that_comes_back_with_workers_already_replaced_does_no_harm() -> None:

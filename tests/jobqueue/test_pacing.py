@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdask.jobqueue.pacing import Pace, chunks
+from hpcdask.jobqueue.pacing import Pace
 
 
 def test_some_commands_run_at_once_and_then_one_each_second() -> None:
@@ -42,16 +42,3 @@ def test_in_no_length_of_time_are_there_more_than_allowed(
     for first, start in enumerate(runs):
         for last in range(first, len(runs)):
             assert last - first + 1 <= burst + rate * (runs[last] - start)
-
-
-@given(st.lists(st.integers(), max_size=50), st.integers(1, 10))
-def test_parts_are_all_of_it_and_about_equal(items: list[int], size: int) -> None:
-    parts = list(chunks(items, size))
-    assert [item for part in parts for item in part] == items
-    lengths = [len(part) for part in parts]
-    assert not lengths or (max(lengths) <= size and max(lengths) - min(lengths) <= 1)
-
-
-def test_parts_of_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 items"):
-        list(chunks("abc", 0))

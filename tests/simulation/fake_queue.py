@@ -73,7 +73,7 @@ class FakeQueue:
         # What this system is like.
         self.wait = random.choice([1.0, 30.0, 300.0])  # seconds in the queue, as a rule
         self.n_slots = random.choice([3, 6, 100])
-        self.counts_restarts = random.random() < 0.7
+        self.most_restarts = random.choice([0, 1, 1000, 1000])  # to which it counts
         self.lists_ends = random.random() < 0.5
         self.says_unknown = random.random() < 0.3
         self.accounting = random.choice([1.0, 15.0, math.inf])  # seconds until it knows
@@ -258,5 +258,5 @@ class FakeQueue:
             elapsed=elapsed,
             left=left,
             end=job.end if job.phase is Phase.ENDED else None,
-            restarts=job.restarts if self.counts_restarts else 0,
+            restarts=min(job.restarts, self.most_restarts),
         )

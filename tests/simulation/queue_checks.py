@@ -50,7 +50,8 @@ class QueueChecks:
             n_wanted[args[0]] = args[1]
         yield
         if event not in ("close", "adopt"):
-            assert n_wanted == {name: controller.wanted(name) for name in n_wanted}
+            are_wanted = {name: controller.wanted(name) for name in n_wanted}
+            assert are_wanted == n_wanted, (event, are_wanted, n_wanted)
         self._note(event, *args, **options)
         for id in before.keys() - controller.jobs.keys():
             assert event in _TELLING, (id, "is given up by", event)
