@@ -30,6 +30,7 @@ from hpcdask.jobqueue.jobs_of_systems import (
     SLURMJob,
 )
 from hpcdask.jobqueue.keeper import Keeper
+from hpcdask.jobqueue.queue import Queue
 from hpcdask.jobqueue.table import JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
 from hpcdask.launchers.scheduler_access import SchedulerHere
@@ -168,14 +169,9 @@ class JobQueueCluster(Cluster):
         self._has_folder = True
         os.makedirs(self._job.log_directory, exist_ok=True)  # most systems make none
         self._access = await self._start_scheduler()
+        queue = Queue(self._job.system, Commands(), self._folder)
         self._keeper = Keeper(
-            state,
-            self._job.system,
-            self._folder,
-            self._access,
-            Commands(),
-            self._interval,
-            self.workers,
+            state, queue, self._folder, self._access, self._interval, self.workers
         )
         self._keeper.add_pool(POOL, self._job)
         self._keeper.start()
@@ -383,7 +379,7 @@ class JobQueueCluster(Cluster):
         return self.get_logs(*args, **kwargs)
 
     def __repr__(self) -> str:
-        nthreads = sum(worker.nthreads for worker in self.workers.values())
+        nthreads = sum(worker.nthreads for worker in list(self.workers.values()))
         return (
             f"{type(self).__name__}({self.name}, {self.scheduler_address!r}, "
             f"workers={len(self.workers)}, threads={nthreads}, jobs={self._in_words()}, "
@@ -395,12 +391,13 @@ class JobQueueCluster(Cluster):
         return f"{len(live)} ({summary(live)})" if live else "0"
 
     def _repr_html_(self) -> str:
-        nthreads = sum(worker.nthreads for worker in self.workers.values())
-        memory = sum(worker.memory_limit for worker in self.workers.values())
+        workers = list(self.workers.values())  # they come and go meanwhile
+        nthreads = sum(worker.nthreads for worker in workers)
+        memory = sum(worker.memory_limit for worker in workers)
         facts = {
             "status": self.status,
             "scheduler": self.scheduler_address,
-            "workers": str(len(self.workers)),
+            "workers": str(len(workers)),
             "threads": str(nthreads),
             "memory": hosts.format_bytes(memory),
             "jobs": self._in_words(),

@@ -65,7 +65,8 @@ class PoolState:
     """Jobs of one kind."""
 
     wanted: int
-    jobs: tuple[str, ...]  # ids of those that may be in the queue
+    jobs: tuple[str, ...] = ()  # ids of those that may be in the queue, and are wanted
+    leaving: tuple[str, ...] = ()  # and of those that are not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class ClusterState:
     @property
     def jobs(self) -> tuple[str, ...]:
         """Ids of all its jobs."""
-        return tuple(id for pool in self.pools.values() for id in pool.jobs)
+        return tuple(id for pool in self.pools.values() for id in (*pool.jobs, *pool.leaving))
 
     def to_json(self) -> str:
         """The content of a state file."""
@@ -136,7 +137,8 @@ class ClusterState:
 
 
 def _pool_state(content: Mapping[str, Any]) -> PoolState:
-    return PoolState(int(content["wanted"]), tuple(map(str, content["jobs"])))
+    jobs, leaving = (tuple(map(str, content[name])) for name in ("jobs", "leaving"))
+    return PoolState(int(content["wanted"]), jobs, leaving)
 
 
 # ---------------------------------------------------------------- the folder

@@ -43,7 +43,7 @@ class JobUnits(QueuedUnits):
             nthreads=job.n_workers * job.nthreads,
             memory=job.n_workers * job.memory_limit,
             resources=checked_resources(job.resources),
-            wait=statistics.median(waits) if waits else 0.0,
+            wait=statistics.median(list(waits)) if waits else 0.0,
         )
 
     def fleet(self, stock: Stock) -> Fleet:

@@ -11,15 +11,13 @@ import logging
 import math
 import os
 import random
-import re
-import shlex
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hpcdask import config
 from hpcdask.errors import HpcdaskError, JobError, StatusError, SubmitError, WaitTimeoutError
-from hpcdask.jobqueue.commands import Commands, NoCommandError, in_words
 from hpcdask.jobqueue.controller import (
     Action,
     AskEnds,
@@ -34,11 +32,11 @@ from hpcdask.jobqueue.controller import (
 )
 from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, PoolState
 from hpcdask.jobqueue.job import Job
-from hpcdask.jobqueue.refusal import offending_line
-from hpcdask.jobqueue.status import JobStatus, Phase
-from hpcdask.jobqueue.system import BatchSystem
+from hpcdask.jobqueue.queue import Queue, UnclearError
+from hpcdask.jobqueue.status import Phase
 from hpcdask.jobqueue.table import JobRow, JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT
+from hpcdask.launchers.departure import departure
 from hpcdask.launchers.scheduler_access import Member, SchedulerAccess
 from hpcdask.threads import in_thread
 
@@ -53,8 +51,6 @@ _SLOWER = 1 / 20
 _ANSWER = 5.0
 #: Seconds from a submission, or from the end of a worker, to the next look.
 _SOON = 0.5
-#: Seconds between two questions why jobs wait, where the listing does not tell.
-_REASONS = 15.0
 #: Shortest and longest pause between two looks while the cluster ends.
 _ENDING = (0.1, 1.0)
 #: Seconds for a worker that was idle, and has got a task at the last moment, to end it.
@@ -84,10 +80,6 @@ def next_look(quiet: float, is_steady: bool, interval: float) -> float:
     return min(max(interval, quiet * _SLOWER), max(interval, _STEADY))
 
 
-class _UnclearError(Exception):
-    """Nobody knows whether jobs were submitted."""
-
-
 class Keeper:
     """Has as many jobs in the queue as are wanted.
 
@@ -95,11 +87,11 @@ class Keeper:
     ----------
     state : ClusterState
         What others are told of the cluster; its pools are filled in.
-    system : BatchSystem
+    queue : Queue
+        Of the batch system.
     folder : ClusterFolder
     scheduler : SchedulerAccess
         That the jobs' workers join.
-    commands : Commands
     interval : float
         Shortest time in seconds between two looks at the queue.
     workers : dict of str to Member
@@ -118,31 +110,26 @@ class Keeper:
     def __init__(
         self,
         state: ClusterState,
-        system: BatchSystem,
+        queue: Queue,
         folder: ClusterFolder,
         scheduler: SchedulerAccess,
-        commands: Commands,
         interval: float,
         workers: dict[str, Member],
         limits: Limits | None = None,
     ) -> None:
         limits = limits or Limits()
-        if not system.has_arrays:
+        if not queue.system.has_arrays:
             limits = replace(limits, max_array=1)
         self.controller = Controller(limits)
         self.pools: dict[str, Job] = {}
         self.members: dict[str, Member] = {}
-        self._state, self._system, self._folder = state, system, folder
-        self._scheduler, self._commands, self._interval = scheduler, commands, interval
-        self._workers = workers
+        self._state, self._queue, self._folder = state, queue, folder
+        self._scheduler, self._interval, self._workers = scheduler, interval, workers
         self._tasks: set[asyncio.Task[Any]] = set()
         self._submissions: set[asyncio.Task[SubmitError | None]] = set()
         self._listeners: set[asyncio.Task[SubmitError | None]] = set()  # are waited for
         self._one_submission, self._one_look = asyncio.Lock(), asyncio.Lock()
-        self._tried: set[str] = set()  # pools whose script the system has found good
         self._unhurried: set[str] = set()  # jobs whose workers may end what they run
-        self._reasons: dict[str, str] = {}  # why jobs wait, and when to ask again
-        self._reasons_due = -math.inf
         self._hopeless: set[str] = set()  # jobs of which it was told that they never run
         self._news = asyncio.Event()
         self._look_due = math.inf
@@ -150,7 +137,6 @@ class Keeper:
         self._last_event = self.now()
         self._unsaved = asyncio.Event()
         self._writing: asyncio.Future[None] | None = None  # of the state file, in a thread
-        self._is_closing = False
 
     def start(self) -> None:
         """Begin to look at the queue and at the workers."""
@@ -163,7 +149,8 @@ class Keeper:
     def add_pool(self, name: str, job: Job) -> None:
         """Have one more kind of job."""
         self.pools[name] = job
-        self.controller.add_pool(name, Shape(n_workers=job.n_workers, walltime=job.walltime))
+        shape = Shape(n_workers=job.n_workers, walltime=job.walltime, margin=_margin(job.walltime))
+        self.controller.add_pool(name, shape)
         self._unsaved.set()
 
     async def scale(self, pool: str, n_jobs: int, **how: Any) -> None:
@@ -194,6 +181,10 @@ class Keeper:
         """Want these idle jobs no more. What their workers get to run meanwhile, they may end."""
         self._unhurried.update(ids)
         self._tell(self.controller.release, ids)
+
+    @property
+    def _title(self) -> str:
+        return self._queue.system.title
 
     # -- What is asked ----------------------------------------------------------------------------
 
@@ -329,7 +320,7 @@ class Keeper:
                 continue
             await self._look()
             self._look_due = math.inf
-            if self.controller.jobs:
+            if self.controller.to_list:
                 quiet = self.now() - self._last_event
                 pause = next_look(quiet, self._is_steady(), self._interval)
                 self._look_within(pause * random.uniform(0.8, 1.2))
@@ -354,46 +345,17 @@ class Keeper:
             if not asked:
                 return
             try:
-                found = await self._listing(asked)
+                found = await self._queue.listing(asked)
             except StatusError as exc:
-                log.warning("%s does not tell of the jobs: %s", self._system.title, exc)
+                log.warning("%s does not tell of the jobs: %s", self._title, exc)
                 self._tell(self.controller.listing_failed, str(exc))
                 return
-            never = [id for id, status in found.items() if self._system.can_never_run(status)]
-            before = self._seen()
-            found = await self._with_reasons(found)
+            never, before = self._queue.never(found), self._seen()
+            found = await self._queue.with_reasons(found, asked)
             self._tell(self.controller.listed, found, asked=asked, never=never)
             if before != self._seen():
                 self._last_event = self.now()
             self._warn_of_hopeless(never)
-
-    async def _listing(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        return self._system.parse_status(await self._commands.run(self._system.status_command(ids)))
-
-    async def _with_reasons(self, found: dict[str, JobStatus]) -> dict[str, JobStatus]:
-        """Add why jobs wait, where that takes another command, which is not run each time."""
-        waiting = [
-            id
-            for id, status in found.items()
-            if id in self.controller.jobs and status.phase is Phase.PENDING
-        ]
-        command = self._system.reason_command(waiting) if waiting else None
-        if command is None:
-            return found
-        if self.now() >= self._reasons_due or not self._reasons.keys() >= set(waiting):
-            self._reasons_due = self.now() + _REASONS
-            try:
-                told = self._system.parse_reasons(await self._commands.run(command))
-            except StatusError as exc:
-                log.debug("%s does not say why jobs wait: %s", self._system.title, exc)
-                told = {}
-            self._reasons = {id: told.get(id) or told.get(_number(id), "") for id in waiting}
-        return {
-            id: replace(status, reason=", ".join(filter(None, (status.reason, why))))
-            if (why := self._reasons.get(id)) and status.phase is Phase.PENDING
-            else status
-            for id, status in found.items()
-        }
 
     def _seen(self) -> dict[str, tuple[Phase, str]]:
         return {id: (job.phase, job.status.reason) for id, job in self.controller.jobs.items()}
@@ -404,7 +366,7 @@ class Keeper:
             if job is not None and id not in self._hopeless:
                 self._hopeless.add(id)
                 text = "job %s can never run, says %s: %s"
-                log.warning(text, id, self._system.title, job.status.reason)
+                log.warning(text, id, self._title, job.status.reason)
 
     # -- What is done -----------------------------------------------------------------------------
 
@@ -432,99 +394,39 @@ class Keeper:
         """Submit jobs; what goes wrong is told and returned."""
         try:
             async with self._one_submission:
-                ids = await self._submitted(action)
-        except _UnclearError as exc:
-            failure = SubmitError(
-                f"{exc}; the jobs may be in the queue nevertheless, and are looked for there"
-            )
-            self._say(failure)
-            self._tell(self.controller.submit_unclear, action.request, str(exc))
-            return failure
-        except (SubmitError, OSError) as exc:
-            failure = exc if isinstance(exc, SubmitError) else SubmitError(f"cannot submit: {exc}")
-            self._say(failure)
-            self._tell(self.controller.submit_failed, action.request, str(failure))
-            return failure
+                ids = await self._queue.submit(
+                    self.pools[action.pool], action.count, _script_name(action)
+                )
+        except SubmitError as exc:
+            # Where somebody has just asked for jobs, it is raised.
+            is_heard = asyncio.current_task() in self._listeners
+            log.log(logging.DEBUG if is_heard else logging.ERROR, "%s", exc)
+            is_unclear = isinstance(exc, UnclearError)
+            event = self.controller.submit_unclear if is_unclear else self.controller.submit_failed
+            self._tell(event, action.request, str(exc))
+            return exc
         self._last_event = self.now()
         self._tell(self.controller.submitted, action.request, ids)
         self._look_within(_SOON)
         return None
 
-    def _say(self, failure: SubmitError) -> None:
-        """Log what went wrong, unless it is raised where somebody has asked for jobs."""
-        is_heard = asyncio.current_task() in self._listeners
-        log.log(logging.DEBUG if is_heard else logging.ERROR, "%s", failure)
-
-    async def _submitted(self, action: Submit) -> list[str]:
-        """Submit jobs and return their ids."""
-        job, system = self.pools[action.pool], self._system
-        submit = shlex.split(job.submit_command)
-        script = job.script(action.count)
-        path = os.fspath(await in_thread(self._folder.write_script, self._name_of(action), script))
-        trial = system.trial_command(path)
-        if trial and action.pool not in self._tried:
-            try:
-                words = system.refusal(await self._commands.run(trial, submits=True))
-            except StatusError as exc:
-                raise SubmitError(str(exc)) from exc
-            if words:
-                raise self._refused(script, words)
-            self._tried.add(action.pool)
-        try:
-            answer = await self._commands.run([*submit, path], submits=True)
-        except NoCommandError as exc:
-            raise SubmitError(str(exc)) from exc
-        except StatusError as exc:
-            raise _UnclearError(str(exc)) from exc
-        if answer.code:
-            raise self._refused(script, in_words(answer))
-        try:
-            return system.elements(system.job_id(answer.out), action.count)
-        except ValueError:
-            raise _UnclearError(
-                f"{submit[0]} named no id that {system.title} has: {in_words(answer)}"
-            ) from None
-
-    def _name_of(self, action: Submit | Find) -> str:
-        """Of the script of a submission, and of no other: by this it is found."""
-        return f"{action.pool}-{action.request}{self._system.suffix}"
-
-    def _refused(self, script: str, words: str) -> SubmitError:
-        line = offending_line(script, self._system.prefix, words)
-        about = f"\nThis line of the job script is meant, it seems: {line}" if line else ""
-        return SubmitError(f"{self._system.title} refused the jobs:\n{words}{about}")
-
     async def _find(self, action: Find) -> None:
         """Look for the jobs of a submission of which nobody knows what came of it."""
         known = {*self.controller.jobs, *(job.id for job in self.controller.history)}
-        # A worker names its job, whatever the queue says.
-        ids = {job_of(name) for name in self.members}
-        if command := self._system.find_command():
-            path = os.fspath(self._folder.path / self._name_of(action))
-            try:
-                ids.update(self._system.parse_found(await self._commands.run(command), path))
-            except StatusError as exc:
-                log.warning("%s does not tell of the jobs: %s", self._system.title, exc)
-                return  # it is asked for again
-        self._tell(self.controller.found, action.request, ids - known)
+        strangers = {job_of(name) for name in self.members} - known
+        try:
+            ids = await self._queue.find(_script_name(action), action.count, strangers)
+        except StatusError as exc:  # it is asked for again
+            log.warning("%s does not tell of the jobs: %s", self._title, exc)
+        else:
+            self._tell(self.controller.found, action.request, ids - known)
 
     async def _cancel(self, action: Cancel) -> None:
-        for command in self._cancel_commands(action.ids):
-            try:
-                answer = await self._commands.run(command)
-            except StatusError as exc:
-                log.warning("jobs may still be there: %s", exc)
-                continue
-            if answer.code:  # of one that has ended meanwhile, most likely
-                log.info("%s says: %s", command[0], in_words(answer))
-        self._look_within(_SOON)
-
-    def _cancel_commands(self, ids: Sequence[str]) -> Iterator[list[str]]:
-        """Those of each pool, which may have words of its own in them."""
         records = {job.id: job for job in self.controller.history} | self.controller.jobs
-        for name, pool in self.pools.items():
-            own = [id for id in ids if id in records and records[id].pool == name]
-            yield from pool.system.cancel_commands(own) if own else ()
+        for name, job in self.pools.items():
+            if ids := [id for id in action.ids if id in records and records[id].pool == name]:
+                await self._queue.cancel(job, ids)
+        self._look_within(_SOON)
 
     async def _retire(self, action: Retire) -> None:
         hurried = action.id not in self._unhurried
@@ -538,25 +440,17 @@ class Keeper:
             self._tell(self.controller.retired, action.id)
 
     async def _ask_ends(self, action: AskEnds) -> None:
-        found: dict[str, JobStatus] = {}
-        for command in self._system.end_commands(action.ids):
-            try:
-                found.update(self._system.parse_ends(await self._commands.run(command)))
-            except StatusError as exc:
-                log.info("%s does not tell how jobs have ended: %s", self._system.title, exc)
+        found = await self._queue.ends(action.ids)
         self._last_event = self.now()
         self._tell(self.controller.ends_known, found)
 
     # -- What others are told ---------------------------------------------------------------------
 
     def _current_state(self) -> ClusterState:
-        jobs = self.controller.jobs.values()
-        pools = {
-            name: PoolState(
-                self.controller.wanted(name), tuple(job.id for job in jobs if job.pool == name)
-            )
-            for name in self.pools
-        }
+        pools = {}
+        for name in self.pools:
+            jobs, leaving = self.controller.to_adopt(name)
+            pools[name] = PoolState(self.controller.wanted(name), tuple(jobs), tuple(leaving))
         return replace(self._state, pools=pools)
 
     async def _save(self) -> None:
@@ -597,14 +491,15 @@ class Keeper:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._look(), max(deadline - self.now(), pause))
         left = [job.id for job in self.controller.jobs.values() if job.phase is not Phase.ENDING]
-        if left:
+        is_clear = not left and self.controller.is_certain
+        if not is_clear:
             log.warning(
-                "jobs %s may still be in the queue: cancel them with hpc-dask clean %s",
-                _listed(left),
+                "%s may still be in the queue: cancel them with hpc-dask clean %s",
+                f"jobs {_listed(left)}" if left else "jobs that were submitted without an answer",
                 self._state.name,
             )
         await self._stop()
-        return not left
+        return is_clear
 
     async def _stop(self) -> None:
         tasks = {*self._tasks, *self._submissions}
@@ -617,16 +512,23 @@ class Keeper:
             await asyncio.wait({self._writing}, timeout=_WRITING)
 
 
+def _script_name(action: Submit | Find) -> str:
+    return f"{action.pool}-{action.request}"
+
+
+def _margin(walltime: float) -> float:
+    """Seconds before the end of a job at which the first of its workers may leave."""
+    settings = config.current()
+    margin = settings["worker.walltime.margin"]
+    if margin == 0.0 or math.isinf(walltime):
+        return 0.0
+    return walltime - departure(walltime, margin, settings["worker.drain-timeout"], draw=1.0)
+
+
 def _complain(task: asyncio.Task[Any]) -> None:
     """Say what nobody else would: a loop that has ended by a fault of ours."""
     if not task.cancelled() and (exc := task.exception()) is not None:
         log.error("the jobs of a cluster are no longer watched", exc_info=exc)
-
-
-def _number(id: str) -> str:
-    """Of the array that a job belongs to: what waits in it waits for the same, often."""
-    match = re.match(r"\d+", id)
-    return match[0] if match else id
 
 
 def _listed(ids: Sequence[str]) -> str:

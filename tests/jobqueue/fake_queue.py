@@ -74,6 +74,9 @@ class Queue(Slurm):
     def end_commands(self, ids: Sequence[str]) -> list[list[str]]:
         return []
 
+    def find_command(self) -> None:  # type: ignore[override]
+        return None
+
     def can_never_run(self, status: JobStatus) -> bool:
         return status.reason == "Never"
 

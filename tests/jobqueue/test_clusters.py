@@ -216,10 +216,10 @@ def test_a_submission_without_an_answer_is_found_by_its_workers(queue, monkeypat
     (queue.folder / "slow").touch()
     with QueueCluster(queue) as cluster:
         with pytest.raises(SubmitError, match="may be in the queue nevertheless"):
-            cluster.scale(1)
+            cluster.scale(2)
         (queue.folder / "slow").unlink()
-        cluster.wait_for_workers(1, timeout=PATIENCE)
-        wait_until(lambda: list(cluster.workers) == ["1_1"], PATIENCE)
+        cluster.wait_for_workers(2, timeout=PATIENCE)
+        wait_until(lambda: sorted(cluster.workers) == ["1_1", "1_2"], PATIENCE)
         assert len(queue.commands("submit")) == 1
 
 

@@ -15,7 +15,11 @@ from hpcdask.errors import ConfigError, RendezvousError, StatusError, TokenError
 from hpcdask.jobqueue.commands import Commands, NoCommandError, environment
 from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, Owner, PoolState, cluster_folders
 from hpcdask.jobqueue.keeper import next_look
+from hpcdask.jobqueue.pbs import PBS
+from hpcdask.jobqueue.queue import Queue
 from hpcdask.jobqueue.refusal import offending_line
+from hpcdask.jobqueue.sge import GridEngine
+from hpcdask.jobqueue.slurm import Slurm
 from hpcdask.jobqueue.table import JobRow, JobTable, summary
 
 # -- Commands -------------------------------------------------------------------------------------
@@ -106,7 +110,7 @@ def state(name: str, owner: Owner | None = None) -> ClusterState:
         owner=owner or Owner.here(),
         started=1.5,
         scheduler_file="/home/me/s.json",
-        pools={"workers": PoolState(3, ("5_1", "5_2"))},
+        pools={"workers": PoolState(3, ("5_1", "5_2"), ("4",))},
     )
 
 
@@ -137,7 +141,7 @@ def test_a_state_is_read_as_it_was_written(base):
     folder.write_state(state("mine"))
     read = folder.read_state()
     assert read == state("mine")
-    assert read.jobs == ("5_1", "5_2")
+    assert read.jobs == ("5_1", "5_2", "4")
     assert read.owner.has_ended() is False
     assert gone().has_ended() is True
     assert Owner("elsewhere", 1, 0.0).has_ended() is None
@@ -228,6 +232,30 @@ def test_the_queue_is_looked_at_often_after_something_happened_and_seldom_later(
     assert next_look(3600.0, False, 2.0) == 30.0
     assert next_look(0.0, True, 2.0) == 30.0
     assert next_look(0.0, True, 60.0) == next_look(0.0, False, 60.0) == 60.0
+
+
+# -- Submissions without an answer -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("system", "stranger", "array"),
+    [
+        (Slurm(), "7_2", {"7_1", "7_2", "7_3"}),
+        (PBS(), "7[2]", {"7[1]", "7[2]", "7[3]"}),
+        (GridEngine(), "7.2", {"7.1", "7.2", "7.3"}),
+    ],
+)
+@on_a_loop
+async def test_a_worker_of_one_job_tells_of_the_whole_array(base, system, stranger, array):
+    queue = Queue(system, Commands(), ClusterFolder.create("mine"))
+    assert await queue.find("workers-1", 3, [stranger]) == array
+
+
+@on_a_loop
+async def test_a_worker_that_somebody_has_started_by_hand_is_of_no_submission(base):
+    queue = Queue(PBS(), Commands(), ClusterFolder.create("mine"))
+    for name in ("big", "node1-4711", "7", "7[4]", ""):
+        assert await queue.find("workers-1", 3, [name]) == set()
 
 
 # -- Refusals -------------------------------------------------------------------------------------

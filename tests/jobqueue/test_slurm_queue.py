@@ -340,9 +340,8 @@ def test_a_trial_refuses_what_would_be_refused(answer, refused):
 
 
 def test_jobs_are_found_by_the_path_of_their_script():
-    listing = (
-        "JOBID|COMMAND\n7_1|/c/workers-1.sbatch\n7_2|/c/workers-1.sbatch\n8|/c/workers-10.sbatch\n"
-    )
+    lines = "7_1|/c/workers-1.sbatch\n7_2|/c/workers-1.sbatch\n8|/c/workers-10.sbatch\n"
+    listing = f"JOBID|COMMAND\n{lines}"
     assert SLURM.parse_found(Answer(0, listing, ""), "/c/workers-1.sbatch") == ["7_1", "7_2"]
     assert SLURM.parse_found(Answer(0, "JOBID|COMMAND\n", ""), "/c/workers-1.sbatch") == []
     for answer in (Answer(0, "", ""), Answer(1, "", "slurm_load_jobs error")):
