@@ -99,7 +99,9 @@ class Link(NamedTuple):
     options: CommOptions
 
 
-async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -> Link:
+async def reach_scheduler(
+    place: SchedulerPlace, hello: Hello, timeout: float, say: Callable[[str], None] = log.info
+) -> Link:
     """Connect to the scheduler and register.
 
     Parameters
@@ -108,6 +110,8 @@ async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -
         Makes the registration message, once the scheduler's address and the token are known.
     timeout : float
         Seconds for all of it.
+    say : callable
+        Is told now and then that the scheduler file is waited for.
 
     Raises
     ------
@@ -136,7 +140,7 @@ async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -
         except (CommClosedError, HandshakeError) as exc:
             log.info("%s; reading %s", exc, place.scheduler_file)
     assert place.scheduler_file is not None
-    return await _by_file(place, place.scheduler_file, hello, deadline, timeout)
+    return await _by_file(place, place.scheduler_file, hello, deadline, timeout, say)
 
 
 async def reach_scheduler_again(place: SchedulerPlace, hello: Hello, timeout: float) -> Link:
@@ -244,6 +248,7 @@ async def _by_file(
     hello: Hello,
     deadline: float,
     timeout: float,
+    say: Callable[[str], None],
 ) -> Link:
     """Follow the file until what it says answers and proves to be who wrote it."""
     problem: Exception | None = None
@@ -252,7 +257,7 @@ async def _by_file(
     stale: set[str] = set()  # ids of schedulers whose address another one answers at
     while (left := deadline - time.monotonic()) > 0:
         try:
-            contact = await wait_for_contact(path, left, stale=stale)
+            contact = await wait_for_contact(path, left, stale=stale, log=say)
         except RendezvousTimeoutError:
             if problem is None:
                 raise
