@@ -1,0 +1,51 @@
+"""The names under which commands are installed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcdask import __version__
+
+_PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+SCRIPTS = re.findall(r'^(hpc-dask[\w-]*) = "([\w.]+):(\w+)"$', _PROJECT, re.M)
+
+
+def test_all_that_peers_install_are_there():
+    names = {name for name, _, _ in SCRIPTS}
+    assert names >= {f"hpc-dask-{each}" for each in ("scheduler", "worker", "ssh", "mpi")}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs what is installed under a name, and returns its exit code, stdout and stderr."""
+
+    def run(name, *words):
+        [(module, attribute)] = [each[1:] for each in SCRIPTS if each[0] == name]
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(SystemExit) as caught:
+            getattr(importlib.import_module(module), attribute)()
+        return (caught.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in SCRIPTS])
+def test_each_name_is_its_command(run, name):
+    command = name.replace("hpc-dask-", "hpc-dask ")
+    assert run(name, "--version") == (0, f"{command} {__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", ["hpc-dask", "hpc-dask-mpi"])
+def test_of_many_ranks_one_says_what_is_wrong_with_an_option(run, monkeypatch, name):
+    monkeypatch.setenv("HPCDASK_SIZE", "2")
+    monkeypatch.setenv("HPCDASK_RANK", "1")
+    assert run(name, "--bogus") == (0, "", "")
+    monkeypatch.setenv("HPCDASK_RANK", "0")
+    code, out, err = run(name, "--bogus")
+    assert (code, out) == (2, "")
+    assert "No such option" in err
