@@ -181,7 +181,7 @@ def start(script: tuple[str, ...] | None, given: dict[str, Any]) -> None:
             given.update(settled(given))
             return _mpi_options(script, given)
         except ConfigError as exc:  # it is perhaps another rank that tells of it
-            raise ConfigError(options.with_source(exc)) from exc
+            raise ConfigError(options.with_source(str(exc))) from exc
 
     options.run("hpc-dask", given["log_level"], work, needs_config=False)
 
