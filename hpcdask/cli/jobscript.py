@@ -30,7 +30,7 @@ class SystemFirst(click.Command):
         """Take the system, if it is there, for an option."""
         if args and args[0] in _SYSTEMS:
             args = ["--system", *args]
-        elif len(args) > 1 and args[0].isidentifier() and not os.path.exists(args[0]):
+        elif args and args[0].isidentifier() and not os.path.exists(args[0]):
             raise click.UsageError(
                 f"{args[0]!r} is no batch system (slurm, pbs or sge), nor a script that is here",
                 ctx,

@@ -29,9 +29,11 @@ def submit(**given: Any) -> None:
     def work() -> None:
         from hpcdask.jobqueue import submission
         from hpcdask.jobqueue.job_script import job_script
+        from hpcdask.jobqueue.systems import refuse_foreign_commands
 
         system, job = system_and_job(given)
         _refuse_missing_script(job)
+        refuse_foreign_commands(system)
         script = job_script(system, job)
         _make_folder_of_log(job)
         job_id = submission.submit(system, script, lambda words: click.echo(words, err=True))

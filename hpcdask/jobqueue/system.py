@@ -142,6 +142,10 @@ class BatchSystem(ABC):
         """
         _refuse_wrong_kind(job)
         _refuse_broken_lines(job)
+        if 0 < job.memory < 2**20:
+            raise ConfigError(
+                f"{job.memory} bytes are no memory for a node; give a unit, as in {job.memory}GiB"
+            )
 
     def shape(self, job: JobSpec) -> str:
         """The size of a job, in words, as far as it is granted."""

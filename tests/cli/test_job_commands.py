@@ -55,6 +55,7 @@ def test_a_script_is_filled_in_with_this_python(home):
         ("jobscript", 2, "no batch system is here"),
         ("jobscript slurm --walltime 30 x.py", 2, "as in 1:30:00"),
         ("jobscript slurm --memory lots x.py", 2, "'lots' is not a size"),
+        ("jobscript slurm --memory 32 x.py", 2, "give a unit, as in 32GiB"),
         ("jobscript sge --memory 1GiB x.py", 2, "-l h_vmem=4G"),
         ("jobscript slurm --launch cluster x.py", 2, "runs no script"),
         ("submit slurm", 2, "--launch mpi runs a script: name it after the options"),
@@ -72,7 +73,23 @@ def test_what_cannot_be_is_said_in_one_line(home, words, code, expected):
     assert command.out == ""
 
 
-def test_an_unknown_option_before_the_script_is_no_script(home):
-    command = home.hpc_dask("jobscript", "slurm", "--node", "3", "x.py")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("slurm", "--node", "3", "x.py"), "No such option"),
+        (("slrum",), "'slrum' is no batch system"),
+    ],
+)
+def test_a_misspelt_word_before_the_script_is_no_script(home, words, expected):
+    command = home.hpc_dask("jobscript", *words)
     assert command.code() == 2
-    assert "No such option" in command.err
+    assert expected in command.err
+
+
+def test_grid_engine_is_not_taken_for_pbs(home):
+    for name in ("qsub", "qconf"):
+        home.file(name, "#!/bin/sh\ntouch submitted; echo 7\n").chmod(0o755)
+    command = home.hpc_dask("submit", "pbs", "--launch", "cluster", PATH=str(home.folder))
+    assert command.code() == 2
+    assert "is that of Grid Engine" in command.err
+    assert not (home.folder / "submitted").exists()
