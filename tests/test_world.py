@@ -84,6 +84,12 @@ def test_a_rank_beyond_the_last_is_an_error():
         launched_world({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "6"})
 
 
+@pytest.mark.parametrize("one", [{"HPCDASK_RANK": "1"}, {"HPCDASK_SIZE": "3"}])
+def test_a_rank_by_hand_needs_both_numbers(one):
+    with pytest.raises(ConfigError, match=r"is set without a number in HPCDASK_(RANK|SIZE):"):
+        launched_world(one)
+
+
 def test_slurm_shortens_counts():
     assert expand_counts("2(x3),1,4(x2)") == [2, 2, 2, 1, 4, 4]
     assert expand_counts("") == []
