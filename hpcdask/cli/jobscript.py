@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +200,11 @@ def _fields(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "script", (script, *args)
     venv, prologue = given.pop("venv"), given.pop("prologue")
     yield "environment", (*prologue, *(_activation(venv) if venv else _this_environment()))
-    readers = {"memory": parse_bytes, "walltime": parse_walltime}
+    readers: dict[str, Callable[[str], Any]] = {
+        "memory": parse_bytes,
+        "walltime": parse_walltime,
+        "scheduler_file": os.path.expanduser,  # in quotes the job's shell would not
+    }
     for option, value in given.items():
         if value is not None and value != ():
             yield option, readers[option](value) if option in readers else value

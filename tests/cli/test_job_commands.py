@@ -37,6 +37,7 @@ def test_a_template_is_what_is_printed_without_options(home, system, launch):
 
 def test_a_script_is_filled_in_with_this_python(home):
     words = "--nodes 3 --walltime 1:00:00 --memory 8GiB --interface ib0 --prologue 'module load x'"
+    words += " --scheduler-file=~/s.json"
     arguments = ("my script.py", "--nodes", "5", "$x")
     command = home.hpc_dask("jobscript", "pbs", *shlex.split(words), *arguments)
     assert command.code() == 0, command
@@ -44,6 +45,7 @@ def test_a_script_is_filled_in_with_this_python(home):
     assert "#PBS -l select=3:ncpus=16:mpiprocs=4:mem=8192mb" in lines
     assert "#PBS -l walltime=01:00:00" in lines
     assert "options+=(--interface ib0)" in lines
+    assert f"scheduler_file={home.folder}/s.json" in lines
     assert "set -- 'my script.py' --nodes 5 '$x'" in lines
     path = lines.index(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
     assert lines[path - 1] == "module load x"

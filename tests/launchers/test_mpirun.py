@@ -405,6 +405,7 @@ def test_an_error_on_rank_0_ends_all_ranks_with_one_line(home, options, expected
     ("options", "expected"),
     [
         ("--worker-ttl soon", "'soon' is not a duration"),
+        ("--shutdown-timeout 0s", "'0s' is no time at all"),
         ("--lifetime-restart", "lifetime-restart means nothing without a lifetime"),
         ("--resources GPU", "'GPU' is no resource"),
         ("--memory-limit lots", "'lots' is not a size"),
