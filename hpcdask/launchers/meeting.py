@@ -173,8 +173,8 @@ def _mpi4py(launched: World) -> Any:
     if MPI.Is_finalized():  # anything but this question would now end the process
         raise MPIHasEndedError(
             "MPI has ended in this process, as it does when its first cluster has started. A "
-            "program that goes on to use MPI gives its own comm=; without MPI (use_mpi=False) ranks "
-            "can meet as often as they like"
+            "program that goes on to use MPI gives its own comm=; without MPI (use_mpi=False) "
+            "ranks can meet as often as they like"
         )
     if not MPI.Is_initialized():  # by a program that has told mpi4py to leave it alone
         MPI.Init()
