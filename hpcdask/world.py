@@ -186,6 +186,13 @@ _LAUNCHERS: tuple[Callable[[Mapping[str, str]], World | None], ...] = (
 )
 
 
+def nodes_of_job(environ: Mapping[str, str] | None = None) -> int:
+    """How many hosts the batch job around us has, as far as its variables tell."""
+    environ = os.environ if environ is None else environ
+    told = (_number(environ, name) or 0 for name in ("SLURM_JOB_NUM_NODES", "NHOSTS"))
+    return max(1, len(set(_node_file(environ))), *told)
+
+
 def _numbered(
     environ: Mapping[str, str],
     launcher: str,

@@ -6,7 +6,7 @@ import pytest
 
 from hpcdask.errors import ConfigError
 from hpcdask.grants import expand_counts
-from hpcdask.world import World, launched_world
+from hpcdask.world import World, launched_world, nodes_of_job
 
 #: As seen with Open MPI 5.0, MPICH 5.0 and Slurm 22.05; the others as their manuals have them.
 OPEN_MPI = {
@@ -77,6 +77,14 @@ def test_pbsdsh_numbers_the_lines_of_the_node_file(tmp_path):
     task = {**environ, "PBS_TASKNUM": "3", "PBS_VNODENUM": "1", "PBS_NODENUM": "0"}
     assert launched_world(task) == World(1, 3, 1, 2, "pbsdsh", "pbs-9.server")
     assert launched_world({**environ, "PBS_TASKNUM": "1", "PBS_NODENUM": "0"}) == World()
+
+
+def test_a_job_knows_its_hosts(tmp_path):
+    nodes = tmp_path / "nodes"
+    nodes.write_text("node1\nnode1\nnode2\n")
+    for environ in ({"SLURM_JOB_NUM_NODES": "2"}, {"NHOSTS": "2"}, {"PBS_NODEFILE": str(nodes)}):
+        assert nodes_of_job(environ) == 2
+    assert nodes_of_job({}) == 1
 
 
 def test_a_rank_beyond_the_last_is_an_error():

@@ -67,6 +67,11 @@ def _what_next(system: BatchSystem, job: JobSpec, job_id: str) -> Iterator[str]:
     path = scheduler_file(system, job, os.getcwd(), job_id)
     if job.launch == "workers":
         yield f"its workers join the scheduler of {path}"
+        if not os.path.exists(path):
+            yield (
+                "that file is not there yet: start one with hpc-dask scheduler --scheduler-file "
+                f"{shlex.quote(path)}, or a job that writes it; workers wait a minute for it"
+            )
     else:
         yield f"attach to its cluster with hpcdask.Client(scheduler_file={path!r})"
         yield f"add workers with hpc-dask worker --scheduler-file {shlex.quote(path)}"

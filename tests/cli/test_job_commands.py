@@ -95,3 +95,16 @@ def test_grid_engine_is_not_taken_for_pbs(home):
     assert command.code() == 2
     assert "is that of Grid Engine" in command.err
     assert not (home.folder / "submitted").exists()
+
+
+def test_workers_for_a_scheduler_that_is_not_there_are_told_of(home):
+    home.file("sbatch", "#!/bin/sh\necho 12\n").chmod(0o755)
+    words = ("submit", "slurm", "--launch", "workers")
+    early = home.hpc_dask(*words, PATH=str(home.folder))
+    assert (early.code(), early.out) == (0, "12\n")
+    file = home.file("scheduler.json", "")
+    late = home.hpc_dask(*words, PATH=str(home.folder))
+    assert late.code() == 0
+    told = f"that file is not there yet: start one with hpc-dask scheduler --scheduler-file {file},"
+    assert told in early.err
+    assert "not there yet" not in late.err

@@ -444,6 +444,15 @@ def test_what_does_not_go_together_is_refused(home, words, expected):
     assert expected in command.err
 
 
+def test_who_leaves_the_other_hosts_of_a_job_idle_is_told(home):
+    home.file("script.py", "pass\n")
+    command = home.hpc_dask("run", "script.py", SLURM_JOB_NUM_NODES="3")
+    assert command.code() == 0
+    [line] = ours(command)
+    assert "this job has 3 hosts, and only" in line
+    assert "start this with mpirun or srun" in line
+
+
 def test_a_word_of_the_script_is_no_option_of_ours(home):
     home.file("ok.py", "import sys\nprint(sys.argv[1:])\n")
     command = home.hpc_dask("ok.py", "--no-scheduler", "a:b")
