@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import threading
 import time
@@ -172,6 +174,9 @@ def run(
         logs.configure(level, config.DEFAULTS)
     try:
         code = work() or 0
+    except BrokenPipeError:  # who reads what we print, as head or a pager, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except (HpcdaskError, OSError) as exc:
         click.echo(f"{command}: {with_source(str(exc))}", err=True)
         code = 2 if isinstance(exc, ConfigError) else 1
