@@ -25,7 +25,13 @@ from hpcdask.errors import (
     TokenError,
 )
 from hpcdask.messages import Message, OutOfReach, Refused, Registered
-from hpcdask.rendezvous import Contact, SchedulerFileReader, resolve_token, wait_for_contact
+from hpcdask.rendezvous import (
+    Contact,
+    SchedulerFileReader,
+    ranks_like_us,
+    resolve_token,
+    wait_for_contact,
+)
 
 log = logging.getLogger("hpcdask.dialling")
 
@@ -35,6 +41,8 @@ _ONE_TRY = 5.0
 _ONE_LOOK = 2.0
 #: Seconds in which a scheduler must answer that has accepted a connection.
 _ANSWER = 30.0
+#: Of many ranks that start at once, a scheduler on a busy host lets in so many in a second.
+_LET_IN_PER_SECOND = 200
 #: Seconds that another try must have, to be worth while.
 _SHORTEST_TRY = 1.0
 #: Shortest and longest pause before a scheduler is looked for once more, in seconds.
@@ -192,12 +200,15 @@ async def _register(
         waited for.
     """
     told = ""
+    # With as many others who come at the same time it may take longer until it is our turn.
+    queue = ranks_like_us() / _LET_IN_PER_SECOND
+    patient = replace(options, handshake_timeout=options.handshake_timeout + queue)
     for pause in pauses():
         left = max(deadline - time.monotonic(), 0.05)
         if one_try is None:
-            comm = await connect(address, options, left, report=partial(_report, address))
+            comm = await connect(address, patient, left, report=partial(_report, address))
         else:
-            comm = await connect(address, options, min(left, one_try), was_there=True)
+            comm = await connect(address, patient, min(left, one_try + queue), was_there=True)
         answer = await _introduced(comm, address, options, hello, deadline)
         if type(answer) is Registered:
             return Link(comm, answer, address, options)

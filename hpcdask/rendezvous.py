@@ -547,7 +547,7 @@ async def wait_for_contact(
         If others can read the file, or another user wrote it.
     """
     reader = SchedulerFileReader(path, stale)
-    delays = reader.delays(readers=_readers())
+    delays = reader.delays(readers=ranks_like_us())
     now = time.monotonic()
     deadline, silence = now + timeout, FIRST_REPORT
     next_report = now + silence
@@ -566,8 +566,8 @@ async def wait_for_contact(
         now = time.monotonic()
 
 
-def _readers() -> int:
-    """How many ranks as this one look at the file, as far as the launcher tells."""
+def ranks_like_us() -> int:
+    """How many ranks were started together with this one, itself counted, as far as we are told."""
     try:
         return launched_world().size
     except ConfigError:
