@@ -489,7 +489,7 @@ def test_workers_share_the_cores_of_a_job(cores, processes, n_workers, nthreads)
         ("4 GiB", {"processes": 1, "nanny": False}, 4 * 2**30),
         ("100 MiB", {"processes": 1}, 75 * 2**20),
         (10**9, {"processes": 1}, (10**9 - 64 * 2**20) // 2**20 * 2**20),
-        (100, {"processes": 1}, 75),
+        (2 * 2**20, {"processes": 1}, 2**20),
     ],
 )
 def test_nannies_have_a_part_of_the_memory(memory, more, limit):
