@@ -25,7 +25,13 @@ from hpcdask.errors import (
     TokenError,
 )
 from hpcdask.messages import Message, OutOfReach, Refused, Registered
-from hpcdask.rendezvous import Contact, SchedulerFileReader, resolve_token, wait_for_contact
+from hpcdask.rendezvous import (
+    Contact,
+    SchedulerFileReader,
+    ranks_like_us,
+    resolve_token,
+    wait_for_contact,
+)
 
 log = logging.getLogger("hpcdask.dialling")
 
@@ -35,6 +41,8 @@ _ONE_TRY = 5.0
 _ONE_LOOK = 2.0
 #: Seconds in which a scheduler must answer that has accepted a connection.
 _ANSWER = 30.0
+#: Of many ranks that start at once, a scheduler on a busy host lets in so many in a second.
+_LET_IN_PER_SECOND = 200
 #: Seconds that another try must have, to be worth while.
 _SHORTEST_TRY = 1.0
 #: Shortest and longest pause before a scheduler is looked for once more, in seconds.
@@ -99,7 +107,9 @@ class Link(NamedTuple):
     options: CommOptions
 
 
-async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -> Link:
+async def reach_scheduler(
+    place: SchedulerPlace, hello: Hello, timeout: float, say: Callable[[str], None] = log.info
+) -> Link:
     """Connect to the scheduler and register.
 
     Parameters
@@ -108,6 +118,8 @@ async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -
         Makes the registration message, once the scheduler's address and the token are known.
     timeout : float
         Seconds for all of it.
+    say : callable
+        Is told now and then that the scheduler file is waited for.
 
     Raises
     ------
@@ -136,7 +148,7 @@ async def reach_scheduler(place: SchedulerPlace, hello: Hello, timeout: float) -
         except (CommClosedError, HandshakeError) as exc:
             log.info("%s; reading %s", exc, place.scheduler_file)
     assert place.scheduler_file is not None
-    return await _by_file(place, place.scheduler_file, hello, deadline, timeout)
+    return await _by_file(place, place.scheduler_file, hello, deadline, timeout, say)
 
 
 async def reach_scheduler_again(place: SchedulerPlace, hello: Hello, timeout: float) -> Link:
@@ -188,12 +200,15 @@ async def _register(
         waited for.
     """
     told = ""
+    # With as many others who come at the same time it may take longer until it is our turn.
+    queue = ranks_like_us() / _LET_IN_PER_SECOND
+    patient = replace(options, handshake_timeout=options.handshake_timeout + queue)
     for pause in pauses():
         left = max(deadline - time.monotonic(), 0.05)
         if one_try is None:
-            comm = await connect(address, options, left, report=partial(_report, address))
+            comm = await connect(address, patient, left, report=partial(_report, address))
         else:
-            comm = await connect(address, options, min(left, one_try), was_there=True)
+            comm = await connect(address, patient, min(left, one_try + queue), was_there=True)
         answer = await _introduced(comm, address, options, hello, deadline)
         if type(answer) is Registered:
             return Link(comm, answer, address, options)
@@ -244,6 +259,7 @@ async def _by_file(
     hello: Hello,
     deadline: float,
     timeout: float,
+    say: Callable[[str], None],
 ) -> Link:
     """Follow the file until what it says answers and proves to be who wrote it."""
     problem: Exception | None = None
@@ -252,7 +268,7 @@ async def _by_file(
     stale: set[str] = set()  # ids of schedulers whose address another one answers at
     while (left := deadline - time.monotonic()) > 0:
         try:
-            contact = await wait_for_contact(path, left, stale=stale)
+            contact = await wait_for_contact(path, left, stale=stale, log=say)
         except RendezvousTimeoutError:
             if problem is None:
                 raise

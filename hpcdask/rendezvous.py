@@ -401,7 +401,12 @@ def remove_scheduler_file(path: StrPath, id: str) -> None:
 
 # ---------------------------------------------------------------- waiting for it
 
-REPORT_INTERVAL = 5.0
+#: Seconds until it is said what is waited for, and the longest time between two such lines: a
+#: client may wait for a job that is in the queue.
+FIRST_REPORT, LONGEST_SILENCE = 2.0, 30.0
+
+#: Seconds after which one look is given up.
+PATIENCE = 5.0
 
 #: Looks at one scheduler file, of all ranks of a job that wait for it, and the longest time in
 #: seconds between two of one rank.
@@ -532,7 +537,7 @@ async def wait_for_contact(
     stale : collection of str
         Ids of schedulers known to be gone, whose file is therefore not waited for.
     log : callable
-        Is told every few seconds what is being waited for.
+        Is told what is being waited for: after two seconds, and then ever more rarely.
 
     Raises
     ------
@@ -542,11 +547,12 @@ async def wait_for_contact(
         If others can read the file, or another user wrote it.
     """
     reader = SchedulerFileReader(path, stale)
-    delays = reader.delays(readers=_readers())
+    delays = reader.delays(readers=ranks_like_us())
     now = time.monotonic()
-    deadline, next_report = now + timeout, now + REPORT_INTERVAL
+    deadline, silence = now + timeout, FIRST_REPORT
+    next_report = now + silence
     while True:
-        contact = await _look(reader, min(deadline - now, REPORT_INTERVAL))
+        contact = await _look(reader, min(deadline - now, PATIENCE))
         if contact is not None:
             return contact
         now = time.monotonic()
@@ -554,13 +560,14 @@ async def wait_for_contact(
             raise _timeout_error(reader, timeout)
         if now >= next_report:
             log(f"waiting for a scheduler: {reader.describe(time.time())}")
-            next_report = now + REPORT_INTERVAL
+            silence = min(2 * silence, LONGEST_SILENCE)
+            next_report = now + silence
         await asyncio.sleep(min(next(delays), deadline - now))
         now = time.monotonic()
 
 
-def _readers() -> int:
-    """How many ranks as this one look at the file, as far as the launcher tells."""
+def ranks_like_us() -> int:
+    """How many ranks were started together with this one, itself counted, as far as we are told."""
     try:
         return launched_world().size
     except ConfigError:

@@ -90,12 +90,11 @@ def age_of_job(environ: Mapping[str, str], root: Path = Path("/")) -> float:
     one of its own. In an allocation that was made by a login shell that shell is older than the
     job, which shows in its environment.
     """
-    ages = [_age(os.getpid(), root)]
-    leader = os.getsid(0)
-    theirs = _environ_of(leader, root)
-    if theirs and all(theirs.get(name) == environ.get(name) for name in _JOB_VARIABLES):
-        ages.append(_age(leader, root))
-    return max(ages)
+    age, leader = _age(os.getpid(), root), os.getsid(0)
+    mine = {name: environ[name] for name in _JOB_VARIABLES if name in environ}
+    if mine and mine.items() <= _environ_of(leader, root).items():
+        return max(age, _age(leader, root))
+    return age
 
 
 def _age(pid: int, root: Path) -> float:

@@ -77,6 +77,12 @@ def launched_world(environ: Mapping[str, str] | None = None) -> World:
 
 def _by_hand(environ: Mapping[str, str]) -> World | None:
     """For launchers that give no ranks (``qrsh -inherit``, ssh in a loop)."""
+    for name, other in (("HPCDASK_RANK", "HPCDASK_SIZE"), ("HPCDASK_SIZE", "HPCDASK_RANK")):
+        if environ.get(name) and _number(environ, other) is None:  # else each would be alone
+            raise ConfigError(
+                f"{name} is set without a number in {other}: give each process both, a rank from 0 "
+                "and the number of all ranks"
+            )
     return _numbered(environ, "hand (HPCDASK_RANK)", "HPCDASK_RANK", "HPCDASK_SIZE")
 
 
@@ -178,6 +184,13 @@ _LAUNCHERS: tuple[Callable[[Mapping[str, str]], World | None], ...] = (
     _other_pmi,
     _pbsdsh,
 )
+
+
+def nodes_of_job(environ: Mapping[str, str] | None = None) -> int:
+    """How many hosts the batch job around us has, as far as its variables tell."""
+    environ = os.environ if environ is None else environ
+    told = (_number(environ, name) or 0 for name in ("SLURM_JOB_NUM_NODES", "NHOSTS"))
+    return max(1, len(set(_node_file(environ))), *told)
 
 
 def _numbered(

@@ -618,7 +618,7 @@ def test_an_exposed_file_ends_the_wait_at_once(path: Path) -> None:
 
 
 def test_the_wait_says_what_it_waits_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendezvous, "REPORT_INTERVAL", 0.05)
+    monkeypatch.setattr(rendezvous, "FIRST_REPORT", 0.05)
     said: list[str] = []
 
     def write_after_two_reports(line: str) -> None:

@@ -183,6 +183,14 @@ def test_a_job_is_as_old_as_the_first_process_of_its_session(
     assert age_of_job({"SLURM_JOB_ID": "7"}, root) == pytest.approx(age, abs=5)
 
 
+def test_outside_of_a_job_the_shell_that_somebody_has_logged_in_to_does_not_count(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(os, "getsid", lambda pid: 3)
+    files = process(os.getpid(), 10, "HOME=/home/me\0") | process(3, 100, "HOME=/home/me\0")
+    assert age_of_job({"HOME": "/home/me"}, fake_root(tmp_path, files)) == pytest.approx(10, abs=5)
+
+
 def test_a_leader_that_has_ended_or_is_hidden_is_no_matter(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(os, "getsid", lambda pid: 3)
     root = fake_root(tmp_path, process(os.getpid(), 10, ""))

@@ -6,7 +6,7 @@ import pytest
 
 from hpcdask.errors import ConfigError
 from hpcdask.grants import expand_counts
-from hpcdask.world import World, launched_world
+from hpcdask.world import World, launched_world, nodes_of_job
 
 #: As seen with Open MPI 5.0, MPICH 5.0 and Slurm 22.05; the others as their manuals have them.
 OPEN_MPI = {
@@ -79,9 +79,23 @@ def test_pbsdsh_numbers_the_lines_of_the_node_file(tmp_path):
     assert launched_world({**environ, "PBS_TASKNUM": "1", "PBS_NODENUM": "0"}) == World()
 
 
+def test_a_job_knows_its_hosts(tmp_path):
+    nodes = tmp_path / "nodes"
+    nodes.write_text("node1\nnode1\nnode2\n")
+    for environ in ({"SLURM_JOB_NUM_NODES": "2"}, {"NHOSTS": "2"}, {"PBS_NODEFILE": str(nodes)}):
+        assert nodes_of_job(environ) == 2
+    assert nodes_of_job({}) == 1
+
+
 def test_a_rank_beyond_the_last_is_an_error():
     with pytest.raises(ConfigError, match=r"rank 6 of 6 .*Open MPI"):
         launched_world({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "6"})
+
+
+@pytest.mark.parametrize("one", [{"HPCDASK_RANK": "1"}, {"HPCDASK_SIZE": "3"}])
+def test_a_rank_by_hand_needs_both_numbers(one):
+    with pytest.raises(ConfigError, match=r"is set without a number in HPCDASK_(RANK|SIZE):"):
+        launched_world(one)
 
 
 def test_slurm_shortens_counts():

@@ -124,7 +124,7 @@ def _print(examination: Examination, as_json: bool, has_terminal: bool) -> int:
     from hpcdask.doctor.checks import check
     from hpcdask.doctor.report import document, report
 
-    findings = check(examination)
+    findings = [each._replace(what=options.with_source(each.what)) for each in check(examination)]
     if as_json:
         text = document(examination, findings)
     else:

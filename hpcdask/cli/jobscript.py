@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class SystemFirst(click.Command):
         """Take the system, if it is there, for an option."""
         if args and args[0] in _SYSTEMS:
             args = ["--system", *args]
-        elif len(args) > 1 and args[0].isidentifier() and not os.path.exists(args[0]):
+        elif args and args[0].isidentifier() and not os.path.exists(args[0]):
             raise click.UsageError(
                 f"{args[0]!r} is no batch system (slurm, pbs or sge), nor a script that is here",
                 ctx,
@@ -200,7 +200,11 @@ def _fields(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "script", (script, *args)
     venv, prologue = given.pop("venv"), given.pop("prologue")
     yield "environment", (*prologue, *(_activation(venv) if venv else _this_environment()))
-    readers = {"memory": parse_bytes, "walltime": parse_walltime}
+    readers: dict[str, Callable[[str], Any]] = {
+        "memory": parse_bytes,
+        "walltime": parse_walltime,
+        "scheduler_file": os.path.expanduser,  # in quotes the job's shell would not
+    }
     for option, value in given.items():
         if value is not None and value != ():
             yield option, readers[option](value) if option in readers else value

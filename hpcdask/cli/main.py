@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
+from typing import Any, NoReturn
 
 import click
 
@@ -69,19 +70,8 @@ class _Group(click.Group):
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command; of the ranks of an mpirun one says what is wrong with it."""
-        try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.ClickException as exc:
-            context = getattr(exc, "ctx", None)
-            is_of_ranks = context is not None and context.command.name in _OF_RANKS
-            if not is_of_ranks or options.is_spokesman():
-                exc.show()
-                sys.exit(exc.exit_code)
-            code = 0
-        except click.Abort:
-            code = 130
-        sys.exit(code if isinstance(code, int) else 0)
+        """Run the command."""
+        _run(super().main, *args, **kwargs)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show both forms."""
@@ -92,6 +82,22 @@ class _Group(click.Group):
         """Show the options of `mpi` as our own."""
         self.commands["mpi"].format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
+
+
+def _run(command: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
+    """Run a command; of the ranks of an mpirun one says what is wrong with its options."""
+    try:
+        code = command(*args, **{**kwargs, "standalone_mode": False})
+    except click.ClickException as exc:
+        context = getattr(exc, "ctx", None)
+        is_of_ranks = context is not None and context.command.name in _OF_RANKS
+        if not is_of_ranks or options.is_spokesman():
+            exc.show()
+            sys.exit(exc.exit_code)
+        code = 0
+    except click.Abort:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,8 +117,8 @@ def main() -> None:
 main.commands = _Commands()
 
 
-def __getattr__(name: str) -> click.Command:
+def __getattr__(name: str) -> Callable[..., NoReturn]:
     """Let a command be installed under a name of its own, as hpc-dask-worker is."""
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return main.commands[name]
+    return partial(_run, main.commands[name].main)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from hpcdask import config
 from hpcdask.cli import options
 from hpcdask.cli.configured import settled
 from hpcdask.errors import ConfigError
@@ -181,7 +182,7 @@ def start(script: tuple[str, ...] | None, given: dict[str, Any]) -> None:
             given.update(settled(given))
             return _mpi_options(script, given)
         except ConfigError as exc:  # it is perhaps another rank that tells of it
-            raise ConfigError(options.with_source(exc)) from exc
+            raise ConfigError(options.with_source(str(exc))) from exc
 
     options.run("hpc-dask", given["log_level"], work, needs_config=False)
 
@@ -231,7 +232,7 @@ def _mpi_options(script: tuple[str, ...] | None, given: dict[str, Any]) -> Any:
         worker,
         script=script,
         meeting_timeout=hosts.parse_timedelta(given["death_timeout"]),
-        shutdown_timeout=hosts.parse_timedelta(given["shutdown_timeout"]),
+        shutdown_timeout=config.current().value("mpi.shutdown-timeout", given["shutdown_timeout"]),
         with_scheduler=given.get("with_scheduler", True),
         address=given.get("scheduler_address"),
         **{name: given[name] for name in _AS_FIELDS},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import threading
 import time
@@ -172,8 +174,11 @@ def run(
         logs.configure(level, config.DEFAULTS)
     try:
         code = work() or 0
+    except BrokenPipeError:  # who reads what we print, as head or a pager, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except (HpcdaskError, OSError) as exc:
-        click.echo(f"{command}: {with_source(exc)}", err=True)
+        click.echo(f"{command}: {with_source(str(exc))}", err=True)
         code = 2 if isinstance(exc, ConfigError) else 1
     except KeyboardInterrupt:
         code = 130
@@ -190,9 +195,8 @@ def is_spokesman() -> bool:
         return True
 
 
-def with_source(exc: Exception) -> str:
-    """An error, and where the value that it complains of comes from, if nobody has typed it."""
-    complaint = str(exc)
+def with_source(complaint: str) -> str:
+    """A complaint, and where the value that it is about comes from, if nobody has typed it."""
     try:
         rows = config.current().rows()
     except ConfigError:  # which says that itself

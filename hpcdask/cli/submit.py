@@ -30,9 +30,11 @@ def submit(**given: Any) -> None:
     def work() -> None:
         from hpcdask.jobqueue import submission
         from hpcdask.jobqueue.job_script import job_script
+        from hpcdask.jobqueue.systems import refuse_foreign_commands
 
         system, job = system_and_job(given)
         _refuse_missing_script(job)
+        refuse_foreign_commands(system)
         script = job_script(system, job)
         _make_folder_of_log(job)
         job_id = submission.submit(system, script, lambda words: click.echo(words, err=True))
@@ -66,6 +68,11 @@ def _what_next(system: BatchSystem, job: JobSpec, job_id: str) -> Iterator[str]:
     path = scheduler_file(system, job, os.getcwd(), job_id)
     if job.launch == "workers":
         yield f"its workers join the scheduler of {path}"
+        if not os.path.exists(path):
+            yield (
+                "that file is not there yet: start one with hpc-dask scheduler --scheduler-file "
+                f"{shlex.quote(path)}, or a job that writes it; workers wait a minute for it"
+            )
     else:
         yield f"attach to its cluster with hpcdask.Client(scheduler_file={path!r})"
         yield f"add workers with hpc-dask worker --scheduler-file {shlex.quote(path)}"

@@ -227,7 +227,8 @@ class Connection:
         place = await find_place(self)
         if self._way_back is self._place:  # that of a worker's client may be better
             self._way_back = place
-        self._take(await reach_scheduler(place, self._introduce, self._timeout))
+        # A person waits, who sees warnings only.
+        self._take(await reach_scheduler(place, self._introduce, self._timeout, log.warning))
         self._retains = self._can_return
         self.status = "running"
         self._flush()

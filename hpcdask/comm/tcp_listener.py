@@ -19,6 +19,9 @@ from hpcdask.wire import handshake
 #: Connections that have not proven themselves yet; beyond, the oldest is dropped. As many as the
 #: kernel lines up: a thousand ranks and their nannies come at the same moment.
 _MAX_STRANGERS = 4096
+#: As many strangers more, and each may take as long again: where a thousand come at the same
+#: moment they wait for us, and who is sent away begins anew and makes it worse.
+_CROWD = 512
 #: Part of the file descriptors that strangers may take.
 _OF_ALL = 4
 
@@ -140,15 +143,14 @@ class TCPListener(Listener):
 
     async def _welcome(self, sock: socket.socket, peer: str) -> bool:
         """Let one stranger prove itself and say whether it did."""
-        timeout = self.options.handshake_timeout
         try:
             configure(sock, self.options)
-            await asyncio.wait_for(self._examine(sock), timeout)
+            await self._examine_in_time(sock)
             comm = TCPComm(sock, self.options)
         except Exception as exc:  # whatever a stranger causes costs its own connection only
             reason = str(exc) or repr(exc)
             if isinstance(exc, (asyncio.TimeoutError, TimeoutError)):
-                reason = f"no handshake within {timeout:g} s"
+                reason = f"no handshake within {self._patience:g} s"
             elif isinstance(exc, EOFError):
                 reason = f"it hung up during the handshake, after {exc}"
             self._refusals.note(peer, reason)
@@ -159,6 +161,24 @@ class TCPListener(Listener):
             log.exception("cannot serve the connection of %s", peer)
             comm.abort("cannot be served")
         return True
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that each stranger has, as many as there are now."""
+        return self.options.handshake_timeout * (1 + len(self._strangers) // _CROWD)
+
+    async def _examine_in_time(self, sock: socket.socket) -> None:
+        started = self._loop.time()
+        examining = self._loop.create_task(self._examine(sock))
+        try:
+            while not examining.done():
+                left = started + self._patience - self._loop.time()
+                if left <= 0:
+                    raise TimeoutError
+                await asyncio.wait({examining}, timeout=left)
+            examining.result()
+        finally:
+            examining.cancel()
 
     async def _examine(self, sock: socket.socket) -> None:
         listener = handshake.Listener(self.options.token)

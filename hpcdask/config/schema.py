@@ -496,7 +496,7 @@ SCHEMA: tuple[Setting, ...] = (
     ),
     Setting(
         "mpi.shutdown-timeout",
-        kinds.DURATION,
+        kinds.INTERVAL,
         "10s",
         "How long the end of all ranks may take; what is left then is ended by force.",
         "",

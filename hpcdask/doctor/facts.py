@@ -28,6 +28,7 @@ class Launch(TypedDict):
     mpi_library: str  # that mpi4py is built with; empty without mpi4py
     mpi4py_problem: str
     batch_systems: list[str]  # whose commands are here, with version
+    batch_problems: list[str]  # of those that were asked for jobs and gave no answer
     job: str  # as `hpcdask.host.batch_job` gives it
     nodes: list[str]  # hosts of that job, as far as the batch system lists them
 

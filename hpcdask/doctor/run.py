@@ -122,7 +122,7 @@ async def _try_all(
 async def _own_facts(options: DoctorOptions, world: World) -> RankFacts:
     is_leader = world.local_rank == 0 or world.rank == 0
     patience = max(options.timeout * _PROBES, _SHORTEST_PROBES)
-    looking = look_at_host(options, patience) if is_leader else look_at_rank()
+    looking = look_at_host(options, patience, not world.rank) if is_leader else look_at_rank()
     name = hostname()
     return {
         "rank": world.rank,

@@ -378,9 +378,9 @@ class Controller:
         lead, begins_life = pool.lead, life > job.life
         if begins_life:
             self._begin_life(now, job, life)
-            job.is_ahead = True
         ends_doubt = not job.workers and pool.troubles.starts.n > 0
         if job.join(now, name):
+            job.is_ahead = True
             pool.troubles.job_started()
         if job.phase is Phase.PENDING:
             self._take(now, job, replace(job.status, phase=Phase.RUNNING, reason=""))
@@ -485,6 +485,8 @@ class Controller:
     def _cancel(self, now: float, jobs: Collection[JobRecord]) -> None:
         if jobs:
             for job in jobs:
+                if job.cancelled is None:
+                    job.absence = Absence()  # what was missed before may have been a mistake
                 job.cancelled, job.n_cancels = now, job.n_cancels + 1
             self.outbox.append(Cancel(tuple(job.id for job in jobs)))
 

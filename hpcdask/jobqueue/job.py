@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from hpcdask import config, sizing
 from hpcdask.errors import ConfigError
 from hpcdask.jobqueue import job_script
-from hpcdask.jobqueue.amounts import counted
+from hpcdask.jobqueue.amounts import counted, format_walltime
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.keywords import read_walltime, settled
 from hpcdask.jobqueue.system import BatchSystem
@@ -335,11 +335,13 @@ class Job:
         asked = self._asked
         death_timeout = config.current().value("worker.death-timeout", asked["death_timeout"])
         size = f"--nthreads {self.nthreads} --nworkers {self.processes}"
+        # Of nodes from which the batch system cannot be asked a worker would not know its end.
+        times = f"--death-timeout {death_timeout:g}s --walltime {format_walltime(self.walltime)}"
         lines = [
             f"{asked['python'] or shlex.quote(sys.executable)} -m {asked['worker_command']}",
             self._where_the_scheduler_is(),
             f"{size} --memory-limit {_size(self.memory_limit)}",
-            f"--death-timeout {death_timeout:g}s",
+            times,
         ]
         if asked["nanny"] is not None:
             lines.append("--nanny" if asked["nanny"] else "--no-nanny")

@@ -69,7 +69,7 @@ class JobRecord:
     can_never_run: bool = False  # as its batch system says while it waits
     # Its life, of several if it was put back into the queue.
     life: int = 0
-    is_ahead: bool = False  # a worker has told of it, and no listing since
+    is_ahead: bool = False  # its first worker has come, and no listing since
     up_since: float | None = None  # a worker of this life has registered
     n_silent_lives: int = 0  # before, in a row
     silent_since: float | None = None  # runs without a worker

@@ -175,7 +175,7 @@ def environment(system: BatchSystem, job: JobSpec) -> Iterator[str]:
     if job.environment == (PLACEHOLDER,):
         yield from comment(
             "Edit: your Python environment, with hpcdask in it, where all nodes see it. Lines with "
-            "`module load` and `conda activate` do as well."
+            "`module load` do as well, and of conda `source ~/miniconda3/bin/activate NAME`."
         )
     if not system.needs_environment(job):
         yield from job.environment

@@ -114,6 +114,10 @@ def check(job: JobSpec) -> None:
     """
     _refuse_wrong_kind(job)
     _refuse_broken_lines(job)
+    if 0 < job.memory < 2**20:
+        raise ConfigError(
+            f"{job.memory} bytes are no memory for a node; give a unit, as in {job.memory}GiB"
+        )
 
 
 def _refuse_wrong_kind(job: JobSpec) -> None:

@@ -26,6 +26,33 @@ WORKER_SYSTEMS: dict[str, BatchSystem] = {
 }
 
 
+def refuse_foreign_commands(
+    system: BatchSystem, which: Callable[[str], str | None] = shutil.which
+) -> None:
+    """Do not hand a job script to the commands of another system: PBS and Grid Engine have a qsub.
+
+    Grid Engine would take a script for PBS, and heed none of its directives.
+
+    Parameters
+    ----------
+    which : callable
+        Finds a command's path, or None.
+
+    Raises
+    ------
+    ConfigError
+        If the first one in the PATH is of the other.
+    """
+    qsub = which("qsub")
+    if system.name != "pbs" or qsub is None:
+        return
+    if os.path.exists(os.path.join(os.path.dirname(qsub), "qconf")):
+        raise ConfigError(
+            f"{qsub} is that of Grid Engine, which would heed none of the #PBS lines: submit to "
+            "sge, or put the commands of PBS first into the PATH"
+        )
+
+
 def detect(
     which: Callable[[str], str | None] = shutil.which, environ: Mapping[str, str] = os.environ
 ) -> BatchSystem:

@@ -30,26 +30,41 @@ _PATIENCE, _SPREAD = 10.0, 5.0
 _MOVED = 10.0
 
 
+def leads(left: float, margin: float | None, drain_timeout: float) -> tuple[float, float]:
+    """Seconds before the end of a job at which the first worker leaves, and the last.
+
+    Parameters
+    ----------
+    left : float
+        Seconds until the job ends; more than half of it is never given away.
+    margin : float, optional
+        That of the last; by default as long as draining may take, or a part of what is left.
+    drain_timeout : float
+        Seconds that draining may take.
+
+    Examples
+    --------
+    >>> leads(3600.0, None, 30.0)
+    (180.0, 120.0)
+    """
+    if margin is None:
+        margin = max(drain_timeout, min(left * _PART, _MAX_MARGIN))
+    first = min(margin * (1 + _STAGGER), left / 2)
+    return first, first / (1 + _STAGGER)
+
+
 def departure(left: float, margin: float | None, drain_timeout: float, draw: float) -> float:
     """In how many seconds to leave.
 
     Parameters
     ----------
-    left : float
-        Seconds until the job ends.
-    margin : float, optional
-        Seconds before that, at the latest; by default as long as draining may take, or a part of
-        what is left. More than half of what is left is never given away.
-    drain_timeout : float
-        Seconds that draining may take.
+    left, margin, drain_timeout
+        As of `leads`.
     draw : float
-        A random number from 0 to 1: a worker's place in the order.
+        A random number from 0 to 1: a worker's place between the last and the first.
     """
-    if margin is None:
-        margin = max(drain_timeout, min(left * _PART, _MAX_MARGIN))
-    longest = min(margin * (1 + _STAGGER), left / 2)
-    shortest = longest / (1 + _STAGGER)
-    return max(left - shortest - draw * (longest - shortest), 0.0)
+    first, last = leads(left, margin, drain_timeout)
+    return max(left - last - draw * (first - last), 0.0)
 
 
 async def leave_in_time(
@@ -62,7 +77,7 @@ async def leave_in_time(
     limit : float, optional
         Seconds that the job may run, as the user says.
     margin, drain_timeout
-        As of `departure`; a margin of 0 is to stay.
+        As of `leads`; a margin of 0 is to stay.
     """
     if margin == 0.0:
         return

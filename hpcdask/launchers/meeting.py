@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,14 @@ log = logging.getLogger("hpcdask.mpi")
 
 #: What mpi4py calls the kind of MPI that a launcher belongs to; others may not fit an MPI.
 _ABIS = {"Open MPI": "openmpi", "MPICH": "mpich", "Intel MPI": "mpich", "MVAPICH": "mpich"}
+
+
+#: How often this process has met others through files, by where: a program may do so again.
+_times_met: Counter[str] = Counter()
+
+
+class MPIHasEndedError(LaunchError):
+    """This process has been a rank of MPI, and is none any more."""
 
 
 def go_on_together(ranks: Ranks, problem: HpcdaskError | OSError | None) -> None:
@@ -107,6 +117,10 @@ def find_ranks(
         folder = _default_folder(environ)
         with contextlib.suppress(OSError):  # `FileRanks` says what is wrong with it
             make_private_folder(folder)
+    place = f"{folder}/{launched.launch_id}"
+    _times_met[place] += 1
+    if _times_met[place] > 1:  # while some are still leaving the folder of the last time
+        launched = replace(launched, launch_id=f"{launched.launch_id}-{_times_met[place]}")
     return FileRanks(launched, folder, timeout)
 
 
@@ -114,6 +128,8 @@ def _by_mpi(launched: World) -> Ranks | None:
     """The ranks as MPI sees them, unless it sees others than the launcher has started."""
     try:
         ranks = MPIRanks(_mpi4py(launched), launched)
+    except MPIHasEndedError:  # as of the second cluster of a program
+        return None
     except LaunchError as exc:
         if launched.local_rank == 0:
             log.warning("%s; going on without MPI", exc)
@@ -150,9 +166,18 @@ def _mpi4py(launched: World) -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as exc:
         raise LaunchError(
-            f"mpi4py cannot be used here: {exc}. Install it with 'pip install hpcdask[mpi]', or "
-            "give --no-mpi, and the ranks meet through files"
+            f"mpi4py cannot be used here: {exc}. Load the module of the MPI that it was installed "
+            "with, or install it with 'pip install hpcdask[mpi]', or give --no-mpi, and the ranks "
+            "meet through files"
         ) from exc
+    if MPI.Is_finalized():  # anything but this question would now end the process
+        raise MPIHasEndedError(
+            "MPI has ended in this process, as it does when its first cluster has started. A "
+            "program that goes on to use MPI gives its own comm=; without MPI (use_mpi=False) "
+            "ranks can meet as often as they like"
+        )
+    if not MPI.Is_initialized():  # by a program that has told mpi4py to leave it alone
+        MPI.Init()
     return MPI
 
 

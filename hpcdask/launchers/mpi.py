@@ -23,7 +23,7 @@ from hpcdask.launchers.ranks import Ranks
 from hpcdask.launchers.script import serve_script
 from hpcdask.rendezvous import Contact
 from hpcdask.service import Service
-from hpcdask.world import launched_world
+from hpcdask.world import launched_world, nodes_of_job
 
 log = logging.getLogger("hpcdask.mpi")
 
@@ -175,6 +175,9 @@ def _say_what_was_found(part: Part) -> None:
     world = part.world
     if world.rank != 0:
         return
+    if not world.launcher and part.options.with_scheduler and (n := nodes_of_job()) > 1:
+        text = "this job has %d hosts, and only %s is used: start this with mpirun or srun"
+        log.warning(text, n, network.hostname())
     started = f"started by {world.launcher}" if world.launcher else "started by hand"
     ranks = f"{world.size} ranks" if world.size > 1 else "1 rank"
     log.info(

@@ -213,8 +213,9 @@ def execute(
 
 
 def has_a_cluster() -> bool:
-    """Whether this is the script of ``hpc-dask run``, which has made a cluster for it."""
-    return os.environ.get("HPCDASK_SCRIPT") == str(os.getpid())
+    """Whether this is the script of ``hpc-dask run``, or has made a cluster that is there still."""
+    is_script = os.environ.get("HPCDASK_SCRIPT") == str(os.getpid())
+    return is_script or client_place.of_program is not None
 
 
 def _part(

@@ -139,6 +139,14 @@ def why_not_started(host: SSHHost, code: int | None, how: str, said: str) -> str
     return f"{host.python} on {host} {how} before hpcdask had started: {last}. {cure}"
 
 
+def why_silent(host: SSHHost) -> str:
+    """What to look at if the process has not even said hello."""
+    return (
+        f": look what '{host.python}' does there. It has to start a Python that is heard at once; "
+        "conda run keeps what it says to itself without --no-capture-output"
+    )
+
+
 def why_another_version(host: SSHHost, version: str, python: str) -> str:
     """Why we cannot work with what is installed on a host; empty if we can."""
     if tuple(map(int, python.split(".")[:2])) < (3, 10):

@@ -21,6 +21,7 @@ from hpcdask.launchers.ssh_errors import (
     why_another_version,
     why_not_connected,
     why_not_started,
+    why_silent,
 )
 from hpcdask.launchers.ssh_hosts import SSHHost
 from hpcdask.worker_child import ending
@@ -236,9 +237,10 @@ class SSHLink:
         try:
             return await asyncio.wait_for(future, self._start_timeout)
         except asyncio.TimeoutError:
+            cure = why_silent(self.host) if what == "hello" else ""
             raise LaunchError(
                 f"{self.host} said nothing within {self._start_timeout:g} s after it was asked for "
-                f"{what}"
+                f"{what}{cure}"
             ) from None
         finally:
             del self._answers[what]

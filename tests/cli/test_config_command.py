@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,12 @@ def test_an_error_in_a_file_is_told_with_its_line_and_code_2(home, user, words, 
     path = user(text)
     words = words.split()
     assert refusal(home, *words).startswith(f"hpc-dask {words[0]}: {path}:{expected}")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(home):
+    command = home.run("sh", "-c", f"{sys.executable} -m hpcdask config | true")
+    assert command.code() == 0
+    assert command.err == ""
 
 
 def test_an_unknown_key_says_what_was_meant(home):

@@ -37,6 +37,7 @@ def test_a_template_is_what_is_printed_without_options(home, system, launch):
 
 def test_a_script_is_filled_in_with_this_python(home):
     words = "--nodes 3 --walltime 1:00:00 --memory 8GiB --interface ib0 --prologue 'module load x'"
+    words += " --scheduler-file=~/s.json"
     arguments = ("my script.py", "--nodes", "5", "$x")
     command = home.hpc_dask("jobscript", "pbs", *shlex.split(words), *arguments)
     assert command.code() == 0, command
@@ -44,6 +45,7 @@ def test_a_script_is_filled_in_with_this_python(home):
     assert "#PBS -l select=3:ncpus=16:mpiprocs=4:mem=8192mb" in lines
     assert "#PBS -l walltime=01:00:00" in lines
     assert "options+=(--interface ib0)" in lines
+    assert f"scheduler_file={home.folder}/s.json" in lines
     assert "set -- 'my script.py' --nodes 5 '$x'" in lines
     path = lines.index(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
     assert lines[path - 1] == "module load x"
@@ -55,6 +57,7 @@ def test_a_script_is_filled_in_with_this_python(home):
         ("jobscript", 2, "no batch system is here"),
         ("jobscript slurm --walltime 30 x.py", 2, "as in 1:30:00"),
         ("jobscript slurm --memory lots x.py", 2, "'lots' is not a size"),
+        ("jobscript slurm --memory 32 x.py", 2, "give a unit, as in 32GiB"),
         ("jobscript sge --memory 1GiB x.py", 2, "-l h_vmem=4G"),
         ("jobscript slurm --launch cluster x.py", 2, "runs no script"),
         ("submit slurm", 2, "--launch mpi runs a script: name it after the options"),
@@ -72,7 +75,36 @@ def test_what_cannot_be_is_said_in_one_line(home, words, code, expected):
     assert command.out == ""
 
 
-def test_an_unknown_option_before_the_script_is_no_script(home):
-    command = home.hpc_dask("jobscript", "slurm", "--node", "3", "x.py")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("slurm", "--node", "3", "x.py"), "No such option"),
+        (("slrum",), "'slrum' is no batch system"),
+    ],
+)
+def test_a_misspelt_word_before_the_script_is_no_script(home, words, expected):
+    command = home.hpc_dask("jobscript", *words)
     assert command.code() == 2
-    assert "No such option" in command.err
+    assert expected in command.err
+
+
+def test_grid_engine_is_not_taken_for_pbs(home):
+    for name in ("qsub", "qconf"):
+        home.file(name, "#!/bin/sh\ntouch submitted; echo 7\n").chmod(0o755)
+    command = home.hpc_dask("submit", "pbs", "--launch", "cluster", PATH=str(home.folder))
+    assert command.code() == 2
+    assert "is that of Grid Engine" in command.err
+    assert not (home.folder / "submitted").exists()
+
+
+def test_workers_for_a_scheduler_that_is_not_there_are_told_of(home):
+    home.file("sbatch", "#!/bin/sh\necho 12\n").chmod(0o755)
+    words = ("submit", "slurm", "--launch", "workers")
+    early = home.hpc_dask(*words, PATH=str(home.folder))
+    assert (early.code(), early.out) == (0, "12\n")
+    file = home.file("scheduler.json", "")
+    late = home.hpc_dask(*words, PATH=str(home.folder))
+    assert late.code() == 0
+    told = f"that file is not there yet: start one with hpc-dask scheduler --scheduler-file {file},"
+    assert told in early.err
+    assert "not there yet" not in late.err

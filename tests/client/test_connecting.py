@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-from hpcdask import AuthenticationError, Client, CommClosedError, LocalCluster
+from hpcdask import AuthenticationError, Client, CommClosedError, LocalCluster, rendezvous
 from hpcdask.errors import (
     ConfigError,
     HandshakeError,
@@ -171,6 +172,17 @@ def test_a_stale_file_is_followed_once_it_is_replaced(
 
 
 # -- Dead ends -------------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_file_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rendezvous, "FIRST_REPORT", 0.05)
+    monkeypatch.setattr(logging.getLogger("hpcdask"), "propagate", True)
+    with pytest.raises(RendezvousTimeoutError):
+        Client(scheduler_file=tmp_path / "missing.json", timeout=0.5)
+    told = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "missing.json does not exist" in told[0].getMessage()
 
 
 def assert_ends_in_time(kind: type[BaseException], match: str, timeout: float, **options) -> None:

@@ -13,7 +13,7 @@ import pytest
 from listening import LOCAL
 from waiting import on_a_loop
 
-from hpcdask import Scheduler, Worker
+from hpcdask import Scheduler, Worker, config
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import SchedulerPlace, pauses, reach_scheduler, reach_scheduler_again
 from hpcdask.errors import CommClosedError, RendezvousTimeoutError
@@ -71,6 +71,21 @@ async def test_a_file_that_never_comes_is_what_is_told_in_the_end(
     place = SchedulerPlace(nobody, str(tmp_path / "missing.json"))
     with pytest.raises(RendezvousTimeoutError, match=r"missing\.json does not exist"):
         await reach_scheduler(place, hello, 2)
+
+
+@on_a_loop
+async def test_of_many_ranks_each_waits_longer_for_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HPCDASK_RANK", "1")
+    monkeypatch.setenv("HPCDASK_SIZE", "100")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        config.set({"comm.timeouts.handshake": "0.1s"}),
+        pytest.raises(CommClosedError, match=r"has not answered within 0\.6 s"),
+    ):
+        place = SchedulerPlace(f"tcp://127.0.0.1:{silent.getsockname()[1]}", token="ab" * 32)
+        await reach_scheduler(place, hello, 5)
 
 
 @on_a_loop

@@ -100,6 +100,7 @@ def test_workers_end_before_the_walltime_that_they_are_told(home: Home) -> None:
 
 def test_a_worker_that_was_suspended_is_taken_back_with_what_it_has(home: Home) -> None:
     """As a batch system does with a job that has to wait for another: SIGSTOP, later SIGCONT."""
+    go_on = home.folder / "go on"
     with DrainedCluster(home, options=["--worker-ttl", "2s"]) as cluster:
         client = cluster.client
         futures = [client.submit(note_and_fill, cluster.runs, x, 10_000) for x in range(20)]
@@ -107,14 +108,19 @@ def test_a_worker_that_was_suspended_is_taken_back_with_what_it_has(home: Home) 
         address = cluster.address_of("a")
         only_on_a = len(client.has_what()[address])
         assert only_on_a > 2, "or there would be little to see"
+        there = {"workers": ["a"], "allow_other_workers": True}
+        futures.append(client.submit(note_and_wait, cluster.runs, 20, go_on, **there))
+        wait_until(lambda: cluster.n_runs == 21, 20, "one task runs on it")
         cluster.signal("a", signal.SIGSTOP)
         wait_until(lambda: address not in client.nthreads(), 30, "it is given up")
+        go_on.touch()
         wait(futures, timeout=30)
-        assert cluster.n_runs == 20 + only_on_a, "what it had is computed again"
+        assert cluster.n_runs == 22 + only_on_a, "what it had, and ran, is computed again"
         cluster.signal("a", signal.SIGCONT)
         cluster.scheduler.line("Register worker a again")
-        more = [client.submit(note_and_fill, cluster.runs, x, 10_001) for x in range(20)]
-        assert client.gather(more, timeout=30) == [bytes([x]) * 10_001 for x in range(20)]
-        assert client.gather(futures, timeout=30) == [bytes([x]) * 10_000 for x in range(20)]
-        assert cluster.n_runs == 40 + only_on_a, "nothing else is"
-        wait_until(lambda: sum(map(len, client.has_what().values())) == 40, 10, "no second copies")
+        futures += [client.submit(note_and_fill, cluster.runs, x, 10_001) for x in range(20)]
+        expected = [20 if x == 20 else bytes([x]) * 10_000 for x in range(21)]
+        expected += [bytes([x]) * 10_001 for x in range(20)]
+        assert client.gather(futures, timeout=30) == expected
+        assert cluster.n_runs == 42 + only_on_a, "nothing else is"
+        wait_until(lambda: sum(map(len, client.has_what().values())) == 41, 10, "one copy of each")

@@ -87,6 +87,22 @@ def test_a_stranger_is_refused_in_time_with_one_line_that_names_it(
     run(main())
 
 
+def test_of_a_crowd_each_stranger_has_longer(monkeypatch: Any) -> None:
+    monkeypatch.setattr(tcp_listener, "_CROWD", 2)
+
+    async def main() -> None:
+        async with listening(LOCAL, HASTY) as (listener, _):
+            with ExitStack() as stack:
+                crowd = [stack.enter_context(stranger(listener)) for _ in range(4)]
+                started = time.monotonic()
+                gone = [asyncio.ensure_future(hangs_up(sock)) for sock in crowd]
+                await asyncio.wait(gone, return_when=asyncio.FIRST_COMPLETED)
+                assert time.monotonic() - started > 0.6
+                await asyncio.gather(*gone)
+
+    run(main())
+
+
 def test_a_stranger_that_drips_its_words_is_refused_in_time() -> None:
     async def main() -> None:
         async with listening(LOCAL, HASTY) as (listener, _):

@@ -141,7 +141,7 @@ OF_CLASSES: dict[str, tuple[Any, Callable[[Any], Any], Any]] = {
     "interface": ("ib0", says("--interface ib0"), True),
     "protocol": ("tcp", says("--protocol tcp"), True),
     "local-directory": ("/x", says('--local-directory "/x"'), True),
-    "death-timeout": ("1h", says("--death-timeout 3600s"), True),
+    "death-timeout": ("1h", says("--death-timeout 3600s "), True),
     "resources": ({"GPU": 2}, says("--resources GPU=2"), True),
     "worker-extra-args": (["--x y"], says("--x y"), True),
 }

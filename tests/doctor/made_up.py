@@ -24,6 +24,7 @@ SOUND: dict[str, Any] = {
         "mpi_library": "Open MPI v5.0.8",
         "mpi4py_problem": "",
         "batch_systems": ["Slurm 23.11.4"],
+        "batch_problems": [],
         "job": "slurm:123",
         "nodes": [],
     },

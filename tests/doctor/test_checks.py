@@ -430,6 +430,16 @@ def test_little_memory_and_a_broken_driver_are_noted():
     assert driver.what == "nvidia-smi fails on a: no devices were found"
 
 
+def test_a_batch_system_that_does_not_answer_is_noted():
+    made = examination("a", "b")
+    spoil(made, "a", "launch", batch_problems=["squeue: cannot contact the controller"])
+    finding = only(made)
+    assert finding.severity == "yellow"
+    assert finding.what == (
+        "the batch system does not answer on a: squeue: cannot contact the controller"
+    )
+
+
 def test_a_misspelt_setting_is_red():
     made = examination("a")
     spoil(made, "a", "software", problem="the environment sets HPCDASK_COMM_X")

@@ -45,6 +45,29 @@ def test_batch_systems_are_told_by_what_their_commands_say(command, text, system
 
 
 @pytest.mark.parametrize(
+    ("squeue", "why"),
+    [
+        ("echo", ""),
+        ("echo squeue: cannot contact the controller >&2; exit 1", "cannot contact the controller"),
+        ("exit 3", "exit code 3"),
+        ("exec sleep 60", "did not end within 0.3 s"),
+        (None, ""),
+    ],
+)
+def test_a_batch_system_that_does_not_answer_is_told(tmp_path, monkeypatch, squeue, why):
+    for name, line in (("sbatch", "exit 0"), ("squeue", squeue)):
+        if line is not None:
+            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if squeue else str(tmp_path))
+    monkeypatch.setattr(launch, "_PATIENCE", 0.3)
+    found = launch.why_silent("sbatch")
+    assert found.startswith("squeue") == bool(why)
+    assert why in found
+    assert found.count("squeue") <= 1
+
+
+@pytest.mark.parametrize(
     ("text", "names"),
     [
         ("login", ["login"]),

@@ -7,7 +7,7 @@ import pytest
 from hpcdask.errors import ConfigError
 from hpcdask.host import parse_walltime
 from hpcdask.jobqueue.amounts import format_walltime
-from hpcdask.jobqueue.systems import SYSTEMS, detect
+from hpcdask.jobqueue.systems import SYSTEMS, detect, refuse_foreign_commands
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,18 @@ def test_who_cannot_tell_asks(commands, words):
     with pytest.raises(ConfigError) as caught:
         detect(which, {})
     assert words in str(caught.value)
+
+
+def test_a_script_for_pbs_is_not_handed_to_grid_engine(tmp_path):
+    for folder in ("pbs", "sge"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "sge/qconf").touch()
+
+    def first_in_path(folder):
+        return lambda command: str(tmp_path / folder / command)
+
+    with pytest.raises(ConfigError, match="is that of Grid Engine, which would heed none"):
+        refuse_foreign_commands(SYSTEMS["pbs"], first_in_path("sge"))
+    refuse_foreign_commands(SYSTEMS["pbs"], first_in_path("pbs"))
+    refuse_foreign_commands(SYSTEMS["sge"], first_in_path("sge"))
+    refuse_foreign_commands(SYSTEMS["pbs"], lambda command: None)

@@ -450,9 +450,19 @@ def test_workers_tell_of_a_new_life_before_a_listing_does() -> None:
     assert queue.controller.jobs["5"].phase is Phase.RUNNING
 
 
+def test_an_older_listing_does_not_take_away_the_first_worker_of_a_life() -> None:
+    queue = Queue()
+    queue.has(["5"])
+    queue.listed(10, {"5": status("5", "ending", restarts=1)})
+    queue.worker_joined(20, "5r1")
+    queue.listed(21, {"5": status("5", "pending", restarts=1)})
+    assert queue.controller.jobs["5"].workers == {"5r1"}
+
+
 def test_a_system_that_does_not_count_them_shows_lives_by_what_comes_after_what() -> None:
     queue = Queue()
     queue.has(["5"])
+    queue.list(5, "5 running")
     queue.list(10, "5 pending")
     assert queue.controller.jobs["5"].workers == set()
     assert queue.controller.jobs["5"].started is None
@@ -463,6 +473,7 @@ def test_a_worker_of_a_new_life_may_have_the_name_of_a_former_one() -> None:
     queue.has(["6.1"])
     queue.listed(10, {"6.1": status("6.1", "running", restarts=1)})
     queue.worker_joined(20, "6.1r1")
+    queue.listed(25, {"6.1": status("6.1", "running", restarts=1)})
     queue.listed(30, {"6.1": status("6.1", "pending", restarts=1)})
     assert queue.controller.jobs["6.1"].workers == set()
     queue.worker_joined(40, "6.1r1")
@@ -861,6 +872,19 @@ def test_closing_cancels_everything_at_once() -> None:
     assert queue.list(7, "") == []
     assert queue.controller.is_over
     assert "closed" in queue.controller.why_not(8, 1)
+
+
+def test_what_was_missing_before_it_was_cancelled_is_no_proof_of_its_end() -> None:
+    queue = Queue()
+    queue.scale(0, 1)
+    queue.submitted(0, 1, ["5"])
+    queue.list(1, "")
+    queue.list(2, "")
+    queue.close(3)
+    queue.list(3.1, "")  # begun before
+    assert not queue.controller.is_over
+    queue.list(4, "")
+    assert queue.controller.is_over
 
 
 def test_a_job_that_does_not_go_is_cancelled_again() -> None:

@@ -130,11 +130,12 @@ def test_the_command_takes_the_place_of_the_shell(kind, more, name, tmp_path):
     with running(kind, tmp_path, more) as run:
         run.see("told")
         words = f"-m hpcdask worker --name {name} --scheduler-file scheduler.json"
-        size = "--nthreads 2 --nworkers 2 --memory-limit 4032MiB --death-timeout 60s"
-        assert run.told() == [f"{words} {size}".split()]
+        size = "--nthreads 2 --nworkers 2 --memory-limit 4032MiB"
+        times = "--death-timeout 60s --walltime 00:30:00"
+        assert run.told() == [f"{words} {size} {times}".split()]
         run.process.terminate()
         assert run.process.wait(30) == 3
-        assert run.lines[-1] == "60s: ended"
+        assert run.lines[-1] == "00:30:00: ended"
 
 
 @by_kind
@@ -145,11 +146,11 @@ def test_with_an_epilogue_signals_reach_the_workers_and_the_exit_code_is_theirs(
     with running(kind, tmp_path, {}, **more) as run:
         run.see("told")
         run.process.send_signal(signal.SIGUSR2)
-        run.see("60s: warned")
+        run.see("00:30:00: warned")
         run.process.terminate()
         assert run.process.wait(30) == 3
         assert f"prologue in {tmp_path}" in run.lines
-        assert run.lines[-2:] == ["60s: ended", "epilogue after 3"]
+        assert run.lines[-2:] == ["00:30:00: ended", "epilogue after 3"]
 
 
 @by_kind

@@ -54,7 +54,7 @@ exec /opt/python -m hpcdask worker \\
     --name "$name" \\
     --scheduler-file /me/s.json \\
     --nthreads 4 --nworkers 4 --memory-limit 16320MiB \\
-    --death-timeout 60s
+    --death-timeout 60s --walltime {walltime}
 """
 
 SCRIPTS: dict[type[Job], tuple[dict[str, Any], str]] = {
@@ -222,7 +222,8 @@ name="$HPCDASK_JOB$(awk '/^NumShadowStarts = / && $3 > 1 { print "r" $3 - 1 }' \
 @each_kind
 def test_a_script_is_short_and_says_what_it_does(kind):
     keywords, expected = SCRIPTS[kind]
-    assert of(kind, **keywords).job_script() == expected + WORKERS
+    walltime = keywords.get("walltime", "00:30:00")
+    assert of(kind, **keywords).job_script() == expected + WORKERS.format(walltime=walltime)
 
 
 #: The end of each script that waits for its workers.
@@ -275,7 +276,7 @@ jsrun -n 1 /opt/python -m hpcdask worker \\
     --name "$name" \\
     --scheduler-file /me/s.json \\
     --nthreads 16 --nworkers 1 --memory-limit 65472MiB \\
-    --death-timeout 300s \\
+    --death-timeout 300s --walltime 00:30:00 \\
     --nanny \\
     --interface 'ib*,hsn0' \\
     --protocol tcp \\
@@ -302,7 +303,7 @@ worker=(
     /opt/python -m hpcdask worker
     --scheduler-file /me/s.json
     --nthreads 4 --nworkers 4 --memory-limit 16320MiB
-    --death-timeout 60s
+    --death-timeout 60s --walltime 00:30:00
 )
 workers=()
 """

@@ -50,7 +50,7 @@ def test_workers_come_with_the_ids_of_their_jobs_and_end_as_they_are_told(
             cluster.bed.cancel(last)
             see(client, of_array | of_nodes)
             last.wait()
-            assert "over with " in cluster.log(last_job, last.id)
+            assert "over with 0\n" in cluster.log(last_job, last.id), last
             client.shutdown()
         for job in (array, *(job for _, job in several)):
             assert job.wait() == 0, job

@@ -33,7 +33,9 @@ def burst(random: Random) -> Workload:
 def waves(random: Random) -> Workload:
     """A user who looks at each result for four minutes before the next computation."""
     each = [[random.uniform(5, 15) for _ in range(640)] for _ in range(6)]
-    return Workload([Wave("wave", seconds, 240.0 * bool(i), True) for i, seconds in enumerate(each)])
+    return Workload(
+        [Wave("wave", seconds, 240.0 * bool(i), True) for i, seconds in enumerate(each)]
+    )
 
 
 def tail(random: Random) -> Workload:
@@ -113,7 +115,9 @@ async def peer(world: World, most: int) -> None:
             if target > len(planned):
                 await world.grow(math.ceil((target - len(planned)) / N_WORKERS))
             return
-        absent = [name for name, job in planned.items() if name not in {w.name for w in stock.workers}]
+        absent = [
+            name for name, job in planned.items() if name not in {w.name for w in stock.workers}
+        ]
         closing = absent[: len(planned) - target]
         if target < len(planned) - len(closing):
             closing += idle[: n_there - target]
@@ -159,7 +163,12 @@ class Outcome:
 
 
 def simulate(
-    kind: str, wait: float, way: Any = ours, seed: int = 1, walltime: float = math.inf, **options: Any
+    kind: str,
+    wait: float,
+    way: Any = ours,
+    seed: int = 1,
+    walltime: float = math.inf,
+    **options: Any,
 ) -> Outcome:
     """Run a workload until it is done and every job has ended."""
 

@@ -11,7 +11,8 @@ import socket
 import subprocess
 
 import pytest
-from mpiruns import AFTER_A_CRASH, PROMPT, Runs, needs_mpi, ours
+from batch import slurm
+from mpiruns import AFTER_A_CRASH, PROMPT, Runs, needs_mpi, ours, srun
 from waiting import wait_until
 
 from hpcdask import Client
@@ -179,3 +180,20 @@ def test_an_end_that_takes_too_long_is_forced(runs):
     runs.start(2, "run", *words).end(0, AFTER_A_CRASH)
     for _, command in runs.each():
         assert "leaving by force" in command.err
+
+
+@pytest.mark.skipif(bool(slurm.WHY_NOT), reason=slurm.WHY_NOT)
+@pytest.mark.parametrize("kind", ["none", "pmix"])
+def test_under_srun_an_mpi_that_is_asked_for_fits_or_is_named_with_the_cure(request, home, kind):
+    launcher = srun(request.getfixturevalue("slurm"))
+    home.file("script.py", f"{USES}print(client.submit(abs, -1).result())\n")
+    words = (*launcher.argv[:-1], f"--mpi={kind}", "-n", "2", "hpc-dask", "run", "--mpi")
+    command = home.run(*words, "script.py", **launcher.env)
+    assert command.code() == (1 if kind == "none" else 0), command
+    assert command.out == ("" if kind == "none" else "1\n")
+    [*lines] = {*ours(command)}
+    assert len(lines) == (kind == "none")
+    for line in lines:
+        assert "srun has started 2 ranks, but each of them is rank 0 of 1 for MPI" in line
+        assert "choose another 'srun --mpi='" in line
+    command.all_gone(PROMPT)

@@ -153,3 +153,29 @@ def test_within_hpc_dask_run_initialize_finds_the_cluster(home):
     command = mpirun(home, 2, "hpc-dask", "run", "program.py", "1")
     assert command.code() == 0
     assert command.out == "None ['rank-1'] 2500\n"
+
+
+@pytest.mark.parametrize("more", ["", ", use_mpi=False"])
+def test_a_program_may_execute_one_function_after_the_other(home, more):
+    home.file("program.py", EXECUTE)
+    call = f"[execute(work, [n]{more}) for n in (10, 11, 12)]"
+    command = mpirun(home, 3, "python", "program.py", call)
+    assert command.code() == 0, command
+    assert sorted(command.out.splitlines()) == ["[45, 55, 66]", *["[None, None, None]"] * 2]
+    assert ours(command) == []
+    command.all_gone(AFTER_A_CRASH)
+    assert not list((home.folder / ".cache").rglob("ranks-*"))
+
+
+def test_a_cluster_that_is_there_is_not_made_again(home):
+    home.file(
+        "program.py",
+        "import mpi4py\nmpi4py.rc.initialize = False\n"  # as of who starts MPI where they want it
+        "from hpcdask import Client, execute, initialize\n"
+        "initialize(), initialize()\n"
+        "print(execute(lambda: Client().submit(abs, -7).result()))\n",
+    )
+    command = mpirun(home, 2, "python", "program.py")
+    assert command.code() == 0, command
+    assert command.out == "7\n"
+    assert ours(command) == []

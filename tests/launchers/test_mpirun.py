@@ -405,6 +405,7 @@ def test_an_error_on_rank_0_ends_all_ranks_with_one_line(home, options, expected
     ("options", "expected"),
     [
         ("--worker-ttl soon", "'soon' is not a duration"),
+        ("--shutdown-timeout 0s", "'0s' is no time at all"),
         ("--lifetime-restart", "lifetime-restart means nothing without a lifetime"),
         ("--resources GPU", "'GPU' is no resource"),
         ("--memory-limit lots", "'lots' is not a size"),
@@ -441,6 +442,15 @@ def test_what_does_not_go_together_is_refused(home, words, expected):
     command = home.hpc_dask(*words)
     assert command.code() == 2
     assert expected in command.err
+
+
+def test_who_leaves_the_other_hosts_of_a_job_idle_is_told(home):
+    home.file("script.py", "pass\n")
+    command = home.hpc_dask("run", "script.py", SLURM_JOB_NUM_NODES="3")
+    assert command.code() == 0
+    [line] = ours(command)
+    assert "this job has 3 hosts, and only" in line
+    assert "start this with mpirun or srun" in line
 
 
 def test_a_word_of_the_script_is_no_option_of_ours(home):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import subprocess
@@ -21,6 +22,15 @@ from hpcdask.errors import ConfigError, LaunchError, RendezvousError
 pytestmark = needs_sshd
 HOST = "127.0.0.1"
 ONE_THREAD = {"nthreads": 1, "memory_limit": 0}
+
+
+@pytest.fixture
+def ssh_log(caplog):
+    """What we log of SSH: the first cluster of a process takes it from where caplog looks."""
+    logger = logging.getLogger("hpcdask.ssh")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def cluster_on(sshd, *hosts, connect=(), **options):
@@ -73,7 +83,7 @@ def test_a_host_shares_its_cpus_and_memory_among_its_workers(sshd):
         assert sum(limits) <= hpcdask.host.memory_limit() * 1.01
 
 
-def test_a_cluster_grows_and_shrinks_over_its_hosts(sshd, caplog):
+def test_a_cluster_grows_and_shrinks_over_its_hosts(sshd):
     with cluster_on(sshd, HOST, HOST, HOST) as cluster, Client(cluster) as client:
         futures = client.map(pow, range(50), [2] * 50)
         cluster.scale(5, timeout=30)
@@ -135,15 +145,16 @@ def test_a_client_that_shuts_the_scheduler_down_ends_the_cluster(sshd):
         sshd.all_gone(5)
 
 
-def test_the_end_of_a_host_costs_time_and_no_answers(sshd, tmp_path, caplog):
+def test_the_end_of_a_host_costs_time_and_no_answers(sshd, tmp_path, ssh_log):
     with cluster_on(sshd, HOST, HOST, HOST) as cluster, Client(cluster) as client:
         agents = {w.name: _parent_of(client, w.address) for w in cluster.workers.values()}
         futures = client.map(wait_for_file, [tmp_path / "go"] * 4, range(4))
         wait_until(lambda: all(client.processing(timeout=5).values()))
         [victim] = [p for p in sshd.processes() if p.pid == agents["0"]]
         victim.kill()
-        wait_until(lambda: list(cluster.workers) == ["1"])
-        assert "lost 127.0.0.1: its process was killed by SIGKILL; its workers 0" in caplog.text
+        lost = "lost 127.0.0.1: its process was killed by SIGKILL; its workers 0"
+        wait_until(lambda: lost in ssh_log.text)
+        assert list(cluster.workers) == ["1"]
         (tmp_path / "go").touch()
         assert client.gather(futures, timeout=30) == list(range(4))
         cluster.scale(2, timeout=30)  # its connection is made anew
@@ -323,10 +334,10 @@ def test_another_host_key_than_the_known_one_is_an_alarm(sshd, tmp_path):
         cluster_on(sshd, HOST, HOST, connect={"known_hosts": str(known)})
 
 
-def test_host_keys_that_are_not_checked_are_warned_of(sshd, caplog):
+def test_host_keys_that_are_not_checked_are_warned_of(sshd, ssh_log):
     with cluster_on(sshd, HOST, connect={"known_hosts": None}):
-        assert "host keys are not checked (known_hosts=None)" in caplog.text
-        assert "has no host for workers; name 127.0.0.1 twice" in caplog.text
+        assert "host keys are not checked (known_hosts=None)" in ssh_log.text
+        assert "has no host for workers; name 127.0.0.1 twice" in ssh_log.text
 
 
 @pytest.mark.parametrize(
@@ -343,6 +354,14 @@ def test_a_python_that_is_of_no_use_is_named(sshd, python, why):
     with pytest.raises(LaunchError, match=why) as caught:
         cluster_on(sshd, HOST, HOST, remote_python=python)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_python_that_is_not_heard_is_named_with_what_may_keep_it(sshd, monkeypatch):
+    monkeypatch.setattr("hpcdask.launchers.ssh._SLACK", 0.2)
+    options = {"remote_python": "cat >/dev/null #", "worker_options": {"death_timeout": "0.8s"}}
+    with pytest.raises(LaunchError, match=r"'cat >/dev/null #' does .*--no-capture-output"):
+        cluster_on(sshd, HOST, HOST, **options)
+    sshd.all_gone(8)
 
 
 @pytest.mark.parametrize("version", ["0.0.1", None])

@@ -175,7 +175,7 @@ class VirtualScheduler(Process):
         if event is not None:
             getattr(state, event)(now, source, message)
         elif kind is WorkerLeaving:
-            state.worker_leaving(now, source, message.reason)
+            state.worker_leaving(now, source, message.reason, message.waits)
         elif kind is KeepUntilDone:
             state.kept_until_done(now, message)
         elif kind is PlanScatter:

@@ -336,9 +336,9 @@ class VirtualWorker(Process):
         self.act()
 
     def leave(self) -> None:
-        """SIGTERM: let the scheduler save what only this worker has."""
+        """Let the scheduler save what only this worker has; every other one has time for that."""
         self.is_leaving = True
-        self._send(WorkerLeaving("enough"))
+        self._send(WorkerLeaving("enough", waits=self.connection % 2 == 0))
 
     def drop_a_value(self) -> None:
         """Lose a value, for want of memory."""

@@ -55,6 +55,14 @@ def _host(facts: HostFacts, nworkers: int, nranks: int) -> Iterator[Finding]:
             f"{problem} {{on}}",
             "correct it where it is set; docs/configuration.md lists what there is",
         )
+    for problem in facts["launch"]["batch_problems"] if "launch" in facts else ():
+        yield Finding(
+            "yellow",
+            "launch",
+            f"the batch system does not answer {{on}}: {problem}",
+            "no job can be submitted from there, nor found, until it does; if it never does, ask "
+            "the administrators where from to submit",
+        )
     if "spawning" in facts and (problem := facts["spawning"]["problem"]):
         yield Finding(
             "red",

@@ -18,8 +18,10 @@ from hpcdask.threads import in_thread
 Look = Callable[[], Any]
 
 
-async def look_at_host(options: DoctorOptions, timeout: float) -> HostFacts:
+async def look_at_host(options: DoctorOptions, timeout: float, is_first: bool = True) -> HostFacts:
     """Look at everything, in at most twice `timeout` seconds.
+
+    What needs to be asked once only, the first host asks.
 
     What does not end in time (a file server that is gone, a driver that hangs) is left behind in
     its thread, and named in `errors`.
@@ -28,7 +30,7 @@ async def look_at_host(options: DoctorOptions, timeout: float) -> HostFacts:
     facts = await _looked({"spawning": partial(spawning.look, timeout)}, timeout + 1)
     rest: dict[str, Look] = {
         "software": software.look,
-        "launch": launch.look,
+        "launch": partial(launch.look, is_first),
         "network": partial(network.look, options.interface, options.port_range),
         "folder": partial(places.look_at_folder, options.folder, options.is_folder_asked),
         "token": partial(places.look_at_token, os.environ, _own_token_file()),

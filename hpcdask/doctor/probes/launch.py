@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pwd
 import re
 import shutil
 import sys
@@ -24,10 +25,20 @@ print(MPI.Get_library_version().strip("\\0"))
 
 #: A command of each batch system that says its version; Grid Engine and PBS both have a qstat.
 _VERSION_COMMANDS = (("sbatch", "--version"), ("bsub", "-V"), ("qstat", "--version"))
+#: What asks the server of a batch system for the jobs of a user, by the command above.
+_QUESTIONS = {"sbatch": ("squeue", "--noheader", "--user"), "qstat": ("qstat", "-u")}
+#: Seconds that it has for the answer.
+_PATIENCE = 3.0
 
 
-def look() -> Launch:
-    """Launchers found here."""
+def look(asks: bool = True) -> Launch:
+    """Launchers found here.
+
+    Parameters
+    ----------
+    asks : bool
+        Whether to ask batch systems if they answer: not on all hosts of a job at the same time.
+    """
     mpirun = shutil.which("mpirun") or shutil.which("mpiexec") or ""
     library, problem = _mpi_library()
     return {
@@ -37,6 +48,7 @@ def look() -> Launch:
         "mpi_library": library,
         "mpi4py_problem": problem,
         "batch_systems": list(filter(None, map(_batch_system, _VERSION_COMMANDS))),
+        "batch_problems": list(filter(None, map(why_silent, _QUESTIONS))) if asks else [],
         "job": hosts.batch_job(),
         "nodes": job_nodes(os.environ),
     }
@@ -78,6 +90,26 @@ def _batch_system(command: tuple[str, ...]) -> str:
     except OSError as exc:
         text = str(exc)
     return batch_system_of(command[0], text)
+
+
+def why_silent(command: str) -> str:
+    """Why the batch system of a command gives no answer; empty if it does, or is not here."""
+    question = _QUESTIONS[command]
+    if shutil.which(command) is None or shutil.which(question[0]) is None:
+        return ""
+    try:
+        code, text = output(*question, _user(), timeout=_PATIENCE)
+    except OSError as exc:
+        return str(exc)
+    last = _words(text.rpartition("\n")[2]) or f"exit code {code}"
+    return "" if code == 0 else f"{question[0]}: {last.removeprefix(f'{question[0]}: ')}"
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # as in some containers
+        return str(os.geteuid())
 
 
 def batch_system_of(command: str, text: str) -> str:
