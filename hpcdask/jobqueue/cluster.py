@@ -144,12 +144,13 @@ class JobQueueCluster(Cluster):
         self._job.scheduler_file = os.fspath(self._folder.scheduler_file)
         self._job.log_directory = self._job.log_directory or os.fspath(self._folder.logs)
         self._scheduler_cls = scheduler_cls
-        self._scheduler_options = _scheduler_options(
-            {**config.get(f"{section}.scheduler-options"), **(scheduler_options or {})},
-            host=host,
-            interface=self._job.interface,
-            protocol=protocol,
-        )
+        # Where the scheduler is: as given for it alone, else as for all.
+        where = {"host": host} if host else {"interface": self._job.interface}
+        own = {**config.get(f"{section}.scheduler-options"), **(scheduler_options or {})}
+        if own.keys() & {"host", "interface"}:
+            where = {}
+        self._scheduler_options = {**where, **_checked_options(own, protocol)}
+        scheduler_cls(**self._scheduler_options)  # or it raises
         self._n_first_jobs = self._jobs_for(n=n_workers)
         self._keeper: Keeper | None = None
         self._has_folder = False  # or it is another cluster's
@@ -167,7 +168,7 @@ class JobQueueCluster(Cluster):
         )
         ClusterFolder.create(self.name, self._base).write_state(state)
         self._has_folder = True
-        os.makedirs(self._job.log_directory, exist_ok=True)  # most systems make none
+        self._make_log_directory()
         self._access = await self._start_scheduler()
         queue = Queue(self._job.system, Commands(), self._folder)
         self._keeper = Keeper(
@@ -177,6 +178,16 @@ class JobQueueCluster(Cluster):
         self._keeper.start()
         if self._n_first_jobs:
             await self._have_jobs(self._n_first_jobs)
+
+    def _make_log_directory(self) -> None:
+        """Most batch systems make none, and some fail all jobs then without a word."""
+        try:
+            os.makedirs(self._job.log_directory, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot make the folder {self._job.log_directory} for logs: {exc.strerror}; name "
+                "another with log_directory"
+            ) from exc
 
     async def _start_scheduler(self) -> SchedulerHere:
         scheduler = self._scheduler_cls(
@@ -233,9 +244,9 @@ class JobQueueCluster(Cluster):
         if jobs is not None:
             needs.append(jobs)
         if cores is not None:
-            needs.append(cores / (job.n_workers * job.nthreads))
+            needs.append(cores / (job.cores * job.nodes_per_job))
         if memory is not None:
-            needs.append(hosts.parse_bytes(memory) / (job.n_workers * job.memory_limit))
+            needs.append(hosts.parse_bytes(memory) / (job.memory * job.nodes_per_job))
         if not needs:
             raise TypeError("scale() needs a number: of workers, or jobs=, cores= or memory=")
         if min(needs) < 0:
@@ -270,9 +281,9 @@ class JobQueueCluster(Cluster):
             Workers, rounded up to whole jobs.
         jobs : int, optional
         memory : int or str, optional
-            Bytes, as in ``"500 GB"``, of all workers.
+            Bytes, as in ``"500 GB"``, that the batch system grants to all jobs together.
         cores : int, optional
-            Threads of all workers.
+            CPUs, likewise.
         timeout : float or str, optional
             For the batch system's answer; it is not waited for longer than a few seconds.
 
@@ -409,23 +420,16 @@ class JobQueueCluster(Cluster):
         return f"<h4>{title}</h4><table>{lines}</table>{self.jobs()._repr_html_()}"
 
 
-def _scheduler_options(given: Mapping[str, Any] | None, **common: Any) -> dict[str, Any]:
-    """Parameters of the scheduler: what is given for it alone goes before what is for all."""
-    options = {name: value for name, value in common.items() if value is not None}
-    for name in options.keys() & {"interface", "host"}:
-        # One of both decides where it is; the other is that of the workers then.
-        if given and {"interface", "host", "contact_address"} & given.keys():
-            del options[name]
-    options.update(given or {})
+def _checked_options(options: Mapping[str, Any], protocol: str | None) -> dict[str, Any]:
+    """Parameters of the scheduler, without what it has from its cluster."""
     refuse_dashboard(options)
-    options.pop("dashboard_address", None)
     if taken := sorted({"token", "token_file", "auth", "scheduler_file"} & options.keys()):
         raise ConfigError(f"{', '.join(taken)} cannot be among scheduler_options of these clusters")
-    if options.get("protocol", "tcp") not in ("tcp", "tcp://"):
-        raise ConfigError(f"{options['protocol']!r} is no protocol between hosts; there is tcp")
-    options["protocol"] = "tcp"
-    Scheduler(**options)  # or it raises
-    return options
+    protocol = options.get("protocol") or protocol or "tcp"
+    if protocol.removesuffix("://") != "tcp":
+        raise ConfigError(f"{protocol!r} is no protocol between hosts; there is tcp")
+    others = {k: v for k, v in options.items() if k not in ("dashboard_address", "protocol")}
+    return {**others, "protocol": "tcp"}
 
 
 class SLURMCluster(JobQueueCluster):

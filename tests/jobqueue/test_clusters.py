@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,14 @@ from fake_queue import Queue, QueueCluster
 from waiting import on_a_loop, wait_until
 
 from hpcdask import Client
-from hpcdask.errors import ConfigError, JobError, LaunchError, SubmitError, WaitTimeoutError
+from hpcdask.errors import (
+    ConfigError,
+    InterfaceNotFoundError,
+    JobError,
+    LaunchError,
+    SubmitError,
+    WaitTimeoutError,
+)
 from hpcdask.jobqueue.commands import Commands
 from hpcdask.jobqueue.folder import ClusterFolder
 from hpcdask.jobqueue.pacing import Pace
@@ -77,7 +86,7 @@ def test_a_cluster_is_scaled_in_jobs_cores_and_memory(queue):
             ({"n": 5}, 3),
             ({"jobs": 1}, 1),
             ({"cores": 9}, 3),
-            ({"memory": "7 GB"}, 1),
+            ({"memory": "16 GB"}, 2),
             ({"jobs": 1, "cores": 8}, 2),
             ({"n": 0}, 0),
         ]:
@@ -185,6 +194,36 @@ def test_jobs_end_when_a_client_shuts_the_cluster_down(queue):
     assert len(queue.commands("submit")) == 1
 
 
+PROGRAM = """\
+import sys
+from pathlib import Path
+from fake_queue import Queue, QueueCluster
+
+cluster = QueueCluster(Queue(Path(sys.argv[1])), n_workers=2)
+if sys.argv[2] == "fails":
+    raise RuntimeError("the program's own")
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "fails"])
+def test_jobs_are_cancelled_when_the_program_ends_without_closing(queue, tmp_path, how):
+    (queue.folder / "hold").write_text("Priority")
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    tests = ROOT / "tests"
+    path = os.pathsep.join(map(str, [ROOT, tests, tests / "jobqueue"]))
+    done = subprocess.run(
+        [sys.executable, program, queue.folder, how],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert queue.commands("cancel") == ["1_1 1_2"], done.stderr
+    assert ("the program's own" in done.stderr) == (how == "fails")
+    assert not list((tmp_path / "state").rglob("*.json"))
+
+
 def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):
     with QueueCluster(queue) as cluster, Client(cluster) as client:
         cluster.adapt(maximum_jobs=2, interval="50ms", target_duration="1s", keep_idle="0s")
@@ -203,6 +242,7 @@ def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):
         ({"scheduler_options": {"token": b"x"}}, "token cannot be among scheduler_options"),
         ({"protocol": "tls"}, "tls"),
         ({"name": "a/b"}, "cannot be the name"),
+        ({"log_directory": "/dev/null/logs"}, "cannot make the folder /dev/null/logs"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_started(queue, options, words):
@@ -221,6 +261,15 @@ def test_a_submission_without_an_answer_is_found_by_its_workers(queue, monkeypat
         cluster.wait_for_workers(2, timeout=PATIENCE)
         wait_until(lambda: sorted(cluster.workers) == ["1_1", "1_2"], PATIENCE)
         assert len(queue.commands("submit")) == 1
+
+
+def test_an_interface_that_only_compute_nodes_have_is_no_end(queue):
+    with pytest.raises(InterfaceNotFoundError, match=r"only compute nodes have it, .* another one"):
+        QueueCluster(queue, host=None, interface="nope0")
+    own = {"interface": "lo"}
+    with QueueCluster(queue, host=None, interface="nope0", scheduler_options=own) as cluster:
+        assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
+        assert "--interface nope0" in cluster.job_script()
 
 
 def test_a_second_cluster_of_a_name_is_refused_and_leaves_the_first_alone(queue):
