@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from hpcdask.errors import StatusError
@@ -18,6 +18,8 @@ from hpcdask.nanny import MPI_VARIABLES
 
 #: Seconds that a command may take. A controller that is down lets it wait for minutes.
 PATIENCE = 120.0
+#: Seconds for a command to die that is killed.
+_DYING = 5.0
 #: Secrets, which a batch system would copy into its books and into every job; and the place of a
 #: token, which is another one than that of the cluster's own file.
 _SECRETS = ("HPCDASK_TOKEN", "HPCDASK_TOKEN_FILE")
@@ -93,7 +95,7 @@ class Commands:
         await asyncio.sleep(self._pace.take(time.monotonic()))
         environ = environment(os.environ if self._environ is None else self._environ, submits)
         # To files and not to pipes: PBS's qsub leaves a process behind that would keep them open.
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with _files(command[0]) as (out, err):
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -104,10 +106,7 @@ class Commands:
                     start_new_session=True,  # Ctrl-C is for us, not for a scancel that we run
                 )
             except OSError as exc:
-                raise NoCommandError(
-                    f"cannot run {command[0]}: {exc.strerror}. Work on a host from which jobs are "
-                    "submitted, with the commands of the batch system in the PATH."
-                ) from exc
+                raise NoCommandError(f"cannot run {command[0]}: {exc.strerror}{_hint(exc)}") from exc
             try:
                 code = await asyncio.wait_for(process.wait(), self._timeout)
             except asyncio.TimeoutError:
@@ -118,8 +117,33 @@ class Commands:
                 if process.returncode is None:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
-                    await process.wait()
+                    # One that a file server holds up does not even die.
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(process.wait(), _DYING)
             return Answer(code, _text(out), _text(err))
+
+
+@contextlib.contextmanager
+def _files(command: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Files for both outputs of a command."""
+    with contextlib.ExitStack() as stack:
+        try:
+            out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        except OSError as exc:
+            raise NoCommandError(
+                f"cannot run {command}: there is no file for its answer: {exc.strerror}. Make room "
+                "in the folder for temporary files, or name another with TMPDIR."
+            ) from exc
+        yield out, err
+
+
+def _hint(exc: OSError) -> str:
+    if not isinstance(exc, FileNotFoundError | PermissionError):
+        return ""  # no processes or no memory are left for this user, say
+    return (
+        ". Work on a host from which jobs are submitted, with the commands of the batch system in "
+        "the PATH."
+    )
 
 
 def _text(file: IO[bytes]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -70,6 +72,27 @@ async def test_what_a_command_leaves_behind_does_not_hold_up_its_answer():
     os.kill(int(out), signal.SIGKILL)
     assert code == 0
     assert time.monotonic() - begun < 20
+
+
+@on_a_loop
+async def test_a_command_that_does_not_even_die_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("hpcdask.jobqueue.commands._DYING", 0.1)
+    spared: list[int] = []  # as a process that waits for a file server is
+    monkeypatch.setattr(os, "killpg", lambda group, signal: spared.append(group))
+    with pytest.raises(StatusError, match=r"sleep gave no answer within 0\.1 s"):
+        await asyncio.wait_for(run("sleep", "600", timeout=0.1), 30)
+    os.kill(spared[0], signal.SIGKILL)
+
+
+@on_a_loop
+async def test_without_a_file_for_its_answer_a_command_is_not_run(monkeypatch, tmp_path):
+    def refuses():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuses)
+    with pytest.raises(NoCommandError, match=r"cannot run touch: .*Too many open files.*TMPDIR"):
+        await run("touch", f"{tmp_path}/it")
+    assert not (tmp_path / "it").exists()
 
 
 def test_commands_get_no_secret_and_nothing_of_our_own_launch():
