@@ -81,6 +81,14 @@ class Commands:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self._pace, self._timeout, self._environ = pace or Pace(), timeout, environ
+        self._in_haste = asyncio.Event()
+
+    def make_haste(self) -> None:
+        """Let no command wait for its turn any more: it is the end, for which there is little time.
+
+        Jobs that are not cancelled by then would be left behind.
+        """
+        self._in_haste.set()
 
     async def run(self, command: Sequence[str], submits: bool = False) -> Answer:
         """Run a command and wait for its end.
@@ -92,7 +100,9 @@ class Commands:
         StatusError
             If it did not end in time. What it was to do may be done or not.
         """
-        await asyncio.sleep(self._pace.take(time.monotonic()))
+        with contextlib.suppress(asyncio.TimeoutError):
+            pause = self._pace.take(time.monotonic())
+            await asyncio.wait_for(self._in_haste.wait(), pause)
         environ = environment(os.environ if self._environ is None else self._environ, submits)
         # To files and not to pipes: PBS's qsub leaves a process behind that would keep them open.
         with _files(command[0]) as (out, err):
@@ -106,7 +116,9 @@ class Commands:
                     start_new_session=True,  # Ctrl-C is for us, not for a scancel that we run
                 )
             except OSError as exc:
-                raise NoCommandError(f"cannot run {command[0]}: {exc.strerror}{_hint(exc)}") from exc
+                raise NoCommandError(
+                    f"cannot run {command[0]}: {exc.strerror}{_hint(exc)}"
+                ) from exc
             try:
                 code = await asyncio.wait_for(process.wait(), self._timeout)
             except asyncio.TimeoutError:

@@ -129,6 +129,17 @@ def test_a_refusal_is_raised_with_the_systems_words_and_the_line(queue):
     assert not list(queue.folder.glob("*.job"))
 
 
+def test_a_job_script_that_cannot_be_made_is_told_and_not_waited_for(queue, monkeypatch):
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue) as cluster:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(cluster._job), "job_script", lambda job: 1 / 0)
+            with pytest.raises(SubmitError, match=r"gives no job script: ZeroDivisionError"):
+                cluster.scale(1)
+        cluster.scale(1)
+        wait_until(lambda: queue.commands("submit"), PATIENCE)
+
+
 def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(queue):
     prologue = ["echo the disk is full >&2", "exit 3"]
     with QueueCluster(queue, n_workers=1, job_script_prologue=prologue) as cluster:
@@ -167,6 +178,22 @@ def test_a_queue_that_does_not_answer_has_lost_no_job(queue):
         assert list(cluster.workers) == ["1_1"]
         assert len(queue.commands("submit")) == 1
         (queue.folder / "broken").unlink()
+
+
+def test_a_fault_in_reading_a_listing_is_not_the_end_of_looking(queue, monkeypatch):
+    stumbled = []
+
+    def stumbles(system, answer):
+        stumbled.append(answer)
+        raise KeyError("state")
+
+    with QueueCluster(queue, n_workers=1) as cluster:
+        cluster.wait_for_workers(1, timeout=PATIENCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(Queue, "parse_status", stumbles)
+            wait_until(lambda: cluster._jobs._look_within(0) or len(stumbled) > 1, PATIENCE)
+        queue.kill("1_1")
+        wait_until(lambda: list(cluster.workers) == ["2_1"], PATIENCE)
 
 
 def _looks(queue: Queue) -> int:
@@ -222,6 +249,16 @@ def test_jobs_are_cancelled_when_the_program_ends_without_closing(queue, tmp_pat
     assert queue.commands("cancel") == ["1_1 1_2"], done.stderr
     assert ("the program's own" in done.stderr) == (how == "fails")
     assert not list((tmp_path / "state").rglob("*.json"))
+
+
+def test_at_the_end_jobs_are_cancelled_though_it_is_no_commands_turn(queue, monkeypatch):
+    slow = functools.partial(Pace, burst=2, rate=1e-3)
+    monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", slow)
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue, n_workers=3) as cluster:
+        wait_until(lambda: len(ids(cluster, "pending")) == 3, PATIENCE)
+    assert queue.commands("cancel") == ["1_1 1_2 1_3"]
+    assert not list(Path(cluster.scheduler_file).parents[1].glob("*/state.json"))
 
 
 def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):
