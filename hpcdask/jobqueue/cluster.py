@@ -166,7 +166,7 @@ class JobQueueCluster(Cluster):
             started=time.time(),
             scheduler_file=self.scheduler_file,
         )
-        ClusterFolder.create(self.name, self._base).write_state(state)
+        ClusterFolder.create(self.name, self._base).write_first_state(state)
         self._has_folder = True
         self._make_log_directory()
         self._access = await self._start_scheduler()

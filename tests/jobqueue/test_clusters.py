@@ -73,6 +73,7 @@ def test_jobs_come_as_one_array_and_their_workers_bear_their_names(queue):
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert [path.name for path in files if token in path.read_text()] == ["scheduler.json"]
         html, text = cluster._repr_html_(), repr(cluster)
+        assert repr(cluster.place.token) not in repr(cluster.place)
     assert "jobs=2 (2 running)" in text
     assert "<td>2 (2 running)</td>" in html
     assert not folder.exists()

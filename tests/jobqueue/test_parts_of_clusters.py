@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -199,6 +200,26 @@ def test_a_name_in_use_is_refused_and_one_left_behind_tells_how_to_clean_up(base
         ClusterFolder.create("mine")
     folder.clear()
     ClusterFolder.create("mine")
+
+
+def test_of_two_clusters_that_begin_at_once_one_gets_the_name(base):
+    first, second = ClusterFolder.create("mine"), ClusterFolder.create("mine")
+    first.write_first_state(state("mine"))
+    with pytest.raises(ConfigError, match="there is a cluster mine already"):
+        second.write_first_state(state("mine", Owner("elsewhere", 1, 0.0)))
+    assert first.read_state() == state("mine")
+    assert [path.name for path in first.path.iterdir()] == ["state.json"]
+
+
+def test_a_folder_that_is_full_is_told_with_what_to_do(base, monkeypatch):
+    def refuses(*args):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    folder = ClusterFolder.create("mine")
+    monkeypatch.setattr(os, "fsync", refuses)
+    with pytest.raises(ConfigError, match=r"state\.json: Disk quota exceeded.* shared_temp_dir"):
+        folder.write_first_state(state("mine"))
+    assert list(folder.path.iterdir()) == []
 
 
 def test_a_folder_that_others_see_into_is_not_used(base):
