@@ -63,6 +63,7 @@ class PBSJob(Job):
     """
 
     system: PBS = PBS()
+    _log_ending: str = ""  # what stands behind the id in the names of logs, once it is known
 
     def spec(self, count: int = 1) -> JobSpec:
         spec = super().spec(count)
@@ -76,9 +77,12 @@ class PBSJob(Job):
         return os.path.join(self.log_directory, "") if self.log_directory else ""
 
     def log_paths(self, id: str) -> list[str]:
-        if self.log_directory:  # it has the server's name in it
-            path = glob.escape(os.path.join(self.log_directory, id))
-            return sorted(glob.glob(f"{path}.*OU"))
+        if self.log_directory:  # it has the server's name in it, which the first one tells
+            path = os.path.join(self.log_directory, id)
+            found = [] if self._log_ending else sorted(glob.glob(f"{glob.escape(path)}.*OU"))
+            if found:
+                self._log_ending = found[0].removeprefix(path)
+            return [path + self._log_ending] if self._log_ending else []
         number, _, index = id.rstrip("]").partition("[")
         return [f"{self.job_name}.o{number}" + (f".{index}" if index else "")]
 

@@ -141,9 +141,13 @@ def test_a_job_script_that_cannot_be_made_is_told_and_not_waited_for(queue, monk
         wait_until(lambda: queue.commands("submit"), PATIENCE)
 
 
-def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(queue):
+def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(queue, monkeypatch):
     prologue = ["echo the disk is full >&2", "exit 3"]
     with QueueCluster(queue, n_workers=1, job_script_prologue=prologue) as cluster:
+        kind, late = type(cluster._job), [[], []]  # as logs of PBS, whose names are found
+        logs = kind.log_paths
+        finds = lambda job, id: late.pop() if late else logs(job, id)  # noqa: E731
+        monkeypatch.setattr(kind, "log_paths", finds)
         with pytest.raises(JobError) as error:
             cluster.wait_for_workers(1, timeout=PATIENCE)
         assert "exit code 3" in str(error.value)
@@ -151,6 +155,13 @@ def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(qu
         with Client(cluster) as client, pytest.raises(JobError, match="the disk is full"):
             client.wait_for_workers(1, timeout=PATIENCE)
         assert {job.state for job in cluster.jobs()} == {"failed"}
+
+
+def test_a_cluster_shows_without_a_look_for_logs(queue, monkeypatch):
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue, n_workers=2) as cluster:
+        monkeypatch.setattr(type(cluster._job), "log_paths", None)  # of slow file systems
+        assert "jobs=2 (2 pending" in repr(cluster)
 
 
 def test_waiting_for_jobs_that_can_never_run_fails_and_for_others_tells_why_they_wait(queue):

@@ -439,6 +439,8 @@ def test_a_log_is_found_by_the_jobs_id(kind, paths, tmp_path):
             assert kept.log_paths(id) == []
             (tmp_path / f"{id}.server.example.OU").touch()
             assert kept.log_paths(id) == [str(tmp_path / f"{id}.server.example.OU")]
+            # Of a thousand jobs not each looks through the folder.
+            assert kept.log_paths("7") == [str(tmp_path / "7.server.example.OU")]
 
 
 def all_scripts() -> Iterator[tuple[str, str]]:
