@@ -225,14 +225,22 @@ class Keeper:
                 raise JobError(await self._with_log(why))
             left = deadline - self.now()
             if left <= 0:
-                jobs = summary(self.live())
                 raise WaitTimeoutError(
                     f"{len(self.members)} of {n_workers} workers have registered within "
-                    f"{limit:g} s; jobs: {jobs or 'none'}"
+                    f"{limit:g} s; jobs: {self._jobs_in_words()}"
                 )
             with contextlib.suppress(asyncio.TimeoutError):
                 # A pause of the controller may end meanwhile, without any news.
                 await asyncio.wait_for(news.wait(), min(left, self._interval))
+
+    def _jobs_in_words(self) -> str:
+        """How many there are in which state, and what makes this uncertain."""
+        words = [summary(self.live()) or "none"]
+        if n := sum(pool.n_under_way for pool in self.controller.pools.values()):
+            words.append(f"{n} being submitted, to which {self._title} has not said yes yet")
+        if trouble := self.controller.queue_trouble:
+            words.append(f"which may have changed, since {trouble}")
+        return ", and ".join(words)
 
     async def _with_log(self, why: str) -> str:
         """`why`, and what the last job that has failed wrote last."""

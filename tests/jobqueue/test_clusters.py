@@ -187,6 +187,8 @@ def test_a_queue_that_does_not_answer_has_lost_no_job(queue):
         n = len(queue.commands("list"))
         cluster._jobs._last_event = float("inf")
         wait_until(lambda: cluster._jobs._look_within(0) or _looks(queue) > n + 5, PATIENCE)
+        with pytest.raises(WaitTimeoutError, match=r"may have changed, since .* being restarted"):
+            cluster.wait_for_workers(2, timeout=0)
         assert list(cluster.workers) == ["1_1"]
         assert len(queue.commands("submit")) == 1
         (queue.folder / "broken").unlink()
@@ -303,9 +305,12 @@ def test_a_submission_without_an_answer_is_found_by_its_workers(queue, monkeypat
     impatient = functools.partial(Commands, timeout=1.0)
     monkeypatch.setattr("hpcdask.jobqueue.cluster.Commands", impatient)
     (queue.folder / "slow").touch()
-    with QueueCluster(queue) as cluster:
+    waits = f"while [[ -e {queue.folder}/slow ]]; do sleep 0.05; done"
+    with QueueCluster(queue, job_script_prologue=[waits]) as cluster:
         with pytest.raises(SubmitError, match="may be in the queue nevertheless"):
             cluster.scale(2)
+        with pytest.raises(WaitTimeoutError, match="jobs: none, and 2 being submitted"):
+            cluster.wait_for_workers(9, timeout=0)
         (queue.folder / "slow").unlink()
         cluster.wait_for_workers(2, timeout=PATIENCE)
         wait_until(lambda: sorted(cluster.workers) == ["1_1", "1_2"], PATIENCE)
