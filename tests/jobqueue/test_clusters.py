@@ -243,10 +243,12 @@ from fake_queue import Queue, QueueCluster
 cluster = QueueCluster(Queue(Path(sys.argv[1])), n_workers=2)
 if sys.argv[2] == "fails":
     raise RuntimeError("the program's own")
+if sys.argv[2] == "hurries":  # as with a second Ctrl-C
+    cluster.close(timeout=0)
 """
 
 
-@pytest.mark.parametrize("how", ["ends", "fails"])
+@pytest.mark.parametrize("how", ["ends", "fails", "hurries"])
 def test_jobs_are_cancelled_when_the_program_ends_without_closing(queue, tmp_path, how):
     (queue.folder / "hold").write_text("Priority")
     program = tmp_path / "program.py"
