@@ -6,6 +6,7 @@ import glob
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from hpcdask.jobqueue.moab import Moab
 from hpcdask.jobqueue.oar import OAR
 from hpcdask.jobqueue.pbs import PBS
 from hpcdask.jobqueue.sge import GridEngine
-from hpcdask.jobqueue.slurm import Slurm
+from hpcdask.jobqueue.slurm import Slurm, clusters_in
 
 
 class SLURMJob(Job):
@@ -35,8 +36,15 @@ class SLURMJob(Job):
         As of `Job`.
     """
 
-    system = Slurm()
+    system: Slurm = Slurm()
     _walltime_units = (60, 60)
+
+    def _settle_commands(self) -> None:
+        super()._settle_commands()
+        words = ["--clusters", os.environ.get("SBATCH_CLUSTERS", "")]
+        words += " ".join(self._asked["job_extra_directives"]).split()
+        # Else it is the cluster of this host that is asked, and it knows no such jobs.
+        self.system.clusters = clusters_in([*words, *shlex.split(self.submit_command)])
 
     def spec(self, count: int = 1) -> JobSpec:
         cpus, memory = self._asked["job_cpu"], self._asked["job_mem"]

@@ -697,6 +697,31 @@ def test_words_for_the_commands_come_to_them(kind, submit, cancel):
     assert kind.system.cancel_commands(["5"])[0][1] != "-M", "other jobs have the usual commands"
 
 
+@pytest.mark.parametrize(
+    ("keywords", "variable"),
+    [
+        ({"job_extra_directives": ["--exclusive", "--clusters=far"]}, ""),
+        ({"job_extra_directives": ["-M far"]}, "near"),
+        ({"submit_command_extra": ["-M", "far"]}, ""),
+        ({}, "far"),
+    ],
+)
+def test_jobs_that_go_to_another_cluster_of_slurm_are_looked_for_there(
+    keywords, variable, monkeypatch
+):
+    monkeypatch.setenv("SBATCH_CLUSTERS", variable)
+    slurm = of(SLURMJob, **keywords).system
+    for command in (
+        slurm.status_command(["5"]),
+        slurm.find_command(),
+        *slurm.end_commands(["5"]),
+        *slurm.cancel_commands(["5"]),
+    ):
+        assert "-M far" in " ".join(command)
+    monkeypatch.setenv("SBATCH_CLUSTERS", "")
+    assert "-M" not in of(SLURMJob).system.status_command(["5"])
+
+
 def test_condor_submit_gets_its_words_where_it_is_run():
     job = of(HTCondorJob, submit_command_extra=["-name", "a b"])
     assert "| condor_submit -name 'a b' -terse -" in job.system.submit_command[-1]
