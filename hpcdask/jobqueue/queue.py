@@ -152,7 +152,14 @@ class Queue:
         StatusError
             If the system does not tell.
         """
-        return self.system.parse_status(await self._commands.run(self.system.status_command(ids)))
+        answer = await self._commands.run(self.system.status_command(ids))
+        found = self.system.parse_status(answer)
+        for id in ids:
+            # Slurm shows what was cancelled of an array before it began as one job.
+            rest = found.get(_number(id))
+            if rest is not None and rest.phase is Phase.ENDED and id not in found:
+                found[id] = replace(rest, id=id)
+        return found
 
     def never(self, found: dict[str, JobStatus]) -> list[str]:
         """Ids of the jobs that wait for what will not come."""
