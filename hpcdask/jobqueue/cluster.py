@@ -142,7 +142,9 @@ class JobQueueCluster(Cluster):
         self._base = Path(base) if base else None
         self._folder = ClusterFolder.planned(self.name, self._base)
         self._job.scheduler_file = os.fspath(self._folder.scheduler_file)
-        self._job.log_directory = self._job.log_directory or os.fspath(self._folder.logs)
+        if not self._job.log_directory:
+            self._job.log_directory = os.fspath(self._folder.logs)
+            self._job.system.check(self._job.spec())  # which has a path now that may not do
         self._scheduler_cls = scheduler_cls
         # Where the scheduler is: as given for it alone, else as for all.
         where = {"host": host} if host else {"interface": self._job.interface}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from hpcdask.errors import StatusError, SubmitError
+from hpcdask.errors import ConfigError, StatusError, SubmitError
 from hpcdask.jobqueue.commands import Commands, NoCommandError, in_words
 from hpcdask.jobqueue.folder import ClusterFolder
 from hpcdask.jobqueue.job import Job
@@ -67,7 +67,8 @@ class Queue:
         try:
             script = job.script(count)
         except Exception as exc:  # of a user's own class
-            raise SubmitError(f"{type(job).__name__} gives no job script: {exc!r}") from exc
+            why = str(exc) if isinstance(exc, ConfigError) else repr(exc)
+            raise SubmitError(f"{type(job).__name__} gives no job script: {why}") from exc
         try:
             path = os.fspath(await in_thread(self._folder.write_script, self._file(name), script))
         except OSError as exc:
