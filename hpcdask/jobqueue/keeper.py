@@ -60,6 +60,8 @@ _UNHURRIED = 24 * 3600.0
 _TAIL, _TAIL_BYTES = 20, 16384
 #: Seconds that a file server may take to write a small file, when nobody can wait any longer.
 _WRITING = 3.0
+#: Seconds until it is tried again, where it has failed.
+_WRITE_AGAIN = 5.0
 #: Seconds for a log to come: PBS copies it after the end, and file systems of networks are late.
 _LOG_COMES = 3.0
 
@@ -494,7 +496,7 @@ class Keeper:
 
     async def _save(self) -> None:
         """Keep the state file as it should be."""
-        saved: ClusterState | None = None
+        saved, trouble = None, ""
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()
@@ -504,9 +506,13 @@ class Keeper:
             try:
                 self._writing = in_thread(self._folder.write_state, state)
                 await asyncio.shield(self._writing)
-                saved = state
-            except OSError as exc:
-                log.warning("cannot write %s: %s", self._folder.state_file, exc)
+                saved, trouble = state, ""
+            except OSError as exc:  # a quota, say; it may change though nothing happens here
+                if trouble != str(exc.strerror):
+                    trouble = str(exc.strerror)
+                    log.warning("cannot write %s: %s", self._folder.state_file, trouble)
+                await asyncio.sleep(_WRITE_AGAIN)
+                self._unsaved.set()
 
     # -- The end ----------------------------------------------------------------------------------
 

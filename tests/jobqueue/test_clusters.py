@@ -23,6 +23,7 @@ from hpcdask.errors import (
     SubmitError,
     WaitTimeoutError,
 )
+from hpcdask.jobqueue import keeper
 from hpcdask.jobqueue.cluster import SLURMCluster
 from hpcdask.jobqueue.commands import Commands
 from hpcdask.jobqueue.folder import ClusterFolder
@@ -302,6 +303,25 @@ def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):
 def test_what_cannot_be_is_refused_before_anything_is_started(queue, options, words):
     with pytest.raises(ConfigError, match=words):
         QueueCluster(queue, **options)
+
+
+def test_a_state_that_could_not_be_written_is_written_later(queue, monkeypatch):
+    def refuses(folder, state):
+        refused.append(state.jobs)
+        raise OSError(28, "No space left on device", f"x-{len(refused)}")
+
+    refused, warnings = [], []
+    monkeypatch.setattr("hpcdask.jobqueue.keeper._WRITE_AGAIN", 0.01)
+    monkeypatch.setattr(keeper.log, "warning", lambda *words: warnings.append(words[-1]))
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue) as cluster:
+        folder = ClusterFolder(Path(cluster.scheduler_file).parent)
+        with monkeypatch.context() as patch:
+            patch.setattr(ClusterFolder, "write_state", refuses)
+            cluster.scale(1)
+            wait_until(lambda: refused[-3:] == [("1_1",)] * 3, PATIENCE)
+        wait_until(lambda: folder.read_state().jobs == ("1_1",), PATIENCE)
+    assert warnings == ["No space left on device"]
 
 
 def test_a_folder_with_a_blank_is_refused_before_a_job_is_wanted(queue, tmp_path):
