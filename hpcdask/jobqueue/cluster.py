@@ -257,7 +257,7 @@ class JobQueueCluster(Cluster):
         """Want so many jobs, without the idle ones first; raise what is refused at once."""
         idle: list[str] = []
         if n < self._jobs.controller.wanted(POOL):
-            stock = await self._take_stock({}, None)
+            stock = await self._take_stock()
             idle = idle_units(stock, self._units().fleet(stock).units)
         await self._jobs.scale(POOL, n, idle=idle)
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask import host as hosts
 from hpcdask.errors import ConfigError
-from hpcdask.launchers.choice import Assumptions, Choice
+from hpcdask.launchers.choice import Assumptions, Choice, Shortage
 from hpcdask.launchers.stock import Stock
 from hpcdask.launchers.units import Bounds, Fleet, Units
-from hpcdask.launchers.worth import idle_units, learn_hopeless, wanted
+from hpcdask.launchers.worth import idle_units, learn_hopeless, worth
 from hpcdask.messages import Restriction
 
 if TYPE_CHECKING:
@@ -90,8 +90,9 @@ class Adaptive:
         self.log: deque[tuple[float, dict[str, Any]]] = deque(maxlen=_REMEMBERED)
         self.state = "starting"
         self.cluster, self._units, self._former = cluster, units, former
-        self._choice, self._assumptions = Choice(), Assumptions()
-        self._assumed: dict[str, float] = {}
+        self._choice, self._assumptions = Choice(), Assumptions(units.unknown_duration())
+        self._shortage = Shortage()
+        self._assumed = self._assumptions.update(0.0, ())
         self._hopeless: frozenset[Restriction] = frozenset()
         self._stock = Stock()
         self._fleet = Fleet((), 0, 0)
@@ -175,7 +176,7 @@ class Adaptive:
         most = self.maximum if math.isinf(self.maximum) else max(self.maximum // n_each, 1)
         return Bounds(math.ceil(self.minimum / n_each), most)
 
-    def _whole(self, workers: Collection[str]) -> list[str]:
+    def _whole(self, workers: Collection[str]) -> list[Hashable]:
         """Names of the units all of whose workers are among these, in their order, and idle."""
         place = {name: position for position, name in enumerate(workers)}
         idle = set(idle_units(self._stock, self._fleet.units))
@@ -213,8 +214,9 @@ class Adaptive:
     async def target(self) -> int:
         """Number of workers that the work is worth now, whatever `minimum` and `maximum` are."""
         shape = self._units.shape()
-        n = wanted(self._stock, self._fleet, shape, self.target_duration, self._hopeless)
-        return n * shape.n_workers
+        found = worth(self._stock, self._fleet, shape, self.target_duration, self._hopeless)
+        now, there = asyncio.get_running_loop().time(), self._fleet.n_here_or_coming
+        return self._shortage.wanted(now, found, there, shape.wait) * shape.n_workers
 
     async def workers_to_close(self, target: int) -> list[str]:
         """Names of the workers that might end if only `target` were left, the best first.

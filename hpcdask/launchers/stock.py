@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hpcdask.core.records import UNKNOWN_DURATION
 from hpcdask.messages import Restriction
 
 if TYPE_CHECKING:
@@ -80,24 +81,36 @@ class Stock(NamedTuple):
         )
 
 
+class Assumed(NamedTuple):
+    """Seconds that tasks take of kinds of which none has ended yet."""
+
+    least: float = UNKNOWN_DURATION
+    by_kind: Mapping[str, float] = {}  # of kinds that are seen to take longer
+
+    def cost(self, prefix: Prefix) -> float:
+        """Seconds that a task of this kind is expected to take."""
+        if prefix.duration is not None:
+            return prefix.cost
+        return max(self.by_kind.get(prefix.name, 0.0), self.least)
+
+
 def take_stock(
     dask_scheduler: Any,
-    assumed: Mapping[str, float] | None = None,
+    assumed: Assumed | None = None,
     worker_key: Callable[[Any], Hashable] | None = None,
 ) -> Stock:
     """Look at a scheduler; called where it is.
 
     Parameters
     ----------
-    assumed : mapping, optional
-        By the name of a kind of tasks, of which none has ended: seconds that one takes; from
-        `Assumptions`.
+    assumed : Assumed, optional
+        By default half a second each.
     worker_key : callable, optional
         The group of a worker, from its `name`, `address`, `host`, `nthreads` and so on.
     """
     state: SchedulerState = dask_scheduler.state
     records = list(state.workers.values())
-    assumed = assumed or {}
+    assumed = assumed or Assumed()
     return Stock(
         workers=tuple(_look_at(record, assumed, worker_key) for record in records),
         waiting=tuple(w for lane in state.lanes if (w := _line_of(lane, assumed)) is not None),
@@ -107,15 +120,15 @@ def take_stock(
 
 def _look_at(
     record: WorkerRecord,
-    assumed: Mapping[str, float],
+    assumed: Assumed,
     worker_key: Callable[[Any], Hashable] | None,
 ) -> WorkerStock:
     info = record.info
     seconds = record.occupancy
-    running = _unknown(record)
-    if running is not None and running.kind in assumed:
-        # Those that run are all of this kind, most likely.
-        seconds = max(seconds, assumed[running.kind] * min(record.n_runnable, info.nthreads))
+    first = _unknown(record)
+    if first is not None:  # those that run are all of its kind, most likely
+        n = min(record.n_runnable, info.nthreads)
+        seconds = max(seconds, n * assumed.by_kind.get(first.kind, 0.0))
     return WorkerStock(
         name=info.name,
         nthreads=info.nthreads,
@@ -139,17 +152,11 @@ def _unknown(record: WorkerRecord) -> Running | None:
     return Running(task.function.prefix.name, task.key, task.attempt)
 
 
-def _line_of(lane: Lane, assumed: Mapping[str, float]) -> Waiting | None:
+def _line_of(lane: Lane, assumed: Assumed) -> Waiting | None:
     n = lane.n_queued + len(lane.stranded)
     if not n:
         return None
     sample = [*islice(lane.queued, _SAMPLE), *islice(lane.stranded, _SAMPLE)]
-    costs = [_cost(task.function.prefix, assumed) for task in sample if task.function is not None]
+    costs = [assumed.cost(task.function.prefix) for task in sample if task.function is not None]
     seconds = n * sum(costs) / len(costs) if costs else 0.0
     return Waiting(lane.restriction, n, seconds, len(lane.workers))
-
-
-def _cost(prefix: Prefix, assumed: Mapping[str, float]) -> float:
-    if prefix.duration is not None:
-        return prefix.cost
-    return max(assumed.get(prefix.name, 0.0), prefix.cost)
