@@ -23,8 +23,9 @@ from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.launchers.adaptive import Adaptive as _Adaptive
 from hpcdask.launchers.scheduler_access import SchedulerAccess, as_text
-from hpcdask.launchers.stock import Stock, take_stock
+from hpcdask.launchers.stock import Assumed, Stock, take_stock
 from hpcdask.launchers.units import Units, UnitShape, WorkerUnits, bounds
+from hpcdask.rendezvous import new_token, resolve_token
 
 _clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
 #: Seconds that the end of a cluster may take.
@@ -50,7 +51,7 @@ class Cluster(abc.ABC):
         By name, those that have registered.
     """
 
-    workers: dict[str, Any]
+    workers: dict[Any, Any]
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Cluster(abc.ABC):
         self.status = "created"
         self.workers = {}
         #: Workers that are being started, by name, each with the position of its host.
-        self._coming: dict[str, int] = {}
+        self._coming: dict[Any, int] = {}
         # As a program that gives True means it: silence.
         self._log_level: int | str = logging.WARNING if silence_logs is True else silence_logs
         if silence_logs is False:
@@ -77,6 +78,7 @@ class Cluster(abc.ABC):
         self._adaptive: _Adaptive | None = None
         #: Set by `_launch`.
         self._access: SchedulerAccess | None = None
+        self._ends_with_program = True
         if asynchronous:
             self.loop = loop or asyncio.get_running_loop()
         else:
@@ -91,7 +93,8 @@ class Cluster(abc.ABC):
                 if self.loop.is_running():
                     run_sync(self.loop, self._close(), ENDING)
                 raise
-        _clusters.add(self)
+        if self._ends_with_program:
+            _clusters.add(self)
 
     @property
     def asynchronous(self) -> bool:
@@ -126,6 +129,10 @@ class Cluster(abc.ABC):
         """What `adapt` may start and end; by default single workers."""
         return WorkerUnits(self)
 
+    def _members_of(self, name: Any) -> tuple[str, ...]:
+        """The scheduler's names of the workers of an entry of `workers`, there or coming."""
+        return (name,)
+
     def _forget_ended(self) -> None:  # noqa: B027 - not every kind has to look
         """Drop from `workers` those that have ended by themselves."""
 
@@ -152,7 +159,9 @@ class Cluster(abc.ABC):
         return self._scheduler.place
 
     async def _take_stock(
-        self, assumed: Mapping[str, float], worker_key: Callable[[Any], Hashable] | None
+        self,
+        assumed: Assumed | None = None,
+        worker_key: Callable[[Any], Hashable] | None = None,
     ) -> Stock:
         """What there is to do, and who does it; parameters as of `take_stock`."""
         stock: Stock = await self._scheduler.run(take_stock, assumed=assumed, worker_key=worker_key)
@@ -249,19 +258,39 @@ class Cluster(abc.ABC):
         """Return a new client of this cluster."""
         return Client(self, asynchronous=self.asynchronous)
 
-    def scale(self, n: int, timeout: float | str | None = None) -> Any:
+    def scale(
+        self,
+        n: int = 0,
+        memory: float | str | None = None,
+        cores: int | None = None,
+        timeout: float | str | None = None,
+    ) -> Any:
         """Have `n` workers; returns when they have registered, or are gone.
 
         Those that go are the youngest; values that only they hold are computed again. What `adapt`
         has begun ends.
+
+        Parameters
+        ----------
+        n : int
+            Workers; in a `SpecCluster` what is specified as one.
+        memory : int or str, optional
+            As many at least as have so much by their limits: bytes, or as "100 GiB".
+        cores : int, optional
+            As many at least as have so many threads.
+        timeout : float or str, optional
+            Seconds.
         """
         if n < 0:
             raise ValueError(f"a cluster cannot have {n} workers")
+        nbytes = None if memory is None else hosts.parse_bytes(memory)
+        least = _given({"jobs": n, "memory": nbytes, "cores": cores})
+        n_units = bounds(self._worker_shape(), least, {}).least
 
         async def work() -> None:
             if self._adaptive is not None:
                 await self._adaptive.stopped()
-            await self._scale_to(n)
+            await self._scale_to(n_units)
 
         return self._maybe_sync(work(), timeout)
 
@@ -401,7 +430,7 @@ class Cluster(abc.ABC):
         return run_sync(self.loop, work, limit)
 
     def __repr__(self) -> str:
-        nthreads = sum(worker.nthreads for worker in self.workers.values())
+        nthreads = sum(getattr(worker, "nthreads", 0) for worker in self.workers.values())
         return (
             f"{type(self).__name__}({self.name}, {self.scheduler_address!r}, "
             f"workers={len(self.workers)}, threads={nthreads}, {self.status})"
@@ -410,6 +439,15 @@ class Cluster(abc.ABC):
 
 def _given(amounts: Mapping[str, float | None]) -> dict[str, float]:
     return {what: amount for what, amount in amounts.items() if amount is not None}
+
+
+def settled_token(token: bytes | str | None, token_file: str | None, auth: bool) -> bytes | None:
+    """The token of a new cluster: the one given, or a fresh one; None if all may come in."""
+    if not auth:
+        return None
+    if token is None and token_file is None:
+        return new_token()
+    return resolve_token(token, token_file)
 
 
 def refuse_dashboard(options: Mapping[str, Any]) -> None:
