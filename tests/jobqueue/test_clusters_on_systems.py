@@ -119,6 +119,37 @@ def test_twenty_jobs_come_by_one_submission_and_one_that_is_cancelled_is_replace
         assert ended == {id: "cancelled"}
 
 
+def test_adapting_submits_and_ends_whole_jobs(slurm_here, tmp_path):
+    """Up with the work, down to the one that is busy, to none, and up again."""
+
+    def after(path, value):  # as workers that do not have our modules get it
+        while not path.exists():
+            time.sleep(0.01)
+        return value
+
+    shape = {**SMALL, "cores": 2, "processes": 2}
+    with SLURMCluster(**shape) as cluster, Client(cluster) as client:
+        adaptive = cluster.adapt(maximum=7, interval="100ms", target_duration="5s", keep_idle="1s")
+        assert (adaptive.minimum, adaptive.maximum) == (0, 6)
+        futures = client.map(after, [tmp_path / "go"] * 40, range(40))
+        wait_until(lambda: len(cluster.workers) == 6, PATIENCE, "six workers in three jobs")
+        name = sorted(cluster.workers)[3]
+        last = client.submit(after, tmp_path / "end", 7, workers=name)
+        (tmp_path / "go").touch()
+        assert client.gather(futures, timeout=PATIENCE) == list(range(40))
+        id = name.rpartition("-")[0]
+        wait_until(lambda: {f"{id}-0", f"{id}-1"} == set(cluster.workers), PATIENCE, "the busy job")
+        assert client.gather(futures, timeout=PATIENCE) == list(range(40))  # they have moved
+        (tmp_path / "end").touch()
+        assert last.result(timeout=PATIENCE) == 7
+        del futures, last
+        wait_until(lambda: not cluster.workers and not running(cluster), PATIENCE, "no job")
+        assert [what["status"] for _, what in adaptive.log].count("up") == 1
+        assert client.submit(abs, -1).result(timeout=PATIENCE) == 1
+    ends = {job.state for job in cluster.jobs()}
+    assert ends <= {"completed", "cancelled"}
+
+
 def test_jobs_that_never_bring_a_worker_are_told_with_the_reason(slurm_here):
     dies = {**SMALL, "job_script_prologue": ["echo no such module >&2", "exit 3"]}
     with SLURMCluster(n_workers=2, **dies) as dying:
