@@ -74,7 +74,8 @@ class Cluster(abc.ABC):
         self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._scaling: asyncio.Lock | None = None
-        self._adaptive: _Adaptive | None = None
+        #: By pool; most clusters have one, without a name.
+        self._adaptives: dict[str, _Adaptive] = {}
         #: Set by `_launch`.
         self._access: SchedulerAccess | None = None
         if asynchronous:
@@ -122,8 +123,14 @@ class Cluster(abc.ABC):
     def _worker_shape(self) -> UnitShape:
         """What one more worker brings, as far as that is known before it is there."""
 
-    def _units(self) -> Units:
-        """What `adapt` may start and end; by default single workers."""
+    def _pool_called(self, name: str | None) -> str:
+        """The pool that a user means; none is the first."""
+        if name:
+            raise ConfigError(f"a {type(self).__name__} has no pools; leave pool={name!r} out")
+        return ""
+
+    def _units(self, pool: str) -> Units:
+        """What `adapt` may start and end in a pool; by default single workers."""
         return WorkerUnits(self)
 
     def _forget_ended(self) -> None:  # noqa: B027 - not every kind has to look
@@ -193,6 +200,11 @@ class Cluster(abc.ABC):
             elif missing < 0:
                 await self._retire_workers(self._surplus(-missing))
 
+    async def _adapt_no_more(self, pool: str) -> None:
+        adaptive = self._adaptives.pop(pool, None)
+        if adaptive is not None:
+            await adaptive.stopped()
+
     async def _close(self) -> None:
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close_once())
@@ -200,8 +212,8 @@ class Cluster(abc.ABC):
 
     async def _close_once(self) -> None:
         self.status = "closing"
-        if self._adaptive is not None:
-            await self._adaptive.stopped()
+        for adaptive in list(self._adaptives.values()):
+            await adaptive.stopped()
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait({self._starting})
@@ -259,8 +271,7 @@ class Cluster(abc.ABC):
             raise ValueError(f"a cluster cannot have {n} workers")
 
         async def work() -> None:
-            if self._adaptive is not None:
-                await self._adaptive.stopped()
+            await self._adapt_no_more("")
             await self._scale_to(n)
 
         return self._maybe_sync(work(), timeout)
@@ -270,6 +281,7 @@ class Cluster(abc.ABC):
         minimum: int = 0,
         maximum: float = math.inf,
         *,
+        pool: str | None = None,
         minimum_jobs: int | None = None,
         maximum_jobs: int | None = None,
         minimum_cores: int | None = None,
@@ -296,6 +308,9 @@ class Cluster(abc.ABC):
         ----------
         minimum, maximum : int
             Fewest and most workers.
+        pool : str, optional
+            Which kind of job, where the cluster has several: each is adapted by itself, to its part
+            of the work.
         minimum_jobs, maximum_jobs : int, optional
             Fewest and most jobs.
         minimum_cores, maximum_cores : int, optional
@@ -339,7 +354,8 @@ class Cluster(abc.ABC):
         most = {"workers": maximum, "jobs": maximum_jobs, "cores": maximum_cores}
         least["memory"] = None if minimum_memory is None else hosts.parse_bytes(minimum_memory)
         most["memory"] = None if maximum_memory is None else hosts.parse_bytes(maximum_memory)
-        units = self._units()
+        pool = self._pool_called(pool)
+        units = self._units(pool)
         shape = units.shape()
         found = bounds(shape, _given(least), _given(most))
         adaptive = Adaptive(
@@ -352,10 +368,10 @@ class Cluster(abc.ABC):
             wait_count=wait_count,
             keep_idle=keep_idle,
             worker_key=worker_key,
-            former=self._adaptive,
+            former=self._adaptives.get(pool),
             **options,
         )
-        self._adaptive = adaptive
+        self._adaptives[pool] = adaptive
         self.loop.call_soon_threadsafe(adaptive.start)
         return adaptive
 
@@ -399,6 +415,17 @@ class Cluster(abc.ABC):
         if self.asynchronous:
             return work if limit is None else asyncio.wait_for(work, limit)
         return run_sync(self.loop, work, limit)
+
+    def _on_loop(self, function: Callable[[], None]) -> None:
+        """Call a function where nothing else changes the cluster meanwhile."""
+
+        async def work() -> None:
+            function()
+
+        if is_in_loop(self.loop):
+            function()
+        else:
+            run_sync(self.loop, work())
 
     def __repr__(self) -> str:
         nthreads = sum(worker.nthreads for worker in self.workers.values())
