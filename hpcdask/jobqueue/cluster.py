@@ -6,8 +6,9 @@ import asyncio
 import logging
 import math
 import os
+import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,16 +21,8 @@ from hpcdask.jobqueue.controller import job_of
 from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, Owner
 from hpcdask.jobqueue.job import Job
 from hpcdask.jobqueue.job_units import JobUnits
-from hpcdask.jobqueue.jobs_of_systems import (
-    HTCondorJob,
-    LSFJob,
-    MoabJob,
-    OARJob,
-    PBSJob,
-    SGEJob,
-    SLURMJob,
-)
 from hpcdask.jobqueue.keeper import Keeper
+from hpcdask.jobqueue.keywords import changed
 from hpcdask.jobqueue.queue import Queue
 from hpcdask.jobqueue.table import JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
@@ -40,7 +33,7 @@ from hpcdask.rendezvous import new_token
 from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 
-#: Of the jobs that `scale` is about.
+#: Of the jobs that the cluster itself describes.
 POOL = "workers"
 #: Seconds for cancelled jobs to leave the queue.
 _LEAVING = 8.0
@@ -133,16 +126,15 @@ class JobQueueCluster(Cluster):
         kind = job_cls or self.job_cls
         if kind is None:
             raise ConfigError("a JobQueueCluster needs a job_cls; or take SLURMCluster, say")
-        self._job = kind(
-            config_name=config_name, interface=interface, protocol=protocol, **job_kwargs
-        )
+        self._job_kwargs = {**job_kwargs, "interface": interface, "protocol": protocol}
+        self._job = kind(config_name=config_name, **self._job_kwargs)
+        self._pools = {POOL: self._job}
         section = f"jobqueue.{self._job.config_name}"
         self._interval: float = config.get(f"{section}.poll-interval")
         base = shared_temp_directory or config.get(f"{section}.shared-temp-directory")
         self._base = Path(base) if base else None
         self._folder = ClusterFolder.planned(self.name, self._base)
-        self._job.scheduler_file = os.fspath(self._folder.scheduler_file)
-        self._job.log_directory = self._job.log_directory or os.fspath(self._folder.logs)
+        self._place(self._job)
         self._scheduler_cls = scheduler_cls
         # Where the scheduler is: as given for it alone, else as for all.
         where = {"host": host} if host else {"interface": self._job.interface}
@@ -156,6 +148,11 @@ class JobQueueCluster(Cluster):
         self._has_folder = False  # or it is another cluster's
         self._begin()
 
+    def _place(self, job: Job) -> None:
+        """Tell a job where the scheduler's file is, and where to leave its log."""
+        job.scheduler_file = os.fspath(self._folder.scheduler_file)
+        job.log_directory = job.log_directory or os.fspath(self._folder.logs)
+
     # -- Life -------------------------------------------------------------------------------------
 
     async def _launch(self) -> None:
@@ -168,26 +165,16 @@ class JobQueueCluster(Cluster):
         )
         ClusterFolder.create(self.name, self._base).write_state(state)
         self._has_folder = True
-        self._make_log_directory()
         self._access = await self._start_scheduler()
         queue = Queue(self._job.system, Commands(), self._folder)
         self._keeper = Keeper(
             state, queue, self._folder, self._access, self._interval, self.workers
         )
-        self._keeper.add_pool(POOL, self._job)
+        for pool, job in self._pools.items():
+            self._keep(pool, job)
         self._keeper.start()
         if self._n_first_jobs:
-            await self._have_jobs(self._n_first_jobs)
-
-    def _make_log_directory(self) -> None:
-        """Most batch systems make none, and some fail all jobs then without a word."""
-        try:
-            os.makedirs(self._job.log_directory, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(
-                f"cannot make the folder {self._job.log_directory} for logs: {exc.strerror}; name "
-                "another with log_directory"
-            ) from exc
+            await self._have_jobs(POOL, self._n_first_jobs)
 
     async def _start_scheduler(self) -> SchedulerHere:
         scheduler = self._scheduler_cls(
@@ -222,6 +209,110 @@ class JobQueueCluster(Cluster):
         if self._closing is None and self.status == "running":
             asyncio.get_running_loop().create_task(self._close())
 
+    # -- Kinds of jobs ----------------------------------------------------------------------------
+
+    def add_pool(self, name: str, *, config_name: str | None = None, **job_kwargs: Any) -> None:
+        """Have jobs of another shape, too: on nodes with GPUs, say, or with much memory.
+
+        Each pool is scaled and adapted apart. A task runs on any worker that has the resources that
+        it asks for.
+
+        Parameters
+        ----------
+        name : str
+            Letters, digits, '.', '_' and '-'. It is part of the jobs' name, unless that is given.
+        config_name : str, optional
+            Section of the configuration to read. Without, what is not given here is as in the other
+            jobs of the cluster; with it, as configured in this section.
+        **job_kwargs
+            What each job asks for: parameters of the `Job` class.
+
+        Raises
+        ------
+        ConfigError
+            If there is a pool of that name, or such jobs cannot be.
+
+        Examples
+        --------
+        >>> cluster.add_pool("gpu", queue="gpu", cores=4, memory="32GB", resources={"GPU": 1},
+        ...                  processes=1, job_extra_directives=["--gres=gpu:1"])
+        >>> cluster.adapt(maximum_jobs=4, pool="gpu")
+        >>> client.submit(train, data, resources={"GPU": 1})
+        """
+        if not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name == "scheduler":
+            raise ConfigError(
+                f"{name!r} cannot be the name of a pool of workers: begin with a letter, and go on "
+                "with letters, digits, '.', '_' and '-'"
+            )
+        if name in self._pools:
+            raise ConfigError(f"{self.name} has a pool {name!r} already; choose another name")
+        given = {} if config_name else self._job_kwargs
+        if config_name:
+            common = {key: self._job_kwargs[key] for key in ("interface", "protocol")}
+            job_kwargs = {**common, **job_kwargs}
+        job = type(self._job)(
+            config_name=config_name or self._job.config_name, **changed(given, job_kwargs)
+        )
+        if job.job_name == self._job.job_name:
+            job.job_name = f"{job.job_name}-{name}"
+        self._place(job)
+
+        def add() -> None:
+            if self._closing is not None:
+                raise LaunchError(f"{self.name} is closed; make a new one")
+            if self._keeper is not None:
+                self._keep(name, job)
+            self._pools[name] = job
+
+        self._on_loop(add)
+
+    def _keep(self, pool: str, job: Job) -> None:
+        """Be ready for jobs of a kind."""
+        try:
+            # Most batch systems make none, and some fail all jobs then without a word.
+            os.makedirs(job.log_directory, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot make the folder {job.log_directory} for logs: {exc.strerror}; name "
+                "another with log_directory"
+            ) from exc
+        self._jobs.add_pool(pool, job)
+
+    def remove_pool(self, name: str) -> Any:
+        """Have no jobs of a shape any more: those that there are hand over and end, as by `scale`.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such pool, or it is the first one, which every cluster has.
+        """
+        pool = self._pool_called(name)
+        if pool == POOL:
+            raise ConfigError(f"pool {POOL!r} is the cluster's own; scale it to 0 in its place")
+
+        async def work() -> None:
+            await self._adapt_no_more(pool)
+            if self._keeper is not None:
+                self._keeper.remove_pool(pool)
+            del self._pools[pool]
+
+        return self._done(work())
+
+    @property
+    def pools(self) -> dict[str, Job]:
+        """The kinds of jobs by name, with what each asks for; the first one is "workers"."""
+        return dict(self._pools)
+
+    def _pool_called(self, name: str | None) -> str:
+        if name is None:
+            return POOL
+        if name not in self._pools:
+            raise ConfigError(
+                f"{self.name} has no pool {name!r}; it has {', '.join(self._pools)}, and add_pool "
+                "makes another"
+            )
+        return name
+
     # -- More and fewer jobs ----------------------------------------------------------------------
 
     @property
@@ -232,13 +323,15 @@ class JobQueueCluster(Cluster):
 
     def _jobs_for(
         self,
+        pool: str = POOL,
+        *,
         n: int | None = None,
         jobs: int | None = None,
         memory: int | str | None = None,
         cores: int | None = None,
     ) -> int:
-        """Jobs that have all of this."""
-        job, needs = self._job, []
+        """Jobs of a pool that have all of this."""
+        job, needs = self._pools[pool], []
         if n is not None:
             needs.append(n / job.n_workers)
         if jobs is not None:
@@ -253,13 +346,13 @@ class JobQueueCluster(Cluster):
             raise ValueError(f"a cluster cannot have {math.floor(min(needs))} jobs")
         return math.ceil(max(needs))
 
-    async def _have_jobs(self, n: int) -> None:
+    async def _have_jobs(self, pool: str, n: int) -> None:
         """Want so many jobs, without the idle ones first; raise what is refused at once."""
         idle: list[str] = []
-        if n < self._jobs.controller.wanted(POOL):
+        if n < self._jobs.controller.wanted(pool):
             stock = await self._take_stock()
-            idle = idle_units(stock, self._units().fleet(stock).units)
-        await self._jobs.scale(POOL, n, idle=idle)
+            idle = idle_units(stock, self._units(pool).fleet(stock).units)
+        await self._jobs.scale(pool, n, idle=idle)
 
     def scale(  # type: ignore[override]
         self,
@@ -268,12 +361,14 @@ class JobQueueCluster(Cluster):
         memory: int | str | None = None,
         cores: int | None = None,
         timeout: float | str | None = None,
+        *,
+        pool: str | None = None,
     ) -> Any:
         """Have so many workers, jobs, or jobs with so much memory or so many cores.
 
         Returns as soon as the batch system has taken the jobs; `wait_for_workers` waits until they
         run. Of jobs that are too many, those that wait go first. Workers hand over what only they
-        hold before they end. What `adapt` has begun ends.
+        hold before they end. What `adapt` has begun for these jobs ends.
 
         Parameters
         ----------
@@ -286,30 +381,46 @@ class JobQueueCluster(Cluster):
             CPUs, likewise.
         timeout : float or str, optional
             For the batch system's answer; it is not waited for longer than a few seconds.
+        pool : str, optional
+            Which kind of job, as named by `add_pool`; without, the cluster's first. All numbers are
+            those of this pool.
 
         Raises
         ------
         SubmitError
             If the batch system refuses the jobs, in its own words.
         """
-        n_jobs = self._jobs_for(n, jobs, memory, cores)
+        name = self._pool_called(pool)
+        n_jobs = self._jobs_for(name, n=n, jobs=jobs, memory=memory, cores=cores)
 
         async def work() -> None:
             await self._started()
             if self._closing is not None:
                 raise LaunchError(f"{self.name} is closed; make a new one")
-            if self._adaptive is not None:
-                await self._adaptive.stopped()
-            await self._have_jobs(n_jobs)
+            await self._adapt_no_more(name)
+            await self._have_jobs(name, n_jobs)
 
+        return self._done(work(), timeout)
+
+    def _done(
+        self, work: Coroutine[Any, Any, None], timeout: float | str | None = None
+    ) -> asyncio.Future[None] | None:
+        """Do it; on the cluster's loop also if nobody awaits it."""
         if not self.asynchronous:
-            return self._maybe_sync(work(), timeout)
-        task = asyncio.ensure_future(self._maybe_sync(work(), timeout))  # also if nobody awaits it
+            self._maybe_sync(work, timeout)
+            return None
+        task: asyncio.Future[None] = asyncio.ensure_future(self._maybe_sync(work, timeout))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    def _units(self) -> JobUnits:
-        return JobUnits(self._jobs, POOL)
+    def _units(self, pool: str) -> JobUnits:
+        return JobUnits(self._jobs, pool, self._open_pools)
+
+    def _open_pools(self) -> list[str]:
+        """Those that have or get workers; one that is not adapted has its part of the work, too."""
+        adapted = {pool for pool, each in list(self._adaptives.items()) if each.state != "stopped"}
+        wanted = self._jobs.controller.wanted
+        return [pool for pool in self._pools if pool in adapted or wanted(pool)]
 
     def _worker_shape(self) -> UnitShape:
         job = self._job
@@ -320,12 +431,12 @@ class JobQueueCluster(Cluster):
         )
 
     async def _start_workers(self, n: int) -> None:
-        await self._units().grow(self._jobs_for(n))
+        await self._units(POOL).grow(self._jobs_for(n=n))
 
     async def _retire_workers(
         self, names: Collection[str], timeout: float = RETIREMENT, patience: float | None = PATIENCE
     ) -> None:
-        await self._units().shrink({job_of(name) for name in names})
+        await self._units(POOL).shrink({job_of(name) for name in names})
 
     async def _until_registered(self, n_workers: int, limit: float | None) -> None:
         await self._jobs.until_registered(n_workers, limit)
@@ -340,14 +451,39 @@ class JobQueueCluster(Cluster):
     def jobs(self) -> JobTable:
         """The jobs that are, and the last that have ended: rows that show as a table.
 
-        Each has `id`, `state`, `reason`, `node`, `elapsed`, `left`, `workers` and `log`, as the
-        batch system has told last, which is a few seconds ago.
+        Each has `id`, `pool`, `state`, `reason`, `node`, `elapsed`, `left`, `workers` and `log`, as
+        the batch system has told last, which is a few seconds ago.
         """
         return JobTable() if self._keeper is None else self._keeper.jobs()
 
-    def job_script(self) -> str:
-        """The script that each job runs."""
-        return self._job.script()
+    def wait_for_workers(
+        self, n_workers: int, timeout: float | str | None = None, *, pool: str | None = None
+    ) -> Any:
+        """Wait until so many workers have registered.
+
+        Parameters
+        ----------
+        n_workers : int
+        timeout : float or str, optional
+        pool : str, optional
+            Count those in jobs of this kind only.
+
+        Raises
+        ------
+        JobError
+            If they will not come: why, and the last lines of a log.
+        WaitTimeoutError
+            If they do not come in time.
+        """
+        if pool is None:
+            return super().wait_for_workers(n_workers, timeout)
+        limit = None if timeout is None else hosts.parse_timedelta(timeout)
+        name = self._pool_called(pool)
+        return self._maybe_sync(self._jobs.until_registered(n_workers, limit, name))
+
+    def job_script(self, pool: str | None = None) -> str:
+        """The script that each job runs, of the first kind or of another."""
+        return self._pools[self._pool_called(pool)].script()
 
     @property
     def job_header(self) -> str:
@@ -430,45 +566,3 @@ def _checked_options(options: Mapping[str, Any], protocol: str | None) -> dict[s
         raise ConfigError(f"{protocol!r} is no protocol between hosts; there is tcp")
     others = {k: v for k, v in options.items() if k not in ("dashboard_address", "protocol")}
     return {**others, "protocol": "tcp"}
-
-
-class SLURMCluster(JobQueueCluster):
-    """A cluster in jobs of Slurm; parameters as of `JobQueueCluster` and `SLURMJob`."""
-
-    job_cls = SLURMJob
-
-
-class PBSCluster(JobQueueCluster):
-    """A cluster in jobs of PBS; parameters as of `JobQueueCluster` and `PBSJob`."""
-
-    job_cls = PBSJob
-
-
-class SGECluster(JobQueueCluster):
-    """A cluster in jobs of Grid Engine; parameters as of `JobQueueCluster` and `SGEJob`."""
-
-    job_cls = SGEJob
-
-
-class LSFCluster(JobQueueCluster):
-    """A cluster in jobs of LSF; parameters as of `JobQueueCluster` and `LSFJob`."""
-
-    job_cls = LSFJob
-
-
-class OARCluster(JobQueueCluster):
-    """A cluster in jobs of OAR; parameters as of `JobQueueCluster` and `OARJob`."""
-
-    job_cls = OARJob
-
-
-class HTCondorCluster(JobQueueCluster):
-    """A cluster in jobs of HTCondor; parameters as of `JobQueueCluster` and `HTCondorJob`."""
-
-    job_cls = HTCondorJob
-
-
-class MoabCluster(JobQueueCluster):
-    """A cluster in jobs of Moab; parameters as of `JobQueueCluster` and `MoabJob`."""
-
-    job_cls = MoabJob

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hpcdask.jobqueue.controller import JobRecord
+from hpcdask.jobqueue.shares import Division, share
 from hpcdask.jobqueue.status import Phase
 from hpcdask.launchers.units import Fleet, QueuedUnits, Unit, UnitShape
 from hpcdask.resources import checked_resources
@@ -27,10 +28,12 @@ class JobUnits(QueuedUnits):
         Of all jobs.
     pool : str
         Which of them.
+    open_pools : callable
+        Returns the names of all pools that are there for some part of the work.
     """
 
-    def __init__(self, keeper: Keeper, pool: str) -> None:
-        self._keeper, self._pool = keeper, pool
+    def __init__(self, keeper: Keeper, pool: str, open_pools: Callable[[], Sequence[str]]) -> None:
+        self._keeper, self._pool, self._open_pools = keeper, pool, open_pools
 
     @property
     def _state(self) -> Pool:
@@ -68,6 +71,15 @@ class JobUnits(QueuedUnits):
             n_starting=len(starting),
             strangers=tuple(w.name for w in stock.workers if w.name not in of_jobs),
         )
+
+    def demand(self, stock: Stock) -> Stock:
+        pools, jobs = self._keeper.pools, self._keeper.controller.jobs.values()
+        division = Division(
+            open=self._open_pools(),
+            resources={name: checked_resources(job.resources) for name, job in pools.items()},
+            homes={name: job.pool for job in jobs for name in job.workers},
+        )
+        return share(stock, self._pool, division)
 
     async def grow(self, n: int) -> None:
         await self._keeper.scale(self._pool, self._state.n_wanted + n, forgives=False)

@@ -103,6 +103,7 @@ class Keeper:
     ----------
     controller : Controller
     pools : dict of str to Job
+        The kinds of jobs that may be asked for.
     members : dict of str to Member
         By name, the workers that have registered, those of other origin too.
     """
@@ -122,6 +123,7 @@ class Keeper:
             limits = replace(limits, max_array=1)
         self.controller = Controller(limits)
         self.pools: dict[str, Job] = {}
+        self._kinds: dict[str, Job] = {}  # those that were, too
         self.members: dict[str, Member] = {}
         self._state, self._queue, self._folder = state, queue, folder
         self._scheduler, self._interval, self._workers = scheduler, interval, workers
@@ -148,9 +150,15 @@ class Keeper:
 
     def add_pool(self, name: str, job: Job) -> None:
         """Have one more kind of job."""
-        self.pools[name] = job
         shape = Shape(n_workers=job.n_workers, walltime=job.walltime, margin=_margin(job.walltime))
         self.controller.add_pool(name, shape)
+        self.pools[name] = self._kinds[name] = job
+        self._unsaved.set()
+
+    def remove_pool(self, name: str) -> None:
+        """Have a kind of job no more; those that there are end."""
+        self._tell(self.controller.scale, name, 0)
+        del self.pools[name]
         self._unsaved.set()
 
     async def scale(self, pool: str, n_jobs: int, **how: Any) -> None:
@@ -193,7 +201,7 @@ class Keeper:
         return JobTable(
             JobRow.of(
                 each,
-                n_workers=self.pools[each.pool].n_workers,
+                n_workers=self._kinds[each.pool].n_workers,
                 logs=self._logs_of(each.pool, each.id),
                 is_live=each.id in self.controller.jobs,
             )
@@ -201,10 +209,19 @@ class Keeper:
         )
 
     def _logs_of(self, pool: str, id: str) -> Sequence[str]:
-        return [os.fspath(path) for path in self.pools[pool].log_paths(id)]
+        return [os.fspath(path) for path in self._kinds[pool].log_paths(id)]
 
-    async def until_registered(self, n_workers: int, limit: float | None) -> None:
-        """Wait for workers.
+    def n_workers(self, pool: str | None = None) -> int:
+        """Workers that have registered: all that there are, or those in jobs of a pool."""
+        if pool is None:
+            return len(self.members)
+        jobs = self.controller.jobs.values()
+        return sum(len(job.workers) for job in jobs if job.pool == pool)
+
+    async def until_registered(
+        self, n_workers: int, limit: float | None, pool: str | None = None
+    ) -> None:
+        """Wait for workers, of any origin or of one pool.
 
         Raises
         ------
@@ -214,15 +231,16 @@ class Keeper:
             If they do not come within `limit` seconds.
         """
         deadline = self.now() + (math.inf if limit is None else limit)
-        while len(self.members) < n_workers:
+        while (n_there := self.n_workers(pool)) < n_workers:
             news = self._news
-            if why := self.controller.why_not(self.now(), n_workers):
+            if why := self.controller.why_not(self.now(), n_workers, pool):
                 raise JobError(await self._with_log(why))
             left = deadline - self.now()
             if left <= 0:
-                jobs = summary([each for each in self.jobs() if each.is_live])
+                live = [each for each in self.jobs() if each.is_live]
+                jobs = summary([each for each in live if pool in (None, each.pool)])
                 raise WaitTimeoutError(
-                    f"{len(self.members)} of {n_workers} workers have registered within "
+                    f"{n_there} of {n_workers} workers have registered within "
                     f"{limit:g} s; jobs: {jobs or 'none'}"
                 )
             with contextlib.suppress(asyncio.TimeoutError):
@@ -334,7 +352,7 @@ class Keeper:
             job.phase is Phase.RUNNING
             and job.is_wanted
             and not job.absence.all.n
-            and len(job.workers) >= self.pools[job.pool].n_workers
+            and len(job.workers) >= self._kinds[job.pool].n_workers
             for job in self.controller.jobs.values()
         )
 
@@ -395,7 +413,7 @@ class Keeper:
         try:
             async with self._one_submission:
                 ids = await self._queue.submit(
-                    self.pools[action.pool], action.count, _script_name(action)
+                    self._kinds[action.pool], action.count, _script_name(action)
                 )
         except SubmitError as exc:
             # Where somebody has just asked for jobs, it is raised.
@@ -423,7 +441,7 @@ class Keeper:
 
     async def _cancel(self, action: Cancel) -> None:
         records = {job.id: job for job in self.controller.history} | self.controller.jobs
-        for name, job in self.pools.items():
+        for name, job in self._kinds.items():
             if ids := [id for id in action.ids if id in records and records[id].pool == name]:
                 await self._queue.cancel(job, ids)
         self._look_within(_SOON)
@@ -448,7 +466,8 @@ class Keeper:
 
     def _current_state(self) -> ClusterState:
         pools = {}
-        for name in self.pools:
+        # Of one that was removed, jobs may be there that hand over.
+        for name in dict.fromkeys([*self.pools, *(j.pool for j in self.controller.jobs.values())]):
             jobs, leaving = self.controller.to_adopt(name)
             pools[name] = PoolState(self.controller.wanted(name), tuple(jobs), tuple(leaving))
         return replace(self._state, pools=pools)

@@ -75,7 +75,8 @@ class Cluster(abc.ABC):
         self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._scaling: asyncio.Lock | None = None
-        self._adaptive: _Adaptive | None = None
+        #: By pool; most clusters have one, without a name.
+        self._adaptives: dict[str, _Adaptive] = {}
         #: Set by `_launch`.
         self._access: SchedulerAccess | None = None
         self._ends_with_program = True
@@ -125,8 +126,14 @@ class Cluster(abc.ABC):
     def _worker_shape(self) -> UnitShape:
         """What one more worker brings, as far as that is known before it is there."""
 
-    def _units(self) -> Units:
-        """What `adapt` may start and end; by default single workers."""
+    def _pool_called(self, name: str | None) -> str:
+        """The pool that a user means; none is the first."""
+        if name:
+            raise ConfigError(f"a {type(self).__name__} has no pools; leave pool={name!r} out")
+        return ""
+
+    def _units(self, pool: str) -> Units:
+        """What `adapt` may start and end in a pool; by default single workers."""
         return WorkerUnits(self)
 
     def _members_of(self, name: Any) -> tuple[str, ...]:
@@ -202,6 +209,11 @@ class Cluster(abc.ABC):
             elif missing < 0:
                 await self._retire_workers(self._surplus(-missing))
 
+    async def _adapt_no_more(self, pool: str) -> None:
+        adaptive = self._adaptives.pop(pool, None)
+        if adaptive is not None:
+            await adaptive.stopped()
+
     async def _close(self) -> None:
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close_once())
@@ -209,8 +221,8 @@ class Cluster(abc.ABC):
 
     async def _close_once(self) -> None:
         self.status = "closing"
-        if self._adaptive is not None:
-            await self._adaptive.stopped()
+        for adaptive in list(self._adaptives.values()):
+            await adaptive.stopped()
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait({self._starting})
@@ -288,8 +300,7 @@ class Cluster(abc.ABC):
         n_units = bounds(self._worker_shape(), least, {}).least
 
         async def work() -> None:
-            if self._adaptive is not None:
-                await self._adaptive.stopped()
+            await self._adapt_no_more("")
             await self._scale_to(n_units)
 
         return self._maybe_sync(work(), timeout)
@@ -299,6 +310,7 @@ class Cluster(abc.ABC):
         minimum: int = 0,
         maximum: float = math.inf,
         *,
+        pool: str | None = None,
         minimum_jobs: int | None = None,
         maximum_jobs: int | None = None,
         minimum_cores: int | None = None,
@@ -325,6 +337,9 @@ class Cluster(abc.ABC):
         ----------
         minimum, maximum : int
             Fewest and most workers.
+        pool : str, optional
+            Which kind of job, where the cluster has several: each is adapted by itself, to its part
+            of the work.
         minimum_jobs, maximum_jobs : int, optional
             Fewest and most jobs.
         minimum_cores, maximum_cores : int, optional
@@ -368,7 +383,8 @@ class Cluster(abc.ABC):
         most = {"workers": maximum, "jobs": maximum_jobs, "cores": maximum_cores}
         least["memory"] = None if minimum_memory is None else hosts.parse_bytes(minimum_memory)
         most["memory"] = None if maximum_memory is None else hosts.parse_bytes(maximum_memory)
-        units = self._units()
+        pool = self._pool_called(pool)
+        units = self._units(pool)
         shape = units.shape()
         found = bounds(shape, _given(least), _given(most))
         adaptive = Adaptive(
@@ -381,10 +397,10 @@ class Cluster(abc.ABC):
             wait_count=wait_count,
             keep_idle=keep_idle,
             worker_key=worker_key,
-            former=self._adaptive,
+            former=self._adaptives.get(pool),
             **options,
         )
-        self._adaptive = adaptive
+        self._adaptives[pool] = adaptive
         self.loop.call_soon_threadsafe(adaptive.start)
         return adaptive
 
@@ -428,6 +444,17 @@ class Cluster(abc.ABC):
         if self.asynchronous:
             return work if limit is None else asyncio.wait_for(work, limit)
         return run_sync(self.loop, work, limit)
+
+    def _on_loop(self, function: Callable[[], None]) -> None:
+        """Call a function where nothing else changes the cluster meanwhile."""
+
+        async def work() -> None:
+            function()
+
+        if is_in_loop(self.loop):
+            function()
+        else:
+            run_sync(self.loop, work())
 
     def __repr__(self) -> str:
         nthreads = sum(getattr(worker, "nthreads", 0) for worker in self.workers.values())

@@ -31,6 +31,7 @@ class WorkerStock(NamedTuple):
     seconds: float = 0.0  # of known work that it has been given
     n_runnable: int = 0  # tasks that run there or could
     is_busy: bool = False  # it has a task
+    is_bound: bool = False  # not all of its tasks could run on any worker
     is_leaving: bool = False
     resources: tuple[tuple[str, float], ...] = ()
     taken: tuple[tuple[str, float], ...] = ()  # of these, by tasks that run
@@ -137,11 +138,20 @@ def _look_at(
         seconds=seconds,
         n_runnable=record.n_runnable,
         is_busy=bool(record.processing),
+        is_bound=_is_bound(record),
         is_leaving=record.is_leaving,
         resources=info.resources,
         taken=tuple((name, have - record.resources[name]) for name, have in info.resources),
         group=None if worker_key is None else worker_key(info),
     )
+
+
+def _is_bound(record: WorkerRecord) -> bool:
+    if not record.lanes:
+        return False
+    sample = [*islice(record.processing, _SAMPLE + 1)]
+    # Of so many, most likely one is.
+    return len(sample) > _SAMPLE or any(task.lane.restriction for task in sample)
 
 
 def _unknown(record: WorkerRecord) -> Running | None:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,29 +24,12 @@ from hpcdask.errors import (
 )
 from hpcdask.jobqueue.commands import Commands
 from hpcdask.jobqueue.folder import ClusterFolder
-from hpcdask.jobqueue.pacing import Pace
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for anything; a loaded machine is slow.
 PATIENCE = 60.0
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    """A queue of its own; at the end no job may be left."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__POLL_INTERVAL", "0.2s")
-    # Commands of a few lines need no rest.
-    monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", functools.partial(Pace, burst=10_000))
-    folder = tmp_path / "queue"
-    folder.mkdir()
-    made = Queue(folder)
-    yield made
-    left = made.end()
-    assert left == []
 
 
 def ids(cluster: QueueCluster, state: str = "running") -> list[str]:

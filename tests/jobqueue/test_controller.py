@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpcdask.errors import LaunchError
+from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.jobqueue.controller import (
     Action,
     AskEnds,
@@ -189,7 +189,7 @@ def test_pools_are_scaled_apart() -> None:
     assert queue.tick(0) == [Submit(2, "gpu", 2)]
     queue.submitted(1, 2, ["5_0", "5_1"])
     assert [row.pool for row in queue.controller.rows(1)] == ["gpu", "gpu"]
-    with pytest.raises(ValueError, match="a pool 'gpu' already"):
+    with pytest.raises(ValueError, match="jobs of a pool 'gpu' still"):
         queue.controller.add_pool("gpu", Shape(n_workers=1, walltime=60.0))
 
 
@@ -1037,3 +1037,20 @@ def test_a_thousand_jobs_are_no_burden() -> None:
             for n in range(4):
                 queue.controller.worker_joined(2, f"{id}-{n}")
     assert n_looked_at < 20
+
+
+def test_a_pool_takes_the_place_of_one_of_which_there_are_no_jobs():
+    queue = Queue()
+    queue.has(["5_0"])
+    other = Shape(n_workers=4, walltime=60.0)
+    for now, what_is_left in [(1.0, "a wanted job"), (2.0, "one that ends")]:
+        with pytest.raises(ConfigError, match="jobs of a pool 'cpu' still"):
+            queue.controller.add_pool("cpu", other)
+        queue.scale(now, 0)
+        assert queue.controller.jobs, what_is_left
+    queue.ends(3.0, "5_0", End.CANCELLED)
+    queue.controller.add_pool("cpu", other)
+    [submit] = queue.scale(4.0, 1)
+    assert queue.controller.pools["cpu"].shape == other
+    assert submit.count == 1
+    assert [row.pool for row in queue.controller.rows(5.0)] == ["cpu"], "one that has ended"
