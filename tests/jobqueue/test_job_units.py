@@ -26,7 +26,7 @@ class Jobs:
         self.controller.add_pool("workers", Shape(n_workers=2, walltime=3600.0))
         self.pools = {"workers": SimpleNamespace()}
         self.time = 0.0
-        self.units = JobUnits(self, "workers")  # type: ignore[arg-type]
+        self.units = JobUnits(self, "workers", lambda: ["workers"])  # type: ignore[arg-type]
 
     def now(self) -> float:
         return self.time
