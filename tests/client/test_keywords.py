@@ -67,8 +67,8 @@ def test_adapt_takes_what_theirs_takes() -> None:
     decides = parameters(distributed, "deploy.Adaptive.__init__") - {"self", "cluster"}
     theirs = parameters(distributed, "LocalCluster.adapt") | decides
     assert theirs <= ours
-    # As dask-jobqueue has them, and one of our own.
-    assert ours - theirs == {"minimum_jobs", "maximum_jobs", "keep_idle"}
+    # As dask-jobqueue has them, and two of our own.
+    assert ours - theirs == {"minimum_jobs", "maximum_jobs", "keep_idle", "pool"}
 
 
 def test_an_ssh_cluster_takes_what_theirs_takes() -> None:
