@@ -398,7 +398,8 @@ class JobQueueCluster(Cluster):
             if self._closing is not None:
                 raise LaunchError(f"{self.name} is closed; make a new one")
             await self._adapt_no_more(name)
-            await self._have_jobs(name, n_jobs)
+            # Again: a removal that was not awaited may have come first.
+            await self._have_jobs(self._pool_called(name), n_jobs)
 
         return self._done(work(), timeout)
 

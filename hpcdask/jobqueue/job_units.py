@@ -81,6 +81,9 @@ class JobUnits(QueuedUnits):
         )
         return share(stock, self._pool, division)
 
+    def title(self, cluster: str) -> str:
+        return f"pool {self._pool} of {cluster}" if len(self._keeper.pools) > 1 else cluster
+
     async def grow(self, n: int) -> None:
         await self._keeper.scale(self._pool, self._state.n_wanted + n, forgives=False)
 

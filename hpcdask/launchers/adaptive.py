@@ -101,6 +101,10 @@ class Adaptive:
         self._failures = 0  # in a row, of starting workers
         self._pause_until = 0.0
 
+    @property
+    def _title(self) -> str:
+        return self._units.title(self.cluster.name)
+
     # -- Life -------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -111,7 +115,7 @@ class Adaptive:
     def stop(self, reason: str = "asked to stop") -> None:
         """Let the cluster be as it is; what has begun is finished."""
         if self.state != "stopped":
-            log.info("%s adapts no more: %s", self.cluster.name, reason)
+            log.info("%s adapts no more: %s", self._title, reason)
         self.state = "stopped"
         if self._task is not None:
             self.cluster.loop.call_soon_threadsafe(self._task.cancel)
@@ -135,7 +139,7 @@ class Adaptive:
             try:
                 await self._look()
             except Exception as exc:  # a scheduler that is busy, or away for a moment
-                log.warning("%s could not be adapted: %s", self.cluster.name, exc)
+                log.warning("%s could not be adapted: %s", self._title, exc)
             await asyncio.sleep(self.interval)
 
     # -- What it does at each look ----------------------------------------------------------------
@@ -185,7 +189,7 @@ class Adaptive:
 
     def _note(self, what: dict[str, Any]) -> None:
         self.log.append((time.time(), what))
-        log.info("%s adapts: %s; %s", self.cluster.name, in_words(what), self._stock)
+        log.info("%s adapts: %s; %s", self._title, in_words(what), self._stock)
 
     def _change(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that may take long, while looking on."""
@@ -207,7 +211,7 @@ class Adaptive:
         try:
             await work
         except Exception as exc:
-            log.warning("%s could not be made smaller: %s", self.cluster.name, exc)
+            log.warning("%s could not be made smaller: %s", self._title, exc)
 
     # -- What a derived class may change ----------------------------------------------------------
 
@@ -244,10 +248,7 @@ class Adaptive:
         await self._units.shrink([u.name for u in self._fleet.units if gone & set(u.workers)])
 
     def __repr__(self) -> str:
-        return (
-            f"<Adaptive {self.cluster.name}, {self.minimum} to {self.maximum} workers, "
-            f"{self.state}>"
-        )
+        return f"<Adaptive {self._title}, {self.minimum} to {self.maximum} workers, {self.state}>"
 
 
 def in_words(what: dict[str, Any]) -> str:

@@ -99,6 +99,10 @@ class Units(abc.ABC):
         """Of all work, what these units are for; a pool gives its part."""
         return stock
 
+    def title(self, cluster: str) -> str:
+        """What is adapted, for messages, given the name of the cluster."""
+        return cluster
+
     def keep_idle(self) -> float:
         """Seconds for which units without work are kept if the user does not say."""
         return 0.0

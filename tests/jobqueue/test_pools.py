@@ -60,7 +60,8 @@ def test_a_task_that_asks_for_a_gpu_brings_a_job_of_that_pool_and_no_other(queue
     with QueueCluster(queue) as cluster, Client(cluster) as client:
         cluster.add_pool("gpu", **GPU)
         cluster.adapt(maximum=2, **EAGER)
-        cluster.adapt(maximum=2, pool="gpu", **EAGER)
+        adaptive = cluster.adapt(maximum=2, pool="gpu", **EAGER)
+        assert repr(adaptive).startswith(f"<Adaptive pool gpu of {cluster.name}, 0 to 2 workers")
         plain = client.submit(sum, [1, 2])
         assert plain.result(timeout=PATIENCE) == 3
         assert {job.pool for job in cluster.jobs()} == {"workers"}
@@ -152,5 +153,7 @@ async def test_pools_of_a_cluster_on_the_loop_of_its_maker(queue: Queue):
         await cluster.scale(1, pool="late")
         assert [job.pool for job in cluster.jobs()] == ["early", "late"]
         cluster.remove_pool("early")  # acts, awaited or not
+        with pytest.raises(ConfigError, match="no pool 'early'"):
+            await cluster.scale(1, pool="early")
         await cluster.remove_pool("late")
         assert list(cluster.pools) == ["workers"]
