@@ -272,7 +272,8 @@ class ClusterCalls(Connection):
         limit = self._timeout if timeout is None else self._seconds(timeout)
 
         async def work() -> None:
-            if self.cluster is not None and hasattr(self.cluster, "_close"):
+            is_ours = hasattr(self.cluster, "_close") and self.cluster.status != "detached"
+            if is_ours:
                 await self._close()
                 await self.cluster._close()
                 return

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from hpcdask.errors import StatusError
@@ -80,8 +81,17 @@ class Commands:
     ) -> None:
         self._pace, self._timeout, self._environ = pace or Pace(), timeout, environ
 
-    async def run(self, command: Sequence[str], submits: bool = False) -> Answer:
+    async def run(
+        self, command: Sequence[str], submits: bool = False, answer: Path | None = None
+    ) -> Answer:
         """Run a command and wait for its end.
+
+        Parameters
+        ----------
+        submits : bool
+            As of `environment`.
+        answer : Path, optional
+            A file, mode 0600, that keeps what it says, also when we are gone by then.
 
         Raises
         ------
@@ -93,7 +103,7 @@ class Commands:
         await asyncio.sleep(self._pace.take(time.monotonic()))
         environ = environment(os.environ if self._environ is None else self._environ, submits)
         # To files and not to pipes: PBS's qsub leaves a process behind that would keep them open.
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with _output(answer) as out, _output() as err:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -120,6 +130,12 @@ class Commands:
                         os.killpg(process.pid, signal.SIGKILL)
                     await process.wait()
             return Answer(code, _text(out), _text(err))
+
+
+def _output(path: Path | None = None) -> IO[bytes]:
+    if path is None:
+        return tempfile.TemporaryFile()
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b")
 
 
 def _text(file: IO[bytes]) -> str:

@@ -118,6 +118,15 @@ class Controller:
             record.troubles.forgive()
         self._balance(now, record, idle)
 
+    def hold(self, now: float, pool: str, is_held: bool) -> None:
+        """Submit nothing of a pool for a while, since it could not work: or do so again.
+
+        What ends meanwhile has not failed.
+        """
+        self._now = now
+        self.pools[pool].is_held = is_held
+        self._balance(now, self.pools[pool])
+
     def release(self, now: float, ids: Collection[str]) -> None:
         """Want these no more, and so many fewer of their pools."""
         self._now = now
@@ -340,7 +349,10 @@ class Controller:
         del self.jobs[job.id], pool.jobs[job.id]
         self.leftovers.add(now, job, job.end(now, status, is_presumed))
         self._history.add(now, job)
-        if job.is_wanted and not (was_due and job.has_reported):
+        has_finished = status.end is End.COMPLETED and job.has_reported
+        if pool.shape.is_service and job.is_wanted and has_finished:
+            pool.n_wanted = max(pool.n_wanted - 1, 0)
+        elif job.is_wanted and not pool.is_held and not (was_due and job.has_reported):
             pool.troubles.job_lost(now, job)
         if status.end is End.LAUNCH_FAILED:
             # Grid Engine keeps such a job in its queue until it is deleted.
@@ -468,7 +480,7 @@ class Controller:
     def _give_up(self, now: float, pool: Pool) -> None:
         """Cancel jobs that run, or are started again and again, and bring no worker."""
         for job in list(pool.jobs.values()):
-            if not job.is_wanted:
+            if not job.is_wanted or pool.is_held:
                 continue
             if job.n_silent_lives >= self.limits.max_failures:
                 why = f"it was started {job.n_silent_lives} times"
@@ -477,7 +489,8 @@ class Controller:
             else:
                 continue
             self._give_back(now, [job])
-            pool.troubles.fell_silent(now, job, f"job {job.id}: {why} without a worker")
+            what = "an answer" if pool.shape.is_service else "a worker"
+            pool.troubles.fell_silent(now, job, f"job {job.id}: {why} without {what}")
 
     def _give_back(self, now: float, jobs: Iterable[JobRecord]) -> None:
         """Want jobs no more: their workers hand over first."""

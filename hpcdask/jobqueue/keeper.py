@@ -18,6 +18,7 @@ from typing import Any
 
 from hpcdask import config
 from hpcdask.errors import HpcdaskError, JobError, StatusError, SubmitError, WaitTimeoutError
+from hpcdask.jobqueue.clearing import in_short
 from hpcdask.jobqueue.controller import (
     Action,
     AskEnds,
@@ -26,13 +27,14 @@ from hpcdask.jobqueue.controller import (
     Find,
     Limits,
     Retire,
-    Shape,
     Submit,
     job_of,
 )
 from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, PoolState
 from hpcdask.jobqueue.job import Job
 from hpcdask.jobqueue.queue import Queue, UnclearError
+from hpcdask.jobqueue.scheduler_job import SCHEDULER, SchedulerInJob
+from hpcdask.jobqueue.scheduler_watch import SchedulerWatch
 from hpcdask.jobqueue.status import Phase
 from hpcdask.jobqueue.table import JobRow, JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT
@@ -59,6 +61,8 @@ _UNHURRIED = 24 * 3600.0
 _TAIL, _TAIL_BYTES = 20, 16384
 #: Seconds that a file server may take to write a small file, when nobody can wait any longer.
 _WRITING = 3.0
+#: Seconds for the scheduler's job to start, before it is said what it waits for.
+_PATIENT = 10.0
 #: Seconds for a log to come: PBS copies it after the end, and file systems of networks are late.
 _LOG_COMES = 3.0
 
@@ -80,13 +84,18 @@ def next_look(quiet: float, is_steady: bool, interval: float) -> float:
     return min(max(interval, quiet * _SLOWER), max(interval, _STEADY))
 
 
+class _AnothersError(Exception):
+    """The cluster is kept by somebody else."""
+
+
 class Keeper:
     """Has as many jobs in the queue as are wanted.
 
     Parameters
     ----------
     state : ClusterState
-        What others are told of the cluster; its pools are filled in.
+        What others are told of the cluster; its pools are filled in. If it has some, their jobs
+        are those to `adopt`.
     queue : Queue
         Of the batch system.
     folder : ClusterFolder
@@ -98,6 +107,9 @@ class Keeper:
         By name, the workers of its jobs; it is filled here.
     limits : Limits, optional
         Of the controller.
+    on_end : callable, optional
+        Called with a reason when there is nothing to keep any more: the scheduler has ended in
+        order, or somebody else keeps the cluster now, of which the second argument tells.
 
     Attributes
     ----------
@@ -117,16 +129,24 @@ class Keeper:
         interval: float,
         workers: dict[str, Member],
         limits: Limits | None = None,
+        on_end: Callable[[str, bool], None] = lambda reason, is_anothers: None,
     ) -> None:
         limits = limits or Limits()
         if not queue.system.has_arrays:
             limits = replace(limits, max_array=1)
-        self.controller = Controller(limits)
+        used = max((each.request for each in folder.submissions()), default=0)
+        self.controller = Controller(limits, first_request=used + 1)
         self.pools: dict[str, Job] = {}
         self._kinds: dict[str, Job] = {}  # those that were, too
         self.members: dict[str, Member] = {}
         self._state, self._queue, self._folder = state, queue, folder
         self._scheduler, self._interval, self._workers = scheduler, interval, workers
+        self._on_end = on_end
+        self._has_adopted = not state.pools  # or there is nothing to adopt
+        self._heard: list[str] = []  # scripts whose jobs are known, but not on disk yet
+        self._watch: SchedulerWatch | None = None  # of a scheduler in a job
+        if isinstance(scheduler, SchedulerInJob):
+            self._watch = SchedulerWatch(scheduler, self.controller, self._tell)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._submissions: set[asyncio.Task[SubmitError | None]] = set()
         self._listeners: set[asyncio.Task[SubmitError | None]] = set()  # are waited for
@@ -150,9 +170,13 @@ class Keeper:
 
     def add_pool(self, name: str, job: Job) -> None:
         """Have one more kind of job."""
-        shape = Shape(n_workers=job.n_workers, walltime=job.walltime, margin=_margin(job.walltime))
-        self.controller.add_pool(name, shape)
         self.pools[name] = self._kinds[name] = job
+        shape = job.shape
+        if not shape.is_service:
+            shape = replace(shape, margin=_margin(job.walltime))
+        self.controller.add_pool(name, shape)
+        if self._watch is not None:
+            self._watch.hold(name)
         self._unsaved.set()
 
     def remove_pool(self, name: str) -> None:
@@ -160,6 +184,25 @@ class Keeper:
         self._tell(self.controller.scale, name, 0)
         del self.pools[name]
         self._unsaved.set()
+
+    async def adopt(self) -> None:
+        """Take over the jobs that a former keeper has left, before the start."""
+        pools = self._state.pools
+        unheard: dict[str, list[str]] = {name: [] for name in pools}
+        for submission in self._folder.unheard():
+            ids = await self._queue.ids_of(submission)
+            if ids is None:
+                log.warning("nobody knows what came of %s", self._folder.path / submission.script)
+            elif submission.pool in unheard:
+                unheard[submission.pool] += ids
+                self._heard.append(submission.script)
+        for name, former in pools.items():
+            ids = list(dict.fromkeys([*former.jobs, *unheard[name]]))
+            self._tell(self.controller.adopt, name, ids, leaving=former.leaving)
+        for name, former in pools.items():
+            self._tell(self.controller.scale, name, former.wanted)
+        self._has_adopted = True
+        self._look_within(0)
 
     async def scale(self, pool: str, n_jobs: int, **how: Any) -> None:
         """Want so many jobs, and hear for a moment what the batch system says.
@@ -247,6 +290,26 @@ class Keeper:
                 # A pause of the controller may end meanwhile, without any news.
                 await asyncio.wait_for(news.wait(), min(left, self._interval))
 
+    async def until_scheduler(self) -> None:
+        """Wait until the scheduler's job runs, and it answers.
+
+        Raises
+        ------
+        JobError
+            If it will not come.
+        """
+        told, since = "", self.now()
+        while self._watch is not None and not self._watch.is_there:
+            news = self._news
+            if why := self.controller.why_not(self.now(), 1):
+                raise JobError(await self._with_log(f"there is no scheduler: {why}"))
+            state = summary([job for job in self.jobs() if job.pool == SCHEDULER and job.is_live])
+            if state != told and self.now() - since > _PATIENT:
+                told = state
+                log.warning("waiting for the job of the scheduler: %s", state or "none")
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(news.wait(), self._interval)
+
     async def _with_log(self, why: str) -> str:
         """`why`, and what the last job that has failed wrote last."""
         failed = [
@@ -292,6 +355,8 @@ class Keeper:
         self._unsaved.set()
         news, self._news = self._news, asyncio.Event()
         news.set()
+        if self._watch is not None and self._watch.is_over:
+            self._on_end("its scheduler has ended", False)
 
     async def _watch_members(self) -> None:
         """Tell at once who comes and goes."""
@@ -299,9 +364,14 @@ class Keeper:
         while True:
             try:
                 found = await self._scheduler.members(known)
-            except HpcdaskError as exc:  # one of another process, away for a moment
+                if self._watch is not None:
+                    await self._watch.answers()
+            except (HpcdaskError, OSError) as exc:  # one of another process, away for a moment
                 log.debug("the scheduler does not say who is there: %s", exc)
-                await asyncio.sleep(self._interval)
+                if self._watch is not None:
+                    self._watch.is_silent()
+                    self._look_within(_SOON)
+                await asyncio.sleep(min(self._interval, _SOON))
                 continue
             known = {member.address for member in found}
             self._members_are({member.name: member for member in found})
@@ -424,6 +494,7 @@ class Keeper:
             self._tell(event, action.request, str(exc))
             return exc
         self._last_event = self.now()
+        self._heard.append(self._queue.script_name(_script_name(action)))
         self._tell(self.controller.submitted, action.request, ids)
         self._look_within(_SOON)
         return None
@@ -465,11 +536,20 @@ class Keeper:
     # -- What others are told ---------------------------------------------------------------------
 
     def _current_state(self) -> ClusterState:
+        if not self._has_adopted:
+            return self._state
         pools = {}
         # Of one that was removed, jobs may be there that hand over.
         for name in dict.fromkeys([*self.pools, *(j.pool for j in self.controller.jobs.values())]):
+            job = self._kinds[name]
             jobs, leaving = self.controller.to_adopt(name)
-            pools[name] = PoolState(self.controller.wanted(name), tuple(jobs), tuple(leaving))
+            pools[name] = PoolState(
+                self.controller.wanted(name),
+                tuple(jobs),
+                tuple(leaving),
+                job.cancel_command,
+                job.keywords,
+            )
         return replace(self._state, pools=pools)
 
     async def _save(self) -> None:
@@ -478,15 +558,27 @@ class Keeper:
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()
-            state = self._current_state()
+            state, heard = self._current_state(), list(self._heard)
             if state == saved:
                 continue
             try:
-                self._writing = in_thread(self._folder.write_state, state)
+                self._writing = in_thread(self._write, state, heard)
                 await asyncio.shield(self._writing)
                 saved = state
+                del self._heard[: len(heard)]
+            except _AnothersError as exc:
+                self._on_end(str(exc), True)
+                return
             except OSError as exc:
                 log.warning("cannot write %s: %s", self._folder.state_file, exc)
+
+    def _write(self, state: ClusterState, heard: Sequence[str]) -> None:
+        """Write the state, and then forget by what else jobs could have been found."""
+        if self._folder.is_anothers(self._state.owner):
+            raise _AnothersError(f"{self._folder.read_state().owner} keeps it now")
+        self._folder.write_state(state)
+        for script in heard:
+            self._folder.answer_file(script).unlink(missing_ok=True)
 
     # -- The end ----------------------------------------------------------------------------------
 
@@ -514,11 +606,26 @@ class Keeper:
         if not is_clear:
             log.warning(
                 "%s may still be in the queue: cancel them with hpc-dask clean %s",
-                f"jobs {_listed(left)}" if left else "jobs that were submitted without an answer",
+                f"jobs {in_short(left)}" if left else "jobs that were submitted without an answer",
                 self._state.name,
             )
         await self._stop()
         return is_clear
+
+    async def detach(self, limit: float) -> None:
+        """Leave all jobs as they are, for somebody who keeps them later.
+
+        Parameters
+        ----------
+        limit : float
+            Seconds for submissions that are under way.
+        """
+        if self._submissions:
+            await asyncio.wait(self._submissions, timeout=limit)
+        await self._stop()
+        state = replace(self._current_state(), owner=None)
+        with contextlib.suppress(_AnothersError):
+            await in_thread(self._write, state, self._heard)
 
     async def _stop(self) -> None:
         tasks = {*self._tasks, *self._submissions}
@@ -532,7 +639,7 @@ class Keeper:
 
 
 def _script_name(action: Submit | Find) -> str:
-    return f"{action.pool}-{action.request}"
+    return f"{action.pool}-{action.request}x{action.count}"
 
 
 def _margin(walltime: float) -> float:
@@ -548,10 +655,6 @@ def _complain(task: asyncio.Task[Any]) -> None:
     """Say what nobody else would: a loop that has ended by a fault of ours."""
     if not task.cancelled() and (exc := task.exception()) is not None:
         log.error("the jobs of a cluster are no longer watched", exc_info=exc)
-
-
-def _listed(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
 
 
 def _tail(paths: Sequence[str]) -> str:

@@ -37,6 +37,8 @@ class WorkerScript:
         The first line.
     title : str
         What it is, in a sentence.
+    is_named : bool
+        Whether what is started takes a ``--name``, as workers do and a scheduler does not.
     """
 
     worker: Sequence[str]
@@ -45,6 +47,7 @@ class WorkerScript:
     epilogue: Sequence[str] = ()
     shebang: str
     title: str
+    is_named: bool = True
 
     def text(self, system: BatchSystem, job: JobSpec, header: str) -> str:
         """The whole script; `header` is its directives."""
@@ -61,6 +64,8 @@ class WorkerScript:
         )
 
     def _name(self, system: BatchSystem) -> Iterator[str]:
+        if not self.is_named:
+            return
         if self.name is not None:
             yield f"name={shlex.quote(self.name)}"
             return
@@ -69,13 +74,16 @@ class WorkerScript:
 
     def _one_node(self) -> Iterator[str]:
         first, *rest = self.worker
-        words = " \\\n    ".join([f"{self.launcher} {first}".lstrip(), '--name "$name"', *rest])
+        name = ['--name "$name"'] if self.is_named else []
+        words = " \\\n    ".join([f"{self.launcher} {first}".lstrip(), *name, *rest])
         if self.epilogue:
             yield f"{words} &"
             yield "workers=($!)"
             return
         yield from comment(
             "exec: signals reach the workers, which hand over what only they hold before they end."
+            if self.is_named
+            else "exec: signals reach the scheduler."
         )
         yield f"exec {words}"
 

@@ -46,7 +46,8 @@ class Cluster(abc.ABC):
     ----------
     name : str
     status : str
-        "created", "starting", "running", "closing", "closed" or "failed".
+        "created", "starting", "running", "closing", "closed" or "failed"; "detached" of one that is
+        left running.
     workers : dict
         By name, those that have registered.
     """
@@ -233,7 +234,7 @@ class Cluster(abc.ABC):
         """End all workers and the scheduler."""
         if self.asynchronous:
             return self._close()
-        if self.status in ("closed", "created"):
+        if self.status in ("closed", "created", "detached"):
             return None
         limit = ENDING if timeout is None else hosts.parse_timedelta(timeout)
         return run_sync(self.loop, self._close(), limit)

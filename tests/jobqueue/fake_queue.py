@@ -123,18 +123,24 @@ def _status(id: str, state: str, rest: str = "") -> JobStatus:
     return JobStatus(id=id, phase=Phase.ENDED, end=end, exit_code=code)
 
 
+def jobs_of(queue: Queue) -> type[Job]:
+    """The kind of jobs that a queue has."""
+
+    class QueueJob(Job):
+        system = queue
+
+        def log_paths(self, id: str) -> list[str]:
+            return [os.fspath(queue.folder / f"{id}.log")]
+
+    return QueueJob
+
+
 class QueueCluster(JobQueueCluster):
     """A cluster on a `Queue`."""
 
     def __init__(self, system: Queue, n_workers: int = 0, **options: Any) -> None:
-        class QueueJob(Job):
-            def log_paths(self, id: str) -> list[str]:
-                return [os.fspath(system.folder / f"{id}.log")]
-
-        QueueJob.system = system
-
         given = {"cores": 1, "memory": "1GB", "host": "127.0.0.1", **options}
-        super().__init__(n_workers, job_cls=QueueJob, **given)
+        super().__init__(n_workers, job_cls=jobs_of(system), **given)
 
 
 @pytest.fixture
