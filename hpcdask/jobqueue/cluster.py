@@ -341,7 +341,7 @@ class JobQueueCluster(Cluster):
             scheduler="client" if self._scheduler_job is None else "job",
         )
         folder = ClusterFolder.create(self.name, self._base)
-        folder.write_state(state)
+        folder.write_first_state(state)
         if self._scheduler_job is not None:
             folder.write_token(new_token())
             self._scheduler_job.token_file = os.fspath(folder.token_file)

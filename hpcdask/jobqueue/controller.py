@@ -265,7 +265,8 @@ class Controller:
         ids = [job.id for job in missing if self._miss(now, job, bool(statuses))]
         if ids:
             self.outbox.append(AskEnds(tuple(ids)))
-        pause = self.limits.cancel_again
+        limits = self.limits
+        pause = limits.cancel_again_at_end if self.is_closed else limits.cancel_again
         self._cancel(now, [j for j in self.jobs.values() if j.outlives_cancel(now, pause)])
         self._balance_all(now)
 

@@ -384,8 +384,10 @@ class Keeper:
             self._tell(self.controller.worker_left, name)
             self._look_within(_SOON)  # how its job has ended
         ours = [name for job in self.controller.jobs.values() for name in job.workers]
-        self._workers.clear()
-        self._workers.update((name, found[name]) for name in ours if name in found)
+        here = {name: found[name] for name in ours if name in found}
+        for name in self._workers.keys() - here.keys():  # users see it at any time: never empty it
+            del self._workers[name]
+        self._workers.update(here)
 
     async def _keep_time(self) -> None:
         """Tell when it is time for what the controller has put off."""
@@ -427,23 +429,31 @@ class Keeper:
         )
 
     async def _look(self) -> None:
-        """Ask the batch system for all jobs, and tell."""
+        """Ask the batch system for all jobs, and tell.
+
+        A fault of ours, or of a user's own batch system, must not be the end of looking.
+        """
         async with self._one_look:
-            asked = self.controller.to_list
-            if not asked:
-                return
             try:
-                found = await self._queue.listing(asked)
-            except StatusError as exc:
-                log.warning("%s does not tell of the jobs: %s", self._title, exc)
-                self._tell(self.controller.listing_failed, str(exc))
-                return
-            never, before = self._queue.never(found), self._seen()
-            found = await self._queue.with_reasons(found, asked)
-            self._tell(self.controller.listed, found, asked=asked, never=never)
-            if before != self._seen():
-                self._last_event = self.now()
-            self._warn_of_hopeless(never)
+                await self._list(self.controller.to_list)
+            except Exception as exc:
+                log.error("a look at the jobs has failed; the next one follows", exc_info=exc)
+
+    async def _list(self, asked: list[str]) -> None:
+        if not asked:
+            return
+        try:
+            found = await self._queue.listing(asked)
+        except StatusError as exc:
+            log.warning("%s does not tell of the jobs: %s", self._title, exc)
+            self._tell(self.controller.listing_failed, str(exc))
+            return
+        never, before = self._queue.never(found), self._seen()
+        found = await self._queue.with_reasons(found, asked)
+        self._tell(self.controller.listed, found, asked=asked, never=never)
+        if before != self._seen():
+            self._last_event = self.now()
+        self._warn_of_hopeless(never)
 
     def _seen(self) -> dict[str, tuple[Phase, str]]:
         return {id: (job.phase, job.status.reason) for id, job in self.controller.jobs.items()}
@@ -463,6 +473,7 @@ class Keeper:
             task = asyncio.get_running_loop().create_task(self._submit(action))
             self._submissions.add(task)
             task.add_done_callback(self._submissions.discard)
+            task.add_done_callback(_complain)
         elif isinstance(action, Cancel):
             self._spawn(self._cancel(action))
         elif isinstance(action, Retire):
@@ -493,6 +504,9 @@ class Keeper:
             event = self.controller.submit_unclear if is_unclear else self.controller.submit_failed
             self._tell(event, action.request, str(exc))
             return exc
+        except Exception as exc:  # else it would count as under way for ever
+            self._tell(self.controller.submit_unclear, action.request, repr(exc))
+            raise
         self._last_event = self.now()
         self._heard.append(self._queue.script_name(_script_name(action)))
         self._tell(self.controller.submitted, action.request, ids)
@@ -591,6 +605,7 @@ class Keeper:
             Whether they are, or will be soon.
         """
         deadline = self.now() + limit
+        self._queue.make_haste()
         self._tell(self.controller.close)
         # Of a submission that is under way the ids must be known, or nobody would cancel them.
         while self._submissions and self.now() < deadline:
@@ -652,9 +667,9 @@ def _margin(walltime: float) -> float:
 
 
 def _complain(task: asyncio.Task[Any]) -> None:
-    """Say what nobody else would: a loop that has ended by a fault of ours."""
+    """Say what nobody else would: work that has ended by a fault of ours."""
     if not task.cancelled() and (exc := task.exception()) is not None:
-        log.error("the jobs of a cluster are no longer watched", exc_info=exc)
+        log.error("the jobs of a cluster may not be looked after as they should", exc_info=exc)
 
 
 def _tail(paths: Sequence[str]) -> str:

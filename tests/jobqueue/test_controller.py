@@ -888,14 +888,23 @@ def test_what_was_missing_before_it_was_cancelled_is_no_proof_of_its_end() -> No
 
 
 def test_a_job_that_does_not_go_is_cancelled_again() -> None:
-    queue = Queue(cancel_again=10.0)
-    queue.has(["5"])
-    queue.close(0)
+    queue = Queue(cancel_again=10.0, cancel_again_at_end=2.0)
+    queue.scale(0, 1)
+    queue.submitted(0, 1, ["5"])
+    assert queue.scale(0, 0) == [Cancel(("5",))]
     assert queue.list(9, "5 running") == []
     assert queue.list(10, "5 running") == [Cancel(("5",))]
     assert queue.list(29, "5 running") == []
     assert queue.list(31, "5 ending") == []  # it needs its time
     assert queue.list(32, "5 running") == [Cancel(("5",))]
+
+
+def test_at_the_end_a_job_that_does_not_go_is_cancelled_again_soon() -> None:
+    queue = Queue(cancel_again=10.0, cancel_again_at_end=2.0)
+    queue.has(["5"])
+    queue.close(0)
+    assert queue.list(1, "5 running") == []
+    assert queue.list(2, "5 running") == [Cancel(("5",))]
 
 
 def test_closing_looks_once_more_for_what_was_never_found() -> None:
