@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -283,9 +284,10 @@ class JobQueueCluster(Cluster):
         of_scheduler.token_file = os.fspath(folder.token_file)
         self._settle(job, of_scheduler, folder, shutdown_on_close, state)
         self._job_kwargs = dict(state.pools[POOL].keywords)
-        for pool in state.pools.keys() - {POOL, SCHEDULER}:
-            self._pools[pool] = kind(**state.pools[pool].keywords)
-            self._place(self._pools[pool])
+        for pool, known in state.pools.items():  # in their order, by which work is given out
+            if pool not in (POOL, SCHEDULER):
+                self._pools[pool] = kind(**known.keywords)
+                self._place(self._pools[pool])
         self._takes_over, self._base = take_over, base
         self._begin()
         return self
@@ -474,15 +476,7 @@ class JobQueueCluster(Cluster):
             )
         if name in self._pools:
             raise ConfigError(f"{self.name} has a pool {name!r} already; choose another name")
-        given = {} if config_name else self._job_kwargs
-        if config_name:
-            common = {key: self._job_kwargs[key] for key in ("interface", "protocol")}
-            job_kwargs = {**common, **job_kwargs}
-        job = type(self._job)(
-            config_name=config_name or self._job.config_name, **changed(given, job_kwargs)
-        )
-        if job.job_name == self._job.job_name:
-            job.job_name = f"{job.job_name}-{name}"
+        job = self._job_of_pool(name, config_name, job_kwargs)
         self._place(job)
 
         def add() -> None:
@@ -493,6 +487,19 @@ class JobQueueCluster(Cluster):
             self._pools[name] = job
 
         self._on_loop(add)
+
+    def _job_of_pool(self, pool: str, config_name: str | None, given: dict[str, Any]) -> Job:
+        """A job with what is given, and else as configured in a section or as the first kind."""
+        kind, section = type(self._job), config_name or self._job.config_name
+        inherited = self._job_kwargs
+        if config_name:
+            inherited = {keyword: inherited[keyword] for keyword in ("interface", "protocol")}
+        keywords = changed(inherited, given)
+        job = kind(config_name=section, **keywords)
+        if job.job_name != self._job.job_name:
+            return job
+        # A keyword, so that it is found again with the cluster.
+        return kind(config_name=section, **{**keywords, "job_name": f"{job.job_name}-{pool}"})
 
     def _keep(self, pool: str, job: Job) -> None:
         """Be ready for jobs of a kind."""
@@ -789,6 +796,7 @@ class JobQueueCluster(Cluster):
 
 def _cluster_class(cls: type[C], system: str) -> type[C]:
     """The class of clusters of a batch system."""
+    importlib.import_module("hpcdask.jobqueue.clusters_of_systems")  # or there may be none
     for each in cls.__subclasses__():
         if each.job_cls is not None and each.job_cls.system.name == system:
             return each
