@@ -67,7 +67,7 @@ class SchedulerPlace:
 
     address: str | None = None
     scheduler_file: str | None = None
-    token: bytes | str | None = None
+    token: bytes | str | None = field(default=None, repr=False)  # tracebacks show variables
     token_file: str | None = None
     auth: bool = True
     settings: config.Settings = field(default_factory=config.current, repr=False, compare=False)

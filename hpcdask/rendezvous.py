@@ -231,6 +231,26 @@ def replace_private(path: StrPath, content: str) -> None:
         raise
 
 
+def create_private(path: StrPath, content: str) -> None:
+    """As `replace_private`, for a file that is not there yet.
+
+    Raises
+    ------
+    FileExistsError
+        If it is: of several that come at once, one wins.
+    """
+    path = Path(path)
+    temporary = _write_private(path, content)
+    try:
+        os.link(temporary, path)  # which never replaces, unlike rename
+    except FileExistsError:
+        # Over NFS it may report that for its own success.
+        if os.stat(temporary).st_nlink != 2:
+            raise
+    finally:
+        os.unlink(temporary)
+
+
 def read_private(path: StrPath) -> str:
     """Content of a file that only its owner, who is us or root, can read.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import time
@@ -23,7 +24,7 @@ from hpcdask.rendezvous import new_token
 
 log = logging.getLogger("hpcdask.jobqueue")
 
-#: Of the jobs that `scale` is about.
+#: Of the jobs that the cluster itself describes.
 POOL = "workers"
 
 C = TypeVar("C", bound="AttachableCluster")
@@ -33,6 +34,13 @@ class AttachableCluster(Cluster):
     """What a cluster of jobs has to do with its owner, the process that keeps its jobs."""
 
     job_cls: ClassVar[type[Job] | None] = None
+    #: Keywords of the jobs that the cluster itself describes.
+    _job_kwargs: dict[str, Any]
+
+    def _place(self, job: Job) -> None:
+        """Tell a job where the scheduler's file is, and where to leave its log."""
+        job.scheduler_file = os.fspath(self._folder.scheduler_file)
+        job.log_directory = job.log_directory or os.fspath(self._folder.logs)
 
     def _settle(
         self,
@@ -46,10 +54,10 @@ class AttachableCluster(Cluster):
         """Take what new clusters and those that are found again have."""
         self._base = base
         self._job, self._scheduler_job, self._folder = job, of_scheduler, folder
+        self._pools = {POOL: job}
         for each in (job, of_scheduler):
             if each is not None:
-                each.scheduler_file = os.fspath(folder.scheduler_file)
-                each.log_directory = each.log_directory or os.fspath(folder.logs)
+                self._place(each)
         self._interval: float = config.get(f"jobqueue.{job.config_name}.poll-interval")
         self._shutdown_on_close, self._former = shutdown_on_close, former
         self._takes_over = False
@@ -118,6 +126,10 @@ class AttachableCluster(Cluster):
         of_scheduler = scheduler_job_again(kind, state.pools[SCHEDULER].keywords)
         of_scheduler.token_file = os.fspath(folder.token_file)
         self._settle(job, of_scheduler, folder, base, shutdown_on_close, state)
+        self._job_kwargs = dict(state.pools[POOL].keywords)
+        for pool in state.pools.keys() - {POOL, SCHEDULER}:
+            self._pools[pool] = kind(**state.pools[pool].keywords)
+            self._place(self._pools[pool])
         self._takes_over = take_over
         self._begin()
         return self
@@ -140,7 +152,7 @@ class AttachableCluster(Cluster):
             scheduler="client" if self._scheduler_job is None else "job",
         )
         folder = ClusterFolder.create(self.name, self._base)
-        folder.write_state(state)
+        folder.write_first_state(state)
         if self._scheduler_job is not None:
             folder.write_token(new_token())
             self._scheduler_job.token_file = os.fspath(folder.token_file)
@@ -208,6 +220,7 @@ class AttachableCluster(Cluster):
 
 def _cluster_class(cls: type[C], system: str) -> type[C]:
     """The class of clusters of a batch system."""
+    importlib.import_module("hpcdask.jobqueue.clusters_of_systems")
     for each in cls.__subclasses__():
         if each.job_cls is not None and each.job_cls.system.name == system:
             return each

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,16 +23,8 @@ from hpcdask.jobqueue.folder import ClusterFolder
 from hpcdask.jobqueue.guard import Guard
 from hpcdask.jobqueue.job import Job
 from hpcdask.jobqueue.job_units import JobUnits
-from hpcdask.jobqueue.jobs_of_systems import (
-    HTCondorJob,
-    LSFJob,
-    MoabJob,
-    OARJob,
-    PBSJob,
-    SGEJob,
-    SLURMJob,
-)
 from hpcdask.jobqueue.keeper import Keeper
+from hpcdask.jobqueue.keywords import changed
 from hpcdask.jobqueue.queue import Queue
 from hpcdask.jobqueue.scheduler_job import (
     SCHEDULER,
@@ -159,6 +152,7 @@ class JobQueueCluster(AttachableCluster):
             raise ConfigError("a JobQueueCluster needs a job_cls; or take SLURMCluster, say")
         common = {"config_name": config_name, "interface": interface, "protocol": protocol}
         job = kind(**common, **job_kwargs)
+        self._job_kwargs = {**job_kwargs, "interface": interface, "protocol": protocol}
         section = f"jobqueue.{job.config_name}"
         base = shared_temp_directory or config.get(f"{section}.shared-temp-directory")
         # Where the scheduler is: as given for it alone, else as for all.
@@ -199,7 +193,6 @@ class JobQueueCluster(AttachableCluster):
         self._leaves_jobs = self._former is not None  # whatever goes wrong with them here
         if self._shutdown_on_close:
             self._guard = Guard(self._folder)
-        self._make_log_directory()
         if self._scheduler_job is None:
             self._access = await self._start_scheduler()
         else:
@@ -214,8 +207,9 @@ class JobQueueCluster(AttachableCluster):
             on_end=self._ends_by_itself,
         )
         if self._scheduler_job is not None:
-            keeper.add_pool(SCHEDULER, self._scheduler_job)
-        keeper.add_pool(POOL, self._job)
+            self._keep(SCHEDULER, self._scheduler_job)
+        for pool, job in self._pools.items():
+            self._keep(pool, job)
         if self._former is not None:
             await keeper.adopt()
         keeper.start()
@@ -223,18 +217,8 @@ class JobQueueCluster(AttachableCluster):
             await keeper.scale(SCHEDULER, 1)
             await keeper.until_scheduler()
         if self._n_first_jobs:
-            await self._have_jobs(self._n_first_jobs)
+            await self._have_jobs(POOL, self._n_first_jobs)
         self._leaves_jobs = False
-
-    def _make_log_directory(self) -> None:
-        """Most batch systems make none, and some fail all jobs then without a word."""
-        try:
-            os.makedirs(self._job.log_directory, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(
-                f"cannot make the folder {self._job.log_directory} for logs: {exc.strerror}; name "
-                "another with log_directory"
-            ) from exc
 
     async def _start_scheduler(self) -> SchedulerHere:
         scheduler = self._scheduler_cls(
@@ -281,6 +265,110 @@ class JobQueueCluster(AttachableCluster):
         """A client has shut it down, or it was idle for long: the jobs have nothing to do."""
         self._ends_by_itself("its scheduler ends", False)
 
+    # -- Kinds of jobs ----------------------------------------------------------------------------
+
+    def add_pool(self, name: str, *, config_name: str | None = None, **job_kwargs: Any) -> None:
+        """Have jobs of another shape, too: on nodes with GPUs, say, or with much memory.
+
+        Each pool is scaled and adapted apart. A task runs on any worker that has the resources that
+        it asks for.
+
+        Parameters
+        ----------
+        name : str
+            Letters, digits, '.', '_' and '-'. It is part of the jobs' name, unless that is given.
+        config_name : str, optional
+            Section of the configuration to read. Without, what is not given here is as in the other
+            jobs of the cluster; with it, as configured in this section.
+        **job_kwargs
+            What each job asks for: parameters of the `Job` class.
+
+        Raises
+        ------
+        ConfigError
+            If there is a pool of that name, or such jobs cannot be.
+
+        Examples
+        --------
+        >>> cluster.add_pool("gpu", queue="gpu", cores=4, memory="32GB", resources={"GPU": 1},
+        ...                  processes=1, job_extra_directives=["--gres=gpu:1"])
+        >>> cluster.adapt(maximum_jobs=4, pool="gpu")
+        >>> client.submit(train, data, resources={"GPU": 1})
+        """
+        if not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name == "scheduler":
+            raise ConfigError(
+                f"{name!r} cannot be the name of a pool of workers: begin with a letter, and go on "
+                "with letters, digits, '.', '_' and '-'"
+            )
+        if name in self._pools:
+            raise ConfigError(f"{self.name} has a pool {name!r} already; choose another name")
+        given = {} if config_name else self._job_kwargs
+        if config_name:
+            common = {key: self._job_kwargs[key] for key in ("interface", "protocol")}
+            job_kwargs = {**common, **job_kwargs}
+        job = type(self._job)(
+            config_name=config_name or self._job.config_name, **changed(given, job_kwargs)
+        )
+        if job.job_name == self._job.job_name:
+            job.job_name = f"{job.job_name}-{name}"
+        self._place(job)
+
+        def add() -> None:
+            if self._closing is not None:
+                raise LaunchError(f"{self.name} is closed; make a new one")
+            if self._keeper is not None:
+                self._keep(name, job)
+            self._pools[name] = job
+
+        self._on_loop(add)
+
+    def _keep(self, pool: str, job: Job) -> None:
+        """Be ready for jobs of a kind."""
+        try:
+            # Most batch systems make none, and some fail all jobs then without a word.
+            os.makedirs(job.log_directory, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot make the folder {job.log_directory} for logs: {exc.strerror}; name "
+                "another with log_directory"
+            ) from exc
+        self._jobs.add_pool(pool, job)
+
+    def remove_pool(self, name: str) -> Any:
+        """Have no jobs of a shape any more: those that there are hand over and end, as by `scale`.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such pool, or it is the first one, which every cluster has.
+        """
+        pool = self._pool_called(name)
+        if pool == POOL:
+            raise ConfigError(f"pool {POOL!r} is the cluster's own; scale it to 0 in its place")
+
+        async def work() -> None:
+            await self._adapt_no_more(pool)
+            if self._keeper is not None:
+                self._keeper.remove_pool(pool)
+            del self._pools[pool]
+
+        return self._done(work())
+
+    @property
+    def pools(self) -> dict[str, Job]:
+        """The kinds of jobs by name, with what each asks for; the first one is "workers"."""
+        return dict(self._pools)
+
+    def _pool_called(self, name: str | None) -> str:
+        if name is None:
+            return POOL
+        if name not in self._pools:
+            raise ConfigError(
+                f"{self.name} has no pool {name!r}; it has {', '.join(self._pools)}, and add_pool "
+                "makes another"
+            )
+        return name
+
     # -- More and fewer jobs ----------------------------------------------------------------------
 
     @property
@@ -291,13 +379,15 @@ class JobQueueCluster(AttachableCluster):
 
     def _jobs_for(
         self,
+        pool: str = POOL,
+        *,
         n: int | None = None,
         jobs: int | None = None,
         memory: int | str | None = None,
         cores: int | None = None,
     ) -> int:
-        """Jobs that have all of this."""
-        job, needs = self._job, []
+        """Jobs of a pool that have all of this."""
+        job, needs = self._pools[pool], []
         if n is not None:
             needs.append(n / job.n_workers)
         if jobs is not None:
@@ -312,13 +402,13 @@ class JobQueueCluster(AttachableCluster):
             raise ValueError(f"a cluster cannot have {math.floor(min(needs))} jobs")
         return math.ceil(max(needs))
 
-    async def _have_jobs(self, n: int) -> None:
+    async def _have_jobs(self, pool: str, n: int) -> None:
         """Want so many jobs, without the idle ones first; raise what is refused at once."""
         idle: list[str] = []
-        if n < self._jobs.controller.wanted(POOL):
-            stock = await self._take_stock({}, None)
-            idle = idle_units(stock, self._units().fleet(stock).units)
-        await self._jobs.scale(POOL, n, idle=idle)
+        if n < self._jobs.controller.wanted(pool):
+            stock = await self._take_stock()
+            idle = idle_units(stock, self._units(pool).fleet(stock).units)
+        await self._jobs.scale(pool, n, idle=idle)
 
     def scale(  # type: ignore[override]
         self,
@@ -327,12 +417,14 @@ class JobQueueCluster(AttachableCluster):
         memory: int | str | None = None,
         cores: int | None = None,
         timeout: float | str | None = None,
+        *,
+        pool: str | None = None,
     ) -> Any:
         """Have so many workers, jobs, or jobs with so much memory or so many cores.
 
         Returns as soon as the batch system has taken the jobs; `wait_for_workers` waits until they
         run. Of jobs that are too many, those that wait go first. Workers hand over what only they
-        hold before they end. What `adapt` has begun ends.
+        hold before they end. What `adapt` has begun for these jobs ends.
 
         Parameters
         ----------
@@ -345,32 +437,49 @@ class JobQueueCluster(AttachableCluster):
             CPUs, likewise.
         timeout : float or str, optional
             For the batch system's answer; it is not waited for longer than a few seconds.
+        pool : str, optional
+            Which kind of job, as named by `add_pool`; without, the cluster's first. All numbers are
+            those of this pool.
 
         Raises
         ------
         SubmitError
             If the batch system refuses the jobs, in its own words.
         """
-        n_jobs = self._jobs_for(n, jobs, memory, cores)
+        name = self._pool_called(pool)
+        n_jobs = self._jobs_for(name, n=n, jobs=jobs, memory=memory, cores=cores)
 
         async def work() -> None:
             await self._started()
             if self._closing is not None:
                 raise LaunchError(f"{self.name} is closed; make a new one")
-            if self._adaptive is not None:
-                await self._adaptive.stopped()
+            await self._adapt_no_more(name)
             if self._scheduler_job is not None:
                 await self._jobs.scale(SCHEDULER, 1)  # once more, if it has failed too often
-            await self._have_jobs(n_jobs)
+            # Again: a removal that was not awaited may have come first.
+            await self._have_jobs(self._pool_called(name), n_jobs)
 
+        return self._done(work(), timeout)
+
+    def _done(
+        self, work: Coroutine[Any, Any, None], timeout: float | str | None = None
+    ) -> asyncio.Future[None] | None:
+        """Do it; on the cluster's loop also if nobody awaits it."""
         if not self.asynchronous:
-            return self._maybe_sync(work(), timeout)
-        task = asyncio.ensure_future(self._maybe_sync(work(), timeout))  # also if nobody awaits it
+            self._maybe_sync(work, timeout)
+            return None
+        task: asyncio.Future[None] = asyncio.ensure_future(self._maybe_sync(work, timeout))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    def _units(self) -> JobUnits:
-        return JobUnits(self._jobs, POOL)
+    def _units(self, pool: str) -> JobUnits:
+        return JobUnits(self._jobs, pool, self._open_pools)
+
+    def _open_pools(self) -> list[str]:
+        """Those that have or get workers; one that is not adapted has its part of the work, too."""
+        adapted = {pool for pool, each in list(self._adaptives.items()) if each.state != "stopped"}
+        wanted = self._jobs.controller.wanted
+        return [pool for pool in self._pools if pool in adapted or wanted(pool)]
 
     def _worker_shape(self) -> UnitShape:
         job = self._job
@@ -381,12 +490,12 @@ class JobQueueCluster(AttachableCluster):
         )
 
     async def _start_workers(self, n: int) -> None:
-        await self._units().grow(self._jobs_for(n))
+        await self._units(POOL).grow(self._jobs_for(n=n))
 
     async def _retire_workers(
         self, names: Collection[str], timeout: float = RETIREMENT, patience: float | None = PATIENCE
     ) -> None:
-        await self._units().shrink({job_of(name) for name in names})
+        await self._units(POOL).shrink({job_of(name) for name in names})
 
     async def _until_registered(self, n_workers: int, limit: float | None) -> None:
         await self._jobs.until_registered(n_workers, limit)
@@ -396,14 +505,39 @@ class JobQueueCluster(AttachableCluster):
     def jobs(self) -> JobTable:
         """The jobs that are, and the last that have ended: rows that show as a table.
 
-        Each has `id`, `state`, `reason`, `node`, `elapsed`, `left`, `workers` and `log`, as the
-        batch system has told last, which is a few seconds ago.
+        Each has `id`, `pool`, `state`, `reason`, `node`, `elapsed`, `left`, `workers` and `log`, as
+        the batch system has told last, which is a few seconds ago.
         """
         return JobTable() if self._keeper is None else self._keeper.jobs()
 
-    def job_script(self) -> str:
-        """The script that each job runs."""
-        return self._job.script()
+    def wait_for_workers(
+        self, n_workers: int, timeout: float | str | None = None, *, pool: str | None = None
+    ) -> Any:
+        """Wait until so many workers have registered.
+
+        Parameters
+        ----------
+        n_workers : int
+        timeout : float or str, optional
+        pool : str, optional
+            Count those in jobs of this kind only.
+
+        Raises
+        ------
+        JobError
+            If they will not come: why, and the last lines of a log.
+        WaitTimeoutError
+            If they do not come in time.
+        """
+        if pool is None:
+            return super().wait_for_workers(n_workers, timeout)
+        limit = None if timeout is None else hosts.parse_timedelta(timeout)
+        name = self._pool_called(pool)
+        return self._maybe_sync(self._jobs.until_registered(n_workers, limit, name))
+
+    def job_script(self, pool: str | None = None) -> str:
+        """The script that each job runs, of the first kind or of another."""
+        return self._pools[self._pool_called(pool)].script()
 
     @property
     def job_header(self) -> str:
@@ -486,45 +620,3 @@ def _checked_options(options: Mapping[str, Any], protocol: str | None) -> dict[s
         raise ConfigError(f"{protocol!r} is no protocol between hosts; there is tcp")
     others = {k: v for k, v in options.items() if k not in ("dashboard_address", "protocol")}
     return {**others, "protocol": "tcp"}
-
-
-class SLURMCluster(JobQueueCluster):
-    """A cluster in jobs of Slurm; parameters as of `JobQueueCluster` and `SLURMJob`."""
-
-    job_cls = SLURMJob
-
-
-class PBSCluster(JobQueueCluster):
-    """A cluster in jobs of PBS; parameters as of `JobQueueCluster` and `PBSJob`."""
-
-    job_cls = PBSJob
-
-
-class SGECluster(JobQueueCluster):
-    """A cluster in jobs of Grid Engine; parameters as of `JobQueueCluster` and `SGEJob`."""
-
-    job_cls = SGEJob
-
-
-class LSFCluster(JobQueueCluster):
-    """A cluster in jobs of LSF; parameters as of `JobQueueCluster` and `LSFJob`."""
-
-    job_cls = LSFJob
-
-
-class OARCluster(JobQueueCluster):
-    """A cluster in jobs of OAR; parameters as of `JobQueueCluster` and `OARJob`."""
-
-    job_cls = OARJob
-
-
-class HTCondorCluster(JobQueueCluster):
-    """A cluster in jobs of HTCondor; parameters as of `JobQueueCluster` and `HTCondorJob`."""
-
-    job_cls = HTCondorJob
-
-
-class MoabCluster(JobQueueCluster):
-    """A cluster in jobs of Moab; parameters as of `JobQueueCluster` and `MoabJob`."""
-
-    job_cls = MoabJob

@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +19,8 @@ from hpcdask.nanny import MPI_VARIABLES
 
 #: Seconds that a command may take. A controller that is down lets it wait for minutes.
 PATIENCE = 120.0
+#: Seconds for a command to die that is killed.
+_DYING = 5.0
 #: Secrets, which a batch system would copy into its books and into every job; and the place of a
 #: token, which is another one than that of the cluster's own file.
 _SECRETS = ("HPCDASK_TOKEN", "HPCDASK_TOKEN_FILE")
@@ -80,6 +82,14 @@ class Commands:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self._pace, self._timeout, self._environ = pace or Pace(), timeout, environ
+        self._in_haste = asyncio.Event()
+
+    def make_haste(self) -> None:
+        """Let no command wait for its turn any more: it is the end, for which there is little time.
+
+        Jobs that are not cancelled by then would be left behind.
+        """
+        self._in_haste.set()
 
     async def run(
         self, command: Sequence[str], submits: bool = False, answer: Path | None = None
@@ -100,10 +110,12 @@ class Commands:
         StatusError
             If it did not end in time. What it was to do may be done or not.
         """
-        await asyncio.sleep(self._pace.take(time.monotonic()))
+        with contextlib.suppress(asyncio.TimeoutError):
+            pause = self._pace.take(time.monotonic())
+            await asyncio.wait_for(self._in_haste.wait(), pause)
         environ = environment(os.environ if self._environ is None else self._environ, submits)
         # To files and not to pipes: PBS's qsub leaves a process behind that would keep them open.
-        with _output(answer) as out, _output() as err:
+        with _files(command[0], answer) as (out, err):
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -115,8 +127,7 @@ class Commands:
                 )
             except OSError as exc:
                 raise NoCommandError(
-                    f"cannot run {command[0]}: {exc.strerror}. Work on a host from which jobs are "
-                    "submitted, with the commands of the batch system in the PATH."
+                    f"cannot run {command[0]}: {exc.strerror}{_hint(exc)}"
                 ) from exc
             try:
                 code = await asyncio.wait_for(process.wait(), self._timeout)
@@ -128,7 +139,9 @@ class Commands:
                 if process.returncode is None:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
-                    await process.wait()
+                    # One that a file server holds up does not even die.
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(process.wait(), _DYING)
             return Answer(code, _text(out), _text(err))
 
 
@@ -136,6 +149,29 @@ def _output(path: Path | None = None) -> IO[bytes]:
     if path is None:
         return tempfile.TemporaryFile()
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b")
+
+
+@contextlib.contextmanager
+def _files(command: str, answer: Path | None = None) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Files for both outputs of a command."""
+    with contextlib.ExitStack() as stack:
+        try:
+            out, err = (stack.enter_context(_output(path)) for path in (answer, None))
+        except OSError as exc:
+            raise NoCommandError(
+                f"cannot run {command}: there is no file for its answer: {exc.strerror}. Make room "
+                "in the folder for temporary files, or name another with TMPDIR."
+            ) from exc
+        yield out, err
+
+
+def _hint(exc: OSError) -> str:
+    if not isinstance(exc, FileNotFoundError | PermissionError):
+        return ""  # no processes or no memory are left for this user, say
+    return (
+        ". Work on a host from which jobs are submitted, with the commands of the batch system in "
+        "the PATH."
+    )
 
 
 def _text(file: IO[bytes]) -> str:

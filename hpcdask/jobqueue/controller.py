@@ -14,7 +14,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from hpcdask.errors import LaunchError
+from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.jobqueue import consistency, outlook
 from hpcdask.jobqueue.actions import Action, AskEnds, Cancel, Find, Retire, Submit
 from hpcdask.jobqueue.failures import Troubles
@@ -64,9 +64,21 @@ class Controller:
         self._now = -math.inf  # of the last event
 
     def add_pool(self, name: str, shape: Shape) -> None:
-        """Have another kind of jobs, of which none is wanted yet."""
-        if name in self.pools:
-            raise ValueError(f"there is a pool {name!r} already; choose another name")
+        """Have another kind of jobs, of which none is wanted yet.
+
+        It takes the place of one of that name of which there is no job any more.
+
+        Raises
+        ------
+        ConfigError
+            If there is.
+        """
+        former = self.pools.get(name)
+        if former is not None and (former.n_wanted or former.jobs or former.requests):
+            raise ConfigError(
+                f"there are jobs of a pool {name!r} still; wait for their end, or choose another "
+                "name"
+            )
         self.pools[name] = Pool(name, shape, self.limits, Troubles(self.limits))
 
     # -- What is wanted ---------------------------------------------------------------------------
@@ -258,7 +270,8 @@ class Controller:
         ids = [job.id for job in missing if self._miss(now, job, bool(statuses))]
         if ids:
             self.outbox.append(AskEnds(tuple(ids)))
-        pause = self.limits.cancel_again
+        limits = self.limits
+        pause = limits.cancel_again_at_end if self.is_closed else limits.cancel_again
         self._cancel(now, [j for j in self.jobs.values() if j.outlives_cancel(now, pause)])
         self._balance_all(now)
 
@@ -552,9 +565,10 @@ class Controller:
         """Jobs that are wanted of a pool."""
         return self.pools[pool].n_wanted
 
-    def why_not(self, now: float, n_workers: int) -> str:
-        """Why so many workers will not come, if that is so; empty while they may still."""
-        return outlook.why_not(self.pools.values(), self.is_closed, now, n_workers)
+    def why_not(self, now: float, n_workers: int, pool: str | None = None) -> str:
+        """Why so many workers, of all or of one pool, will not come; empty while they may still."""
+        pools = self.pools.values() if pool is None else [self.pools[pool]]
+        return outlook.why_not(pools, self.is_closed, now, n_workers)
 
     def rows(self, now: float, n_ended: int = 20) -> list[Row]:
         """A table: jobs that are there, then the last that have ended, the newest first."""

@@ -20,7 +20,12 @@ import psutil
 
 from hpcdask import network
 from hpcdask.errors import ConfigError, LaunchError, RendezvousError
-from hpcdask.rendezvous import make_private_folder, read_private, replace_private
+from hpcdask.rendezvous import (
+    create_private,
+    make_private_folder,
+    read_private,
+    replace_private,
+)
 
 #: Seconds after which a claim to a cluster is void; making it good takes a moment.
 _CLAIM = 60.0
@@ -405,6 +410,25 @@ class ClusterFolder:
         except (OSError, RendezvousError):  # its first state is not written yet
             return False
         return now is not None and now != owner
+
+    def write_first_state(self, state: ClusterState) -> None:
+        """Let others know of a new cluster; of several that begin at once one gets the name.
+
+        Raises
+        ------
+        ConfigError
+            If another one has got it, or it cannot be written.
+        """
+        try:
+            create_private(self.state_file, state.to_json())
+        except FileExistsError:
+            self._refuse_used()
+            raise
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot write {self.state_file}: {exc.strerror}. Make room there, or name another "
+                "place that all nodes see, with shared_temp_directory"
+            ) from exc
 
     def write_state(self, state: ClusterState) -> None:
         """Let others know; they see all of it or what was there before."""

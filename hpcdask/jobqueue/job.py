@@ -333,6 +333,7 @@ class Job:
             epilogue=self._asked["job_script_epilogue"],
             shebang=self._asked["shebang"],
             title=f"A job with {self._size_in_words()}, for a cluster that is there already.",
+            has_token=bool(self._path_to_scheduler()),
         )
         return script.text(self.system, self.spec(), header)
 
@@ -367,9 +368,12 @@ class Job:
             lines.append(f"--resources {shlex.quote(amounts)}")
         return [*lines, *asked["worker_extra_args"]]
 
+    def _path_to_scheduler(self) -> str:
+        return self.scheduler_file or ("" if self.scheduler else "scheduler.json")
+
     def _where_the_scheduler_is(self) -> str:
         words = [shlex.quote(self.scheduler)] if self.scheduler else []
-        file = self.scheduler_file or ("" if words else "scheduler.json")
+        file = self._path_to_scheduler()
         words += ["--scheduler-file", shlex.quote(file)] if file else []
         return " ".join(words)
 

@@ -115,6 +115,7 @@ class Keeper:
     ----------
     controller : Controller
     pools : dict of str to Job
+        The kinds of jobs that may be asked for.
     members : dict of str to Member
         By name, the workers that have registered, those of other origin too.
     """
@@ -136,6 +137,7 @@ class Keeper:
         used = max((each.request for each in folder.submissions()), default=0)
         self.controller = Controller(limits, first_request=used + 1)
         self.pools: dict[str, Job] = {}
+        self._kinds: dict[str, Job] = {}  # those that were, too
         self.members: dict[str, Member] = {}
         self._state, self._queue, self._folder = state, queue, folder
         self._scheduler, self._interval, self._workers = scheduler, interval, workers
@@ -168,13 +170,19 @@ class Keeper:
 
     def add_pool(self, name: str, job: Job) -> None:
         """Have one more kind of job."""
-        self.pools[name] = job
+        self.pools[name] = self._kinds[name] = job
         shape = job.shape
         if not shape.is_service:
             shape = replace(shape, margin=_margin(job.walltime))
         self.controller.add_pool(name, shape)
         if self._watch is not None:
             self._watch.hold(name)
+        self._unsaved.set()
+
+    def remove_pool(self, name: str) -> None:
+        """Have a kind of job no more; those that there are end."""
+        self._tell(self.controller.scale, name, 0)
+        del self.pools[name]
         self._unsaved.set()
 
     async def adopt(self) -> None:
@@ -236,7 +244,7 @@ class Keeper:
         return JobTable(
             JobRow.of(
                 each,
-                n_workers=self.pools[each.pool].n_workers,
+                n_workers=self._kinds[each.pool].n_workers,
                 logs=self._logs_of(each.pool, each.id),
                 is_live=each.id in self.controller.jobs,
             )
@@ -244,10 +252,19 @@ class Keeper:
         )
 
     def _logs_of(self, pool: str, id: str) -> Sequence[str]:
-        return [os.fspath(path) for path in self.pools[pool].log_paths(id)]
+        return [os.fspath(path) for path in self._kinds[pool].log_paths(id)]
 
-    async def until_registered(self, n_workers: int, limit: float | None) -> None:
-        """Wait for workers.
+    def n_workers(self, pool: str | None = None) -> int:
+        """Workers that have registered: all that there are, or those in jobs of a pool."""
+        if pool is None:
+            return len(self.members)
+        jobs = self.controller.jobs.values()
+        return sum(len(job.workers) for job in jobs if job.pool == pool)
+
+    async def until_registered(
+        self, n_workers: int, limit: float | None, pool: str | None = None
+    ) -> None:
+        """Wait for workers, of any origin or of one pool.
 
         Raises
         ------
@@ -257,15 +274,16 @@ class Keeper:
             If they do not come within `limit` seconds.
         """
         deadline = self.now() + (math.inf if limit is None else limit)
-        while len(self.members) < n_workers:
+        while (n_there := self.n_workers(pool)) < n_workers:
             news = self._news
-            if why := self.controller.why_not(self.now(), n_workers):
+            if why := self.controller.why_not(self.now(), n_workers, pool):
                 raise JobError(await self._with_log(why))
             left = deadline - self.now()
             if left <= 0:
-                jobs = summary([each for each in self.jobs() if each.is_live])
+                live = [each for each in self.jobs() if each.is_live]
+                jobs = summary([each for each in live if pool in (None, each.pool)])
                 raise WaitTimeoutError(
-                    f"{len(self.members)} of {n_workers} workers have registered within "
+                    f"{n_there} of {n_workers} workers have registered within "
                     f"{limit:g} s; jobs: {jobs or 'none'}"
                 )
             with contextlib.suppress(asyncio.TimeoutError):
@@ -366,8 +384,10 @@ class Keeper:
             self._tell(self.controller.worker_left, name)
             self._look_within(_SOON)  # how its job has ended
         ours = [name for job in self.controller.jobs.values() for name in job.workers]
-        self._workers.clear()
-        self._workers.update((name, found[name]) for name in ours if name in found)
+        here = {name: found[name] for name in ours if name in found}
+        for name in self._workers.keys() - here.keys():  # users see it at any time: never empty it
+            del self._workers[name]
+        self._workers.update(here)
 
     async def _keep_time(self) -> None:
         """Tell when it is time for what the controller has put off."""
@@ -404,28 +424,36 @@ class Keeper:
             job.phase is Phase.RUNNING
             and job.is_wanted
             and not job.absence.all.n
-            and len(job.workers) >= self.pools[job.pool].n_workers
+            and len(job.workers) >= self._kinds[job.pool].n_workers
             for job in self.controller.jobs.values()
         )
 
     async def _look(self) -> None:
-        """Ask the batch system for all jobs, and tell."""
+        """Ask the batch system for all jobs, and tell.
+
+        A fault of ours, or of a user's own batch system, must not be the end of looking.
+        """
         async with self._one_look:
-            asked = self.controller.to_list
-            if not asked:
-                return
             try:
-                found = await self._queue.listing(asked)
-            except StatusError as exc:
-                log.warning("%s does not tell of the jobs: %s", self._title, exc)
-                self._tell(self.controller.listing_failed, str(exc))
-                return
-            never, before = self._queue.never(found), self._seen()
-            found = await self._queue.with_reasons(found, asked)
-            self._tell(self.controller.listed, found, asked=asked, never=never)
-            if before != self._seen():
-                self._last_event = self.now()
-            self._warn_of_hopeless(never)
+                await self._list(self.controller.to_list)
+            except Exception as exc:
+                log.error("a look at the jobs has failed; the next one follows", exc_info=exc)
+
+    async def _list(self, asked: list[str]) -> None:
+        if not asked:
+            return
+        try:
+            found = await self._queue.listing(asked)
+        except StatusError as exc:
+            log.warning("%s does not tell of the jobs: %s", self._title, exc)
+            self._tell(self.controller.listing_failed, str(exc))
+            return
+        never, before = self._queue.never(found), self._seen()
+        found = await self._queue.with_reasons(found, asked)
+        self._tell(self.controller.listed, found, asked=asked, never=never)
+        if before != self._seen():
+            self._last_event = self.now()
+        self._warn_of_hopeless(never)
 
     def _seen(self) -> dict[str, tuple[Phase, str]]:
         return {id: (job.phase, job.status.reason) for id, job in self.controller.jobs.items()}
@@ -445,6 +473,7 @@ class Keeper:
             task = asyncio.get_running_loop().create_task(self._submit(action))
             self._submissions.add(task)
             task.add_done_callback(self._submissions.discard)
+            task.add_done_callback(_complain)
         elif isinstance(action, Cancel):
             self._spawn(self._cancel(action))
         elif isinstance(action, Retire):
@@ -465,7 +494,7 @@ class Keeper:
         try:
             async with self._one_submission:
                 ids = await self._queue.submit(
-                    self.pools[action.pool], action.count, _script_name(action)
+                    self._kinds[action.pool], action.count, _script_name(action)
                 )
         except SubmitError as exc:
             # Where somebody has just asked for jobs, it is raised.
@@ -475,6 +504,9 @@ class Keeper:
             event = self.controller.submit_unclear if is_unclear else self.controller.submit_failed
             self._tell(event, action.request, str(exc))
             return exc
+        except Exception as exc:  # else it would count as under way for ever
+            self._tell(self.controller.submit_unclear, action.request, repr(exc))
+            raise
         self._last_event = self.now()
         self._heard.append(self._queue.script_name(_script_name(action)))
         self._tell(self.controller.submitted, action.request, ids)
@@ -494,7 +526,7 @@ class Keeper:
 
     async def _cancel(self, action: Cancel) -> None:
         records = {job.id: job for job in self.controller.history} | self.controller.jobs
-        for name, job in self.pools.items():
+        for name, job in self._kinds.items():
             if ids := [id for id in action.ids if id in records and records[id].pool == name]:
                 await self._queue.cancel(job, ids)
         self._look_within(_SOON)
@@ -521,7 +553,9 @@ class Keeper:
         if not self._has_adopted:
             return self._state
         pools = {}
-        for name, job in self.pools.items():
+        # Of one that was removed, jobs may be there that hand over.
+        for name in dict.fromkeys([*self.pools, *(j.pool for j in self.controller.jobs.values())]):
+            job = self._kinds[name]
             jobs, leaving = self.controller.to_adopt(name)
             pools[name] = PoolState(
                 self.controller.wanted(name),
@@ -571,6 +605,7 @@ class Keeper:
             Whether they are, or will be soon.
         """
         deadline = self.now() + limit
+        self._queue.make_haste()
         self._tell(self.controller.close)
         # Of a submission that is under way the ids must be known, or nobody would cancel them.
         while self._submissions and self.now() < deadline:
@@ -632,9 +667,9 @@ def _margin(walltime: float) -> float:
 
 
 def _complain(task: asyncio.Task[Any]) -> None:
-    """Say what nobody else would: a loop that has ended by a fault of ours."""
+    """Say what nobody else would: work that has ended by a fault of ours."""
     if not task.cancelled() and (exc := task.exception()) is not None:
-        log.error("the jobs of a cluster are no longer watched", exc_info=exc)
+        log.error("the jobs of a cluster may not be looked after as they should", exc_info=exc)
 
 
 def _tail(paths: Sequence[str]) -> str:

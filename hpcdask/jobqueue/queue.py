@@ -66,13 +66,19 @@ class Queue:
         SubmitError
             If there is no such job for certain.
         """
-        script = job.script(count)
+        try:
+            script = job.script(count)
+        except Exception as exc:  # of a user's own class
+            raise SubmitError(f"{type(job).__name__} gives no job script: {exc!r}") from exc
         try:
             path = os.fspath(
                 await in_thread(self._folder.write_script, self.script_name(name), script)
             )
         except OSError as exc:
-            raise SubmitError(f"cannot write a job script: {exc}") from exc
+            raise SubmitError(
+                f"cannot write a job script into {self._folder.path}: {exc.strerror}. Make room "
+                "there, or have the cluster's folder elsewhere, with shared_temp_directory."
+            ) from exc
         await self._try_out(job, script, path)
         command = [*shlex.split(job.submit_command), path]
         kept = self._folder.answer_file(self.script_name(name))
@@ -221,6 +227,10 @@ class Queue:
             except StatusError as exc:
                 log.info("%s does not tell how jobs have ended: %s", self.system.title, exc)
         return found
+
+    def make_haste(self) -> None:
+        """Let no command wait for its turn any more, since it is the end."""
+        self._commands.make_haste()
 
     # -- Cancelling -------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ class Limits:
     ending: float = 60.0  # that a job takes to end, before another is submitted in its place
     grace: float = 30.0  # for the other workers of a job to come, or of an ended job to go
     cancel_again: float = 10.0  # after a cancelled job is still listed; doubled each time
+    cancel_again_at_end: float = 2.0  # the same when all is cancelled, and nobody waits for long
     look_again: float = 5.0  # after a look for an unclear submission; doubled each time
     unclear: float = 60.0  # until a submission that is not found is taken for failed
     remember: float = 3600.0  # that jobs which seem to be gone are looked for

@@ -88,6 +88,7 @@ class SchedulerJob(Job):
         script = WorkerScript(
             worker=self._worker(),
             is_named=False,
+            has_token=False,  # its --token-file goes before all else
             epilogue=self._asked["job_script_epilogue"],
             launcher=self._asked["launcher"] or "",
             shebang=self._asked["shebang"],

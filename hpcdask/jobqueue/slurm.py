@@ -158,28 +158,26 @@ class Slurm(BatchSystem):
         return "" if _NOT_NOW.search(words) else words
 
     def job_id(self, submit_output: str) -> str:
-        # "123", or "123;cluster" where there are several; warnings may come before it. Without
-        # --parsable, as of a command of the user's own, it is "Submitted batch job 123".
-        form = r"^(?:Submitted batch job )?(\d+)([; ].*)?$"
-        match = re.search(form, submit_output.strip(), re.MULTILINE)
-        if match is None:
+        # "123", or "123;cluster" where there are several; what a site prints comes before it, and
+        # may begin with a number. Without --parsable, as of a command of the user's own, it is
+        # "Submitted batch job 123".
+        form = r"^(?:(\d+)(?:;\S+)?|Submitted batch job (\d+)(?: .*)?)$"
+        found = re.findall(form, submit_output.strip(), re.MULTILINE)
+        if not found:
             raise ValueError(f"no job id in {submit_output!r}")
-        return match[1]
+        return "".join(found[-1])
 
     def elements(self, job_id: str, count: int) -> list[str]:
         return [job_id] if count == 1 else [f"{job_id}_{n}" for n in range(1, count + 1)]
 
     def cancel_commands(self, ids: Sequence[str]) -> list[list[str]]:
         # Jobs of an array by one request: 5_[1-3,7].
-        commands = []
-        for some in chunks(ids):
-            arrays: dict[str, list[int]] = {}
-            for id in some:
-                job, _, index = id.partition("_")
-                arrays.setdefault(job, []).extend(indices(index))
-            words = [f"{job}_[{ranges(n)}]" if n else job for job, n in arrays.items()]
-            commands.append([*self.cancel_command.split(), *words])
-        return commands
+        arrays: dict[str, list[int]] = {}
+        for id in ids:
+            job, _, index = id.partition("_")
+            arrays.setdefault(job, []).extend(indices(index))
+        words = [f"{job}_[{ranges(n)}]" if n else job for job, n in arrays.items()]
+        return [[*self.cancel_command.split(), *some] for some in chunks(words)]
 
     def status_command(self, ids: Sequence[str]) -> list[str]:
         # Of all states: jobs that have ended are kept for a while (MinJobAge, 5 minutes). By

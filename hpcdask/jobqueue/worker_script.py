@@ -18,6 +18,10 @@ _RANK = (
     "${ALPS_APP_PE:-$SLURM_PROCID}}}}}"
 )
 
+#: A token in the environment goes before that of a scheduler file. Part of the command, since login
+#: shells of other nodes read profiles of their own.
+_WITHOUT_TOKENS = "env -u HPCDASK_TOKEN -u HPCDASK_TOKEN_FILE"
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerScript:
@@ -39,6 +43,8 @@ class WorkerScript:
         What it is, in a sentence.
     is_named : bool
         Whether what is started takes a ``--name``, as workers do and a scheduler does not.
+    has_token : bool
+        Whether the worker has the token from its scheduler file, and from nowhere else.
     """
 
     worker: Sequence[str]
@@ -47,6 +53,7 @@ class WorkerScript:
     epilogue: Sequence[str] = ()
     shebang: str
     title: str
+    has_token: bool
     is_named: bool = True
 
     def text(self, system: BatchSystem, job: JobSpec, header: str) -> str:
@@ -73,9 +80,10 @@ class WorkerScript:
         yield f'name="{system.element_expression}"'
 
     def _one_node(self) -> Iterator[str]:
-        first, *rest = self.worker
+        first, *rest = self._command()
         name = ['--name "$name"'] if self.is_named else []
         words = " \\\n    ".join([f"{self.launcher} {first}".lstrip(), *name, *rest])
+        yield from self._about_token()
         if self.epilogue:
             yield f"{words} &"
             yield "workers=($!)"
@@ -87,9 +95,18 @@ class WorkerScript:
         )
         yield f"exec {words}"
 
+    def _command(self) -> list[str]:
+        first, *rest = self.worker
+        return [f"{_WITHOUT_TOKENS} {first}" if self.has_token else first, *rest]
+
+    def _about_token(self) -> list[str]:
+        about = "env: a token that a profile exports would go before the scheduler file's."
+        return comment(about) if self.has_token else []
+
     def _all_nodes(self, system: BatchSystem, job: JobSpec) -> Iterator[str]:
+        yield from self._about_token()
         yield "worker=("
-        yield from (f"    {line}" for line in self.worker)
+        yield from (f"    {line}" for line in self._command())
         yield ")"
         yield "workers=()"
         if not self.launcher:

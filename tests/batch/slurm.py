@@ -51,7 +51,8 @@ SchedulerParameters=bf_interval=1,batch_sched_delay=0,sched_min_interval=0,sched
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=256
-KillWait=5
+# As Slurm has it by itself: what a loaded machine hands over in this time is handed over.
+KillWait=30
 MinJobAge=300
 ReturnToService=2
 # Longer than a loaded machine may keep a slurmd from answering.

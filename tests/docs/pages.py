@@ -66,6 +66,12 @@ class Block:
         return bool(re.search(r"\b\w+Runner\(", self.text))
 
     @property
+    def system(self) -> str:
+        """The batch system that a program needs; empty for none, or that of the tests' site."""
+        match = re.search(r"\b(PBS|SGE)Cluster\(", self.text)
+        return match[1].lower() if match else ""
+
+    @property
     def commands(self) -> list[str]:
         """The commands of a shell block that are run here."""
         return [command for command, _ in self.lines]

@@ -16,6 +16,8 @@ from hpcdask.jobqueue.systems import SYSTEMS, detect, refuse_foreign_commands
         ("slurm", "2\n", "2"),
         ("slurm", "2;cluster\n", "2"),
         ("slurm", "sbatch: your project has 3 hours left\n17\n", "17"),
+        ("slurm", "12 hours of your budget are left\n17;cluster\n", "17"),
+        ("slurm", "Submitted batch job 17 on cluster c\n", "17"),
         ("pbs", "0.pbshost\n", "0.pbshost"),
         ("pbs", "19[].pbshost\n", "19[].pbshost"),
         ("pbs", "39\n", "39"),  # of Slurm's own qsub

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from hpcdask.errors import (
     SubmitError,
     WaitTimeoutError,
 )
-from hpcdask.jobqueue.commands import Commands
 from hpcdask.jobqueue.folder import ClusterFolder
 from hpcdask.jobqueue.pacing import Pace
 
@@ -32,22 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    """A queue of its own; at the end no job may be left."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__POLL_INTERVAL", "0.2s")
-    # Commands of a few lines need no rest.
-    monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", functools.partial(Pace, burst=10_000))
-    folder = tmp_path / "queue"
-    folder.mkdir()
-    made = Queue(folder)
-    yield made
-    left = made.end()
-    assert left == []
 
 
 def ids(cluster: QueueCluster, state: str = "running") -> list[str]:
@@ -73,6 +55,7 @@ def test_jobs_come_as_one_array_and_their_workers_bear_their_names(queue):
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert [path.name for path in files if token in path.read_text()] == ["scheduler.json"]
         html, text = cluster._repr_html_(), repr(cluster)
+        assert repr(cluster.place.token) not in repr(cluster.place)
     assert "jobs=2 (2 running)" in text
     assert "<td>2 (2 running)</td>" in html
     assert not folder.exists()
@@ -129,6 +112,17 @@ def test_a_refusal_is_raised_with_the_systems_words_and_the_line(queue):
     assert not list(queue.folder.glob("*.job"))
 
 
+def test_a_job_script_that_cannot_be_made_is_told_and_not_waited_for(queue, monkeypatch):
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue) as cluster:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(cluster._job), "job_script", lambda job: 1 / 0)
+            with pytest.raises(SubmitError, match=r"gives no job script: ZeroDivisionError"):
+                cluster.scale(1)
+        cluster.scale(1)
+        wait_until(lambda: queue.commands("submit"), PATIENCE)
+
+
 def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(queue):
     prologue = ["echo the disk is full >&2", "exit 3"]
     with QueueCluster(queue, n_workers=1, job_script_prologue=prologue) as cluster:
@@ -167,6 +161,22 @@ def test_a_queue_that_does_not_answer_has_lost_no_job(queue):
         assert list(cluster.workers) == ["1_1"]
         assert len(queue.commands("submit")) == 1
         (queue.folder / "broken").unlink()
+
+
+def test_a_fault_in_reading_a_listing_is_not_the_end_of_looking(queue, monkeypatch):
+    stumbled = []
+
+    def stumbles(system, answer):
+        stumbled.append(answer)
+        raise KeyError("state")
+
+    with QueueCluster(queue, n_workers=1) as cluster:
+        cluster.wait_for_workers(1, timeout=PATIENCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(Queue, "parse_status", stumbles)
+            wait_until(lambda: cluster._jobs._look_within(0) or len(stumbled) > 1, PATIENCE)
+        queue.kill("1_1")
+        wait_until(lambda: list(cluster.workers) == ["2_1"], PATIENCE)
 
 
 def _looks(queue: Queue) -> int:
@@ -224,6 +234,16 @@ def test_jobs_are_cancelled_when_the_program_ends_without_closing(queue, tmp_pat
     assert not list((tmp_path / "state").rglob("*.json"))
 
 
+def test_at_the_end_jobs_are_cancelled_though_it_is_no_commands_turn(queue, monkeypatch):
+    slow = functools.partial(Pace, burst=2, rate=1e-3)
+    monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", slow)
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue, n_workers=3) as cluster:
+        wait_until(lambda: len(ids(cluster, "pending")) == 3, PATIENCE)
+    assert queue.commands("cancel") == ["1_1 1_2 1_3"]
+    assert not list(Path(cluster.scheduler_file).parents[1].glob("*/state.json"))
+
+
 def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):
     with QueueCluster(queue) as cluster, Client(cluster) as client:
         cluster.adapt(maximum_jobs=2, interval="50ms", target_duration="1s", keep_idle="0s")
@@ -250,14 +270,12 @@ def test_what_cannot_be_is_refused_before_anything_is_started(queue, options, wo
         QueueCluster(queue, **options)
 
 
-def test_a_submission_without_an_answer_is_found_by_its_workers(queue, monkeypatch):
-    impatient = functools.partial(Commands, timeout=1.0)
-    monkeypatch.setattr("hpcdask.jobqueue.cluster.Commands", impatient)
-    (queue.folder / "slow").touch()
+def test_a_submission_without_an_answer_is_found_by_its_workers(queue):
+    (queue.folder / "mute").touch()
     with QueueCluster(queue) as cluster:
         with pytest.raises(SubmitError, match="may be in the queue nevertheless"):
             cluster.scale(2)
-        (queue.folder / "slow").unlink()
+        (queue.folder / "mute").unlink()
         cluster.wait_for_workers(2, timeout=PATIENCE)
         wait_until(lambda: sorted(cluster.workers) == ["1_1", "1_2"], PATIENCE)
         assert len(queue.commands("submit")) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpcdask.errors import LaunchError
+from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.jobqueue.controller import (
     Action,
     AskEnds,
@@ -189,7 +189,7 @@ def test_pools_are_scaled_apart() -> None:
     assert queue.tick(0) == [Submit(2, "gpu", 2)]
     queue.submitted(1, 2, ["5_0", "5_1"])
     assert [row.pool for row in queue.controller.rows(1)] == ["gpu", "gpu"]
-    with pytest.raises(ValueError, match="a pool 'gpu' already"):
+    with pytest.raises(ValueError, match="jobs of a pool 'gpu' still"):
         queue.controller.add_pool("gpu", Shape(n_workers=1, walltime=60.0))
 
 
@@ -888,14 +888,23 @@ def test_what_was_missing_before_it_was_cancelled_is_no_proof_of_its_end() -> No
 
 
 def test_a_job_that_does_not_go_is_cancelled_again() -> None:
-    queue = Queue(cancel_again=10.0)
-    queue.has(["5"])
-    queue.close(0)
+    queue = Queue(cancel_again=10.0, cancel_again_at_end=2.0)
+    queue.scale(0, 1)
+    queue.submitted(0, 1, ["5"])
+    assert queue.scale(0, 0) == [Cancel(("5",))]
     assert queue.list(9, "5 running") == []
     assert queue.list(10, "5 running") == [Cancel(("5",))]
     assert queue.list(29, "5 running") == []
     assert queue.list(31, "5 ending") == []  # it needs its time
     assert queue.list(32, "5 running") == [Cancel(("5",))]
+
+
+def test_at_the_end_a_job_that_does_not_go_is_cancelled_again_soon() -> None:
+    queue = Queue(cancel_again=10.0, cancel_again_at_end=2.0)
+    queue.has(["5"])
+    queue.close(0)
+    assert queue.list(1, "5 running") == []
+    assert queue.list(2, "5 running") == [Cancel(("5",))]
 
 
 def test_closing_looks_once_more_for_what_was_never_found() -> None:
@@ -1121,3 +1130,20 @@ def test_while_a_pool_is_held_nothing_is_submitted_and_nothing_has_failed() -> N
     assert queue.tick(2000.0) == [], "the other is not missed either"
     assert queue.hold(2001.0, "cpu", False) == [Submit(2, "cpu", 1)]
     assert Cancel(("1_2",)) in queue.tick(2400.0)
+
+
+def test_a_pool_takes_the_place_of_one_of_which_there_are_no_jobs():
+    queue = Queue()
+    queue.has(["5_0"])
+    other = Shape(n_workers=4, walltime=60.0)
+    for now, what_is_left in [(1.0, "a wanted job"), (2.0, "one that ends")]:
+        with pytest.raises(ConfigError, match="jobs of a pool 'cpu' still"):
+            queue.controller.add_pool("cpu", other)
+        queue.scale(now, 0)
+        assert queue.controller.jobs, what_is_left
+    queue.ends(3.0, "5_0", End.CANCELLED)
+    queue.controller.add_pool("cpu", other)
+    [submit] = queue.scale(4.0, 1)
+    assert queue.controller.pools["cpu"].shape == other
+    assert submit.count == 1
+    assert [row.pool for row in queue.controller.rows(5.0)] == ["cpu"], "one that has ended"

@@ -24,6 +24,7 @@ WORKER = """\
 #!/bin/bash
 trap 'echo "${@: -1}: warned"' USR1 USR2
 trap 'is_over=1' TERM
+echo "token: ${HPCDASK_TOKEN-none} ${HPCDASK_TOKEN_FILE-none}"
 echo "told: $*"
 until [[ $is_over ]]; do sleep 0.02; done
 sleep 0.2
@@ -45,12 +46,12 @@ exit "$code"
     "pbsdsh": """\
 #!/bin/bash
 shift 3
-cd / && exec env -i PATH=/usr/bin:/bin "$@"
+cd / && exec env -i PATH=/usr/bin:/bin HPCDASK_TOKEN=of-a-profile "$@"
 """,
     "qrsh": """\
 #!/bin/bash
 shift 2
-cd / && exec env -i PATH=/usr/bin:/bin "$@"
+cd / && exec env -i PATH=/usr/bin:/bin HPCDASK_TOKEN=of-a-profile "$@"
 """,
 }
 
@@ -94,6 +95,7 @@ def running(kind: type[Job], folder: Path, more: dict[str, str], **keywords: Any
     size = {"cores": 4, "memory": "8 GiB", "python": str(folder / "python")}
     (folder / "script").write_text(kind(**{**size, **keywords}).job_script())
     environ = {"PATH": f"{folder}:/usr/bin:/bin", "PBS_O_WORKDIR": str(folder)}
+    environ |= {"HPCDASK_TOKEN": "of-a-profile", "HPCDASK_TOKEN_FILE": "of-a-profile"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "script"],
@@ -133,6 +135,7 @@ def test_the_command_takes_the_place_of_the_shell(kind, more, name, tmp_path):
         size = "--nthreads 2 --nworkers 2 --memory-limit 4032MiB"
         times = "--death-timeout 60s --walltime 00:30:00"
         assert run.told() == [f"{words} {size} {times}".split()]
+        assert {line for line in run.lines if line.startswith("token")} == {"token: none none"}
         run.process.terminate()
         assert run.process.wait(30) == 3
         assert run.lines[-1] == "00:30:00: ended"
@@ -162,6 +165,7 @@ def test_each_node_has_its_workers_and_all_are_waited_for(kind, tmp_path):
     with running(kind, tmp_path, {"workers": "1"}, **more) as run:
         wait_until(lambda: len(run.told()) == 2, 30, f"two nodes in {run.lines}")
         assert [words[-2:] for words in run.told()] == [["--name", "7.0"], ["--name", "7.1"]]
+        assert {line for line in run.lines if line.startswith("token")} == {"token: none none"}
         assert all(words[:3] == ["-m", "hpcdask", "worker"] for words in run.told())
         prologues = [line for line in run.lines if line.startswith("prologue")]
         # Slurm hands on what the first shell has.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -70,6 +73,27 @@ async def test_what_a_command_leaves_behind_does_not_hold_up_its_answer():
     os.kill(int(out), signal.SIGKILL)
     assert code == 0
     assert time.monotonic() - begun < 20
+
+
+@on_a_loop
+async def test_a_command_that_does_not_even_die_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("hpcdask.jobqueue.commands._DYING", 0.1)
+    spared: list[int] = []  # as a process that waits for a file server is
+    monkeypatch.setattr(os, "killpg", lambda group, signal: spared.append(group))
+    with pytest.raises(StatusError, match=r"sleep gave no answer within 0\.1 s"):
+        await asyncio.wait_for(run("sleep", "600", timeout=0.1), 30)
+    os.kill(spared[0], signal.SIGKILL)
+
+
+@on_a_loop
+async def test_without_a_file_for_its_answer_a_command_is_not_run(monkeypatch, tmp_path):
+    def refuses():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuses)
+    with pytest.raises(NoCommandError, match=r"cannot run touch: .*Too many open files.*TMPDIR"):
+        await run("touch", f"{tmp_path}/it")
+    assert not (tmp_path / "it").exists()
 
 
 def test_commands_get_no_secret_and_nothing_of_our_own_launch():
@@ -176,6 +200,26 @@ def test_a_name_in_use_is_refused_and_one_left_behind_tells_how_to_clean_up(base
         ClusterFolder.create("mine")
     folder.clear()
     ClusterFolder.create("mine")
+
+
+def test_of_two_clusters_that_begin_at_once_one_gets_the_name(base):
+    first, second = ClusterFolder.create("mine"), ClusterFolder.create("mine")
+    first.write_first_state(state("mine"))
+    with pytest.raises(ConfigError, match="there is a cluster mine already"):
+        second.write_first_state(state("mine", Owner("elsewhere", 1, 0.0)))
+    assert first.read_state() == state("mine")
+    assert [path.name for path in first.path.iterdir()] == ["state.json"]
+
+
+def test_a_folder_that_is_full_is_told_with_what_to_do(base, monkeypatch):
+    def refuses(*args):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    folder = ClusterFolder.create("mine")
+    monkeypatch.setattr(os, "fsync", refuses)
+    with pytest.raises(ConfigError, match=r"state\.json: Disk quota exceeded.* shared_temp_dir"):
+        folder.write_first_state(state("mine"))
+    assert list(folder.path.iterdir()) == []
 
 
 def test_a_folder_that_others_see_into_is_not_used(base):

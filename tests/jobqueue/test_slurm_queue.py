@@ -64,6 +64,12 @@ def test_jobs_of_an_array_are_cancelled_by_one_word():
     assert commands == [["scancel", "5_[1-3]", "6", "8_[7]"]]
 
 
+def test_however_many_jobs_of_an_array_are_cancelled_by_one_command():
+    ids = [*SLURM.elements("5", 1000), *SLURM.elements("6", 1000)]
+    assert SLURM.cancel_commands(ids) == [["scancel", "5_[1-1000]", "6_[1-1000]"]]
+    assert [len(c) for c in SLURM.cancel_commands([str(n) for n in range(150)])] == [101, 51]
+
+
 def test_one_query_names_each_array_once():
     *_, jobs = SLURM.status_command(["5_1", "5_2", "6"])
     assert jobs == "5,6"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fake_queue import FakeJob
+from virtual_queue import VirtualJob
 
 from hpcdask.jobqueue.controller import Action, Cancel, Retire, Submit
 from hpcdask.jobqueue.status import JobStatus, Phase
@@ -129,7 +129,7 @@ class QueueChecks:
         n_wanted = simulation.controller.wanted(pool)
         assert len(staying) + action.count <= n_wanted, (n_wanted, staying, action)
 
-    def _should_count(self, job: FakeJob, pool: str) -> bool:
+    def _should_count(self, job: VirtualJob, pool: str) -> bool:
         """Whether a job will still be there, as far as its controller can know."""
         simulation, now = self.simulation, self.simulation.clock.now
         if job.pool != pool or job.phase is Phase.ENDING:
@@ -174,7 +174,7 @@ class QueueChecks:
             for job in there
         )
 
-    def _is_unknowable(self, job: FakeJob) -> bool:
+    def _is_unknowable(self, job: VirtualJob) -> bool:
         """Whether a job was not found in time, and has brought no worker since."""
         waited = self.simulation.clock.now - self.unclear.get(job.submission, math.inf)
         is_late = waited >= self.simulation.limits.unclear

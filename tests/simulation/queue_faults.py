@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fake_queue import FakeJob
+from virtual_queue import VirtualJob
 
 from hpcdask.jobqueue.status import End, Phase
 
@@ -38,7 +38,7 @@ def deed(weight: int, odds: float = 1.0) -> Callable[[Act], QueueDeed]:
     return add
 
 
-def _some(simulation: QueueSimulation, *phases: Phase) -> list[FakeJob]:
+def _some(simulation: QueueSimulation, *phases: Phase) -> list[VirtualJob]:
     """One job in one of these phases, or none."""
     jobs = [job for job in simulation.queue.there() if job.phase in phases]
     return [simulation.random.choice(jobs)] if jobs else []

@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 from event_trace import EventTrace
-from fake_queue import FakeQueue
 from queue_checks import QueueChecks
 from virtual_clock import Timer, VirtualClock
+from virtual_queue import VirtualQueue
 
 from hpcdask.jobqueue.controller import (
     AskEnds,
@@ -52,7 +52,7 @@ class QueueSimulation:
             max_history=random.choice([10, 1000]),
         )
         walltime = random.choice([400.0, 1800.0, 36000.0])
-        self.queue = FakeQueue(self.clock, random, walltime, self.join, self.leave, self.note)
+        self.queue = VirtualQueue(self.clock, random, walltime, self.join, self.leave, self.note)
         self.shapes = {
             name: Shape(
                 n_workers=random.choice([1, 1, 3]), walltime=walltime, margin=self.queue.margin

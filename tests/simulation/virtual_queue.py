@@ -22,7 +22,7 @@ _MEMBERS: list[Callable[[int, int], str]] = [
 ]
 
 
-class FakeJob:
+class VirtualJob:
     """One job, from its submission on."""
 
     def __init__(self, id: str, submission: int, pool: str, n_workers: int, now: float) -> None:
@@ -44,7 +44,7 @@ class FakeJob:
         return self.phase is not Phase.ENDED
 
 
-class FakeQueue:
+class VirtualQueue:
     """Jobs wait, start, bring workers and end, at times drawn from the seed.
 
     Parameters
@@ -65,9 +65,9 @@ class FakeQueue:
         self.clock, self.random, self.walltime = clock, random, walltime
         self.join, self.leave, self.note = join, leave, note
         self.margin = random.choice([0.0, walltime / 10])  # in which workers leave by themselves
-        self.jobs: dict[str, FakeJob] = {}
+        self.jobs: dict[str, VirtualJob] = {}
         self.alive: set[str] = set()  # workers' processes
-        self.job_of_worker: dict[str, FakeJob] = {}
+        self.job_of_worker: dict[str, VirtualJob] = {}
         self.n_submissions = random.randint(0, 20)
         self._member = random.choice(_MEMBERS)
         # What this system is like.
@@ -84,10 +84,10 @@ class FakeQueue:
         """A length of time: half of the usual one, up to three times as long."""
         return usual * (0.5 + 2.5 * self.random.random() ** 3)
 
-    def _later(self, job: FakeJob, delay: float, act: Callable[..., None], *args: Any) -> None:
+    def _later(self, job: VirtualJob, delay: float, act: Callable[..., None], *args: Any) -> None:
         job.timers.append(self.clock.after(delay, act, job, *args))
 
-    def there(self) -> list[FakeJob]:
+    def there(self) -> list[VirtualJob]:
         return [job for job in self.jobs.values() if job.is_there]
 
     # -- What becomes of a job --------------------------------------------------------------------
@@ -99,7 +99,7 @@ class FakeQueue:
         if count > 1:
             members = [self._member(number, k) for k in range(count)]
         for id in members:
-            job = FakeJob(id, submission, pool, n_workers, self.clock.now)
+            job = VirtualJob(id, submission, pool, n_workers, self.clock.now)
             job.appears += self.slow_listing
             job.fate = self.random.choice(self.fates)
             self.jobs[id] = job
@@ -107,7 +107,7 @@ class FakeQueue:
         self.note("queue has", members)
         return members
 
-    def _start(self, job: FakeJob) -> None:
+    def _start(self, job: VirtualJob) -> None:
         n_running = sum(job.phase is Phase.RUNNING for job in self.jobs.values())
         if n_running >= self.n_slots:
             self._later(job, self.draw(20.0), self._start)
@@ -134,7 +134,7 @@ class FakeQueue:
                     early = self.margin * self.random.uniform(0.5, 1)
                     self._later(job, self.walltime - early, self._departs, name)
 
-    def _stop(self, job: FakeJob, leaves_zombies: bool = False) -> None:
+    def _stop(self, job: VirtualJob, leaves_zombies: bool = False) -> None:
         """End a life of a job."""
         for timer in job.timers:
             timer.cancel()
@@ -162,11 +162,11 @@ class FakeQueue:
         if name in self.alive:
             self.join(name)
 
-    def _comes(self, job: FakeJob, name: str) -> None:
+    def _comes(self, job: VirtualJob, name: str) -> None:
         self.alive.add(name)
         self.join(name)
 
-    def end(self, job: FakeJob, end: End, leaves_zombies: bool = False) -> None:
+    def end(self, job: VirtualJob, end: End, leaves_zombies: bool = False) -> None:
         if job.phase not in (Phase.PENDING, Phase.RUNNING):
             return
         self.note("ends", job.id, end.value, "with zombies" if leaves_zombies else "")
@@ -179,17 +179,17 @@ class FakeQueue:
         else:
             self._ended(job)
 
-    def _ended(self, job: FakeJob) -> None:
+    def _ended(self, job: VirtualJob) -> None:
         job.phase, job.ended = Phase.ENDED, self.clock.now
         job.known = job.ended + self.accounting * self.random.random()
 
-    def vanish(self, job: FakeJob) -> None:
+    def vanish(self, job: VirtualJob) -> None:
         """Lose a job, and all knowledge of it."""
         self.note("loses", job.id)
         self._stop(job)
         job.phase, job.ended, job.end = Phase.ENDED, -math.inf, None
 
-    def requeue(self, job: FakeJob, leaves_zombies: bool = False) -> None:
+    def requeue(self, job: VirtualJob, leaves_zombies: bool = False) -> None:
         if job.phase is not Phase.RUNNING:
             return
         self.note("is put back", job.id, "with zombies" if leaves_zombies else "")
@@ -197,11 +197,11 @@ class FakeQueue:
         job.phase, job.started, job.restarts = Phase.ENDING, None, job.restarts + 1
         self._later(job, self.draw(3.0), self._wait_again)
 
-    def _wait_again(self, job: FakeJob) -> None:
+    def _wait_again(self, job: VirtualJob) -> None:
         job.phase = Phase.PENDING
         self._later(job, self.draw(self.wait), self._start)
 
-    def _departs(self, job: FakeJob, name: str) -> None:
+    def _departs(self, job: VirtualJob, name: str) -> None:
         if name in job.processes:
             self.process_ends(name)
 
@@ -247,7 +247,7 @@ class FakeQueue:
         jobs = [job for job in self.there() if job.submission == submission and now >= job.appears]
         return [job.id for job in jobs]
 
-    def _status(self, job: FakeJob) -> JobStatus:
+    def _status(self, job: VirtualJob) -> JobStatus:
         elapsed = left = None
         if job.started is not None and job.is_there:
             elapsed = float(int(self.clock.now - job.started))
