@@ -275,7 +275,7 @@ class ClusterCalls(Connection):
             is_ours = hasattr(self.cluster, "_close") and self.cluster.status != "detached"
             if is_ours:
                 await self._close()
-                await self.cluster._close()
+                await getattr(self.cluster, "_close_for_good", self.cluster._close)()
                 return
             if self._returning is not None:
                 await asyncio.wait({self._returning})

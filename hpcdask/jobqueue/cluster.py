@@ -4,40 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import math
 import os
 import re
-import time
 from collections.abc import Collection, Coroutine, Iterable, Mapping
-from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from hpcdask import config
 from hpcdask import host as hosts
 from hpcdask.errors import ConfigError, HpcdaskError, InterfaceNotFoundError, LaunchError
+from hpcdask.jobqueue.attachable import POOL, AttachableCluster
 from hpcdask.jobqueue.commands import Commands
 from hpcdask.jobqueue.controller import job_of
-from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, Owner
+from hpcdask.jobqueue.folder import ClusterFolder
 from hpcdask.jobqueue.guard import Guard
 from hpcdask.jobqueue.job import Job
 from hpcdask.jobqueue.job_units import JobUnits
 from hpcdask.jobqueue.keeper import Keeper
 from hpcdask.jobqueue.keywords import changed
-from hpcdask.jobqueue.ownership import approval, refuse_dependent
 from hpcdask.jobqueue.queue import Queue
 from hpcdask.jobqueue.scheduler_job import (
     SCHEDULER,
     SchedulerInJob,
-    SchedulerJob,
-    scheduler_job_again,
     scheduler_job_of,
 )
 from hpcdask.jobqueue.table import JobTable, summary
-from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
+from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, refuse_dashboard
 from hpcdask.launchers.scheduler_access import SchedulerHere
 from hpcdask.launchers.units import UnitShape
 from hpcdask.launchers.worth import idle_units
@@ -48,18 +43,13 @@ from hpcdask.threads import in_thread
 
 log = logging.getLogger("hpcdask.jobqueue")
 
-#: Of the jobs that the cluster itself describes.
-POOL = "workers"
 #: Seconds in which a scheduler in a job can be told to end, before its job is cancelled anyway.
 _LAST_WORD = 2.0
 #: Seconds for cancelled jobs to leave the queue.
 _LEAVING = 8.0
 
 
-C = TypeVar("C", bound="JobQueueCluster")
-
-
-class JobQueueCluster(Cluster):
+class JobQueueCluster(AttachableCluster):
     """A scheduler in this process or in a job, and workers in jobs of a batch system.
 
     Jobs are asked for by `scale` and `adapt`, come when the batch system starts them, and are
@@ -190,107 +180,10 @@ class JobQueueCluster(Cluster):
                 "process ends with it, and workers without a scheduler do, too"
             )
         folder = ClusterFolder.planned(self.name, Path(base) if base else None)
-        self._settle(job, of_scheduler, folder, shutdown_on_close)
-        self._base = Path(base) if base else None
+        self._settle(job, of_scheduler, folder, Path(base) if base else None, shutdown_on_close)
         self._scheduler_cls, self._scheduler_options = scheduler_cls, options
         self._n_first_jobs = self._jobs_for(n=n_workers)
         self._begin()
-
-    def _place(self, job: Job) -> None:
-        """Tell a job where the scheduler's file is, and where to leave its log."""
-        job.scheduler_file = os.fspath(self._folder.scheduler_file)
-        job.log_directory = job.log_directory or os.fspath(self._folder.logs)
-
-    def _settle(
-        self,
-        job: Job,
-        of_scheduler: SchedulerJob | None,
-        folder: ClusterFolder,
-        shutdown_on_close: bool,
-        former: ClusterState | None = None,
-    ) -> None:
-        """Take what new clusters and those that are found again have."""
-        self._job, self._scheduler_job, self._folder = job, of_scheduler, folder
-        self._pools = {POOL: job}
-        for each in (job, of_scheduler):
-            if each is not None:
-                self._place(each)
-        self._interval: float = config.get(f"jobqueue.{job.config_name}.poll-interval")
-        self._shutdown_on_close, self._former = shutdown_on_close, former
-        self._takes_over = False
-        self._n_first_jobs = 0
-        self._keeper: Keeper | None = None
-        self._guard: Guard | None = None
-        self._has_folder = False  # or it is another cluster's
-        self._leaves_jobs = False  # to somebody else, when it ends
-
-    @classmethod
-    def attach(
-        cls: type[C],
-        name: str,
-        *,
-        job_cls: type[Job] | None = None,
-        shared_temp_directory: str | os.PathLike[str] | None = None,
-        loop: asyncio.AbstractEventLoop | None = None,
-        asynchronous: bool = False,
-        silence_logs: int | bool | str = logging.WARNING,
-        shutdown_on_close: bool = True,
-        take_over: bool = False,
-    ) -> C:
-        """Find a cluster again that was left alone, and keep its jobs from now on.
-
-        Parameters
-        ----------
-        name : str
-            Of the cluster; ``hpc-dask ps`` lists them.
-        job_cls : type, optional
-            As it was made with, if that is a class of your own.
-        shared_temp_directory
-            As it was made with; as a rule it is found without.
-        take_over : bool
-            Whether to take it from its former owner, of which nobody knows whether it has ended:
-            it is on another host, and the scheduler does not answer.
-
-        Returns
-        -------
-        JobQueueCluster
-            Of the class for its batch system.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such cluster, or it cannot live without the process that made it.
-        LaunchError
-            If another process keeps it, which is named.
-
-        Examples
-        --------
-        >>> cluster = SLURMCluster.attach("simulations")
-        >>> cluster.scale(jobs=20)
-        """
-        base = Path(shared_temp_directory) if shared_temp_directory else None
-        folder = ClusterFolder.find(name, base)
-        state = folder.read_state()
-        if cls.job_cls is None and job_cls is None:
-            cls = _cluster_class(cls, state.system)
-        kind = job_cls or cls.job_cls
-        if kind is None or kind.system.name != state.system:
-            raise ConfigError(f"{name} is a cluster of {state.system}, not one of {cls.__name__}")
-        refuse_dependent(state)
-        self = cls.__new__(cls)
-        Cluster.__init__(self, name, asynchronous, loop, silence_logs)
-        job = kind(**state.pools[POOL].keywords)
-        of_scheduler = scheduler_job_again(kind, state.pools[SCHEDULER].keywords)
-        of_scheduler.token_file = os.fspath(folder.token_file)
-        self._settle(job, of_scheduler, folder, shutdown_on_close, state)
-        self._job_kwargs = dict(state.pools[POOL].keywords)
-        for pool, known in state.pools.items():  # in their order, by which work is given out
-            if pool not in (POOL, SCHEDULER):
-                self._pools[pool] = kind(**known.keywords)
-                self._place(self._pools[pool])
-        self._takes_over, self._base = take_over, base
-        self._begin()
-        return self
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -327,28 +220,6 @@ class JobQueueCluster(Cluster):
             await self._have_jobs(POOL, self._n_first_jobs)
         self._leaves_jobs = False
 
-    async def _own_folder(self) -> ClusterState:
-        """Be the one who keeps the cluster of this folder, a new one or one that was left."""
-        owner = Owner.here()
-        if self._former is not None:
-            approve = await approval(self._folder, self._takes_over)
-            self._former = self._folder.own(owner, approve)
-            return replace(self._former, owner=owner)
-        state = ClusterState(
-            name=self.name,
-            system=self._job.system.name,
-            owner=owner,
-            started=time.time(),
-            scheduler_file=self.scheduler_file,
-            scheduler="client" if self._scheduler_job is None else "job",
-        )
-        folder = ClusterFolder.create(self.name, self._base)
-        folder.write_first_state(state)
-        if self._scheduler_job is not None:
-            folder.write_token(new_token())
-            self._scheduler_job.token_file = os.fspath(folder.token_file)
-        return state
-
     async def _start_scheduler(self) -> SchedulerHere:
         scheduler = self._scheduler_cls(
             **self._scheduler_options, token=new_token(), scheduler_file=self.scheduler_file
@@ -377,6 +248,8 @@ class JobQueueCluster(Cluster):
             )
         elif self._access is not None:
             await self._access.close(reason)
+        if self._has_folder and self._keeper is None:
+            self._disown()
         if self._has_folder and not self._leaves_jobs:
             self._folder.clear(keep_state=not is_clear)
         if self._guard is not None:
@@ -391,53 +264,6 @@ class JobQueueCluster(Cluster):
     def _scheduler_ends(self) -> None:
         """A client has shut it down, or it was idle for long: the jobs have nothing to do."""
         self._ends_by_itself("its scheduler ends", False)
-
-    def _ends_by_itself(self, reason: str, is_anothers: bool) -> None:
-        if self._closing is not None or self.status != "running":
-            return
-        level = logging.WARNING if is_anothers else logging.INFO
-        log.log(level, "%s ends here: %s", self.name, reason)
-        self._leaves_jobs = is_anothers
-        asyncio.get_running_loop().create_task(self._close_for_good())
-
-    async def _close_for_good(self) -> None:
-        """End, and all jobs too unless they are left to somebody."""
-        await super()._close()
-
-    async def _close(self) -> None:
-        if self._closing is None and not self._shutdown_on_close:
-            self._leaves_jobs = self.status == "running"
-        await super()._close()
-
-    async def _close_once(self) -> None:
-        await super()._close_once()
-        if self._leaves_jobs:
-            self.status = "detached"  # its clients go on
-
-    def detach(self) -> Any:
-        """Let go of the cluster, and leave it running: `attach` finds it again.
-
-        Until then no job is replaced and none submitted: workers end with their walltime. Clients
-        go on, and this object is of no more use.
-
-        Raises
-        ------
-        ConfigError
-            If its scheduler is in this process.
-        """
-        if self._scheduler_job is None:
-            raise ConfigError(
-                f"the scheduler of {self.name} is in this process, without which it cannot go on; "
-                "a cluster with scheduler='job' can"
-            )
-
-        async def work() -> None:
-            await self._started()
-            if self._closing is None:
-                self._leaves_jobs = True
-            await self._close_for_good()
-
-        return self._maybe_sync(work())
 
     # -- Kinds of jobs ----------------------------------------------------------------------------
 
@@ -681,11 +507,6 @@ class JobQueueCluster(Cluster):
 
     # -- For users --------------------------------------------------------------------------------
 
-    @property
-    def scheduler_file(self) -> str:
-        """File that tells other clients of this user the scheduler's address and the token."""
-        return os.fspath(self._folder.scheduler_file)
-
     def jobs(self) -> JobTable:
         """The jobs that are, and the last that have ended: rows that show as a table.
 
@@ -792,18 +613,6 @@ class JobQueueCluster(Cluster):
         )
         title = f"{type(self).__name__} {escape(self.name)}"
         return f"<h4>{title}</h4><table>{lines}</table>{self.jobs()._repr_html_()}"
-
-
-def _cluster_class(cls: type[C], system: str) -> type[C]:
-    """The class of clusters of a batch system."""
-    importlib.import_module("hpcdask.jobqueue.clusters_of_systems")  # or there may be none
-    for each in cls.__subclasses__():
-        if each.job_cls is not None and each.job_cls.system.name == system:
-            return each
-    raise ConfigError(
-        f"it is a cluster of a batch system {system!r} that is not hpcdask's: attach to it with "
-        "your own class of clusters, or name its job_cls"
-    )
 
 
 def _checked_options(options: Mapping[str, Any], protocol: str | None) -> dict[str, Any]:

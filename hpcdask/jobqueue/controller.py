@@ -124,8 +124,13 @@ class Controller:
         What ends meanwhile has not failed.
         """
         self._now = now
-        self.pools[pool].is_held = is_held
-        self._balance(now, self.pools[pool])
+        record = self.pools[pool]
+        if record.is_held and not is_held:
+            for job in record.jobs.values():
+                if job.silent_since is not None:
+                    job.silent_since = now  # its workers have not had a chance until now
+        record.is_held = is_held
+        self._balance(now, record)
 
     def release(self, now: float, ids: Collection[str]) -> None:
         """Want these no more, and so many fewer of their pools."""

@@ -220,6 +220,10 @@ class Cluster(abc.ABC):
             self._closing = asyncio.get_running_loop().create_task(self._close_once())
         await asyncio.shield(self._closing)
 
+    async def _close_for_good(self) -> None:
+        """As `_close`, also of a cluster that can be left running."""
+        await self._close()
+
     async def _close_once(self) -> None:
         self.status = "closing"
         for adaptive in list(self._adaptives.values()):

@@ -45,7 +45,7 @@ pytestmark = [
 ]
 NODES = ("node1", "node2", "node3", "node4")
 #: Seconds for one thing, on a machine where much else runs.
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 SCRIPT = """\
 import sys

@@ -160,7 +160,7 @@ def test_a_lost_scheduler_is_replaced_and_workers_go_to_the_new_one(queue):
 
 
 def test_who_shuts_the_scheduler_down_ends_all_jobs(queue):
-    cluster = with_job(queue, n_workers=1)
+    cluster = with_job(queue, n_workers=1, shutdown_on_close=False)
     with Client(scheduler_file=cluster.scheduler_file) as client:
         client.wait_for_workers(1, timeout=PATIENCE)
         client.shutdown()
@@ -183,7 +183,9 @@ def test_who_does_not_shut_down_on_close_leaves_all_running(queue):
     with with_job(queue, n_workers=1, shutdown_on_close=False) as cluster:
         cluster.wait_for_workers(1, timeout=PATIENCE)
     assert sorted(queue.groups()) == ["1_1", "2_1"]
-    asyncio.run(end(here(), PATIENCE))
+    with attached(queue, shutdown_on_close=False) as cluster:
+        Client(cluster).shutdown()  # which is meant
+    assert cluster.status == "closed"
     assert queue.groups() == {}
     assert list(cluster_folders()) == []
 
