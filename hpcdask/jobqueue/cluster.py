@@ -593,7 +593,7 @@ class JobQueueCluster(AttachableCluster):
         )
 
     def _in_words(self) -> str:
-        live = [each for each in self.jobs() if each.is_live]
+        live = [] if self._keeper is None else self._keeper.live()
         return f"{len(live)} ({summary(live)})" if live else "0"
 
     def _repr_html_(self) -> str:
