@@ -127,9 +127,10 @@ class AttachableCluster(Cluster):
         of_scheduler.token_file = os.fspath(folder.token_file)
         self._settle(job, of_scheduler, folder, base, shutdown_on_close, state)
         self._job_kwargs = dict(state.pools[POOL].keywords)
-        for pool in state.pools.keys() - {POOL, SCHEDULER}:
-            self._pools[pool] = kind(**state.pools[pool].keywords)
-            self._place(self._pools[pool])
+        for pool, known in state.pools.items():  # in their order, by which work is given out
+            if pool not in (POOL, SCHEDULER):
+                self._pools[pool] = kind(**known.keywords)
+                self._place(self._pools[pool])
         self._takes_over = take_over
         self._begin()
         return self

@@ -302,15 +302,7 @@ class JobQueueCluster(AttachableCluster):
             )
         if name in self._pools:
             raise ConfigError(f"{self.name} has a pool {name!r} already; choose another name")
-        given = {} if config_name else self._job_kwargs
-        if config_name:
-            common = {key: self._job_kwargs[key] for key in ("interface", "protocol")}
-            job_kwargs = {**common, **job_kwargs}
-        job = type(self._job)(
-            config_name=config_name or self._job.config_name, **changed(given, job_kwargs)
-        )
-        if job.job_name == self._job.job_name:
-            job.job_name = f"{job.job_name}-{name}"
+        job = self._job_of_pool(name, config_name, job_kwargs)
         self._place(job)
 
         def add() -> None:
@@ -321,6 +313,19 @@ class JobQueueCluster(AttachableCluster):
             self._pools[name] = job
 
         self._on_loop(add)
+
+    def _job_of_pool(self, pool: str, config_name: str | None, given: dict[str, Any]) -> Job:
+        """A job with what is given, and else as configured in a section or as the first kind."""
+        kind, section = type(self._job), config_name or self._job.config_name
+        inherited = self._job_kwargs
+        if config_name:
+            inherited = {keyword: inherited[keyword] for keyword in ("interface", "protocol")}
+        keywords = changed(inherited, given)
+        job = kind(config_name=section, **keywords)
+        if job.job_name != self._job.job_name:
+            return job
+        # A keyword, so that it is found again with the cluster.
+        return kind(config_name=section, **{**keywords, "job_name": f"{job.job_name}-{pool}"})
 
     def _keep(self, pool: str, job: Job) -> None:
         """Be ready for jobs of a kind."""
@@ -588,7 +593,7 @@ class JobQueueCluster(AttachableCluster):
         )
 
     def _in_words(self) -> str:
-        live = [each for each in self.jobs() if each.is_live]
+        live = [] if self._keeper is None else self._keeper.live()
         return f"{len(live)} ({summary(live)})" if live else "0"
 
     def _repr_html_(self) -> str:

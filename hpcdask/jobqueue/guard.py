@@ -40,7 +40,7 @@ class Guard:
         words = [os.fspath(folder.path), str(owner.pid), repr(owner.started)]
         read_end, self._pipe = os.pipe()
         try:
-            with (folder.path / "guard.log").open("wb") as errors:
+            with open(folder.path / "guard.log", "wb", opener=_private) as errors:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "hpcdask.jobqueue.guard_process", *words],
                     stdin=read_end,
@@ -72,6 +72,10 @@ class Guard:
     def _let_go(self) -> None:
         pipe, self._pipe = self._pipe, -1
         os.close(pipe)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _let_go_all() -> None:

@@ -6,6 +6,7 @@ import glob
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from hpcdask.jobqueue.moab import Moab
 from hpcdask.jobqueue.oar import OAR
 from hpcdask.jobqueue.pbs import PBS
 from hpcdask.jobqueue.sge import GridEngine
-from hpcdask.jobqueue.slurm import Slurm
+from hpcdask.jobqueue.slurm import Slurm, clusters_in
 
 
 class SLURMJob(Job):
@@ -35,8 +36,15 @@ class SLURMJob(Job):
         As of `Job`.
     """
 
-    system = Slurm()
+    system: Slurm = Slurm()
     _walltime_units = (60, 60)
+
+    def _settle_commands(self) -> None:
+        super()._settle_commands()
+        words = ["--clusters", os.environ.get("SBATCH_CLUSTERS", "")]
+        words += " ".join(self._asked["job_extra_directives"]).split()
+        # Else it is the cluster of this host that is asked, and it knows no such jobs.
+        self.system.clusters = clusters_in([*words, *shlex.split(self.submit_command)])
 
     def spec(self, count: int = 1) -> JobSpec:
         cpus, memory = self._asked["job_cpu"], self._asked["job_mem"]
@@ -63,6 +71,7 @@ class PBSJob(Job):
     """
 
     system: PBS = PBS()
+    _log_ending: str = ""  # what stands behind the id in the names of logs, once it is known
 
     def spec(self, count: int = 1) -> JobSpec:
         spec = super().spec(count)
@@ -76,9 +85,12 @@ class PBSJob(Job):
         return os.path.join(self.log_directory, "") if self.log_directory else ""
 
     def log_paths(self, id: str) -> list[str]:
-        if self.log_directory:  # it has the server's name in it
-            path = glob.escape(os.path.join(self.log_directory, id))
-            return sorted(glob.glob(f"{path}.*OU"))
+        if self.log_directory:  # it has the server's name in it, which the first one tells
+            path = os.path.join(self.log_directory, id)
+            found = [] if self._log_ending else sorted(glob.glob(f"{glob.escape(path)}.*OU"))
+            if found:
+                self._log_ending = found[0].removeprefix(path)
+            return [path + self._log_ending] if self._log_ending else []
         number, _, index = id.rstrip("]").partition("[")
         return [f"{self.job_name}.o{number}" + (f".{index}" if index else "")]
 

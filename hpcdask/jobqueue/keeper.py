@@ -27,6 +27,7 @@ from hpcdask.jobqueue.controller import (
     Find,
     Limits,
     Retire,
+    Row,
     Submit,
     job_of,
 )
@@ -251,6 +252,10 @@ class Keeper:
             for each in self.controller.rows(self.now())
         )
 
+    def live(self) -> list[Row]:
+        """Those that may be in the queue, without a look for their logs in slow file systems."""
+        return self.controller.rows(self.now(), n_ended=0)
+
     def _logs_of(self, pool: str, id: str) -> Sequence[str]:
         return [os.fspath(path) for path in self._kinds[pool].log_paths(id)]
 
@@ -280,11 +285,9 @@ class Keeper:
                 raise JobError(await self._with_log(why))
             left = deadline - self.now()
             if left <= 0:
-                live = [each for each in self.jobs() if each.is_live]
-                jobs = summary([each for each in live if pool in (None, each.pool)])
                 raise WaitTimeoutError(
                     f"{n_there} of {n_workers} workers have registered within "
-                    f"{limit:g} s; jobs: {jobs or 'none'}"
+                    f"{limit:g} s; jobs: {self._jobs_in_words(pool)}"
                 )
             with contextlib.suppress(asyncio.TimeoutError):
                 # A pause of the controller may end meanwhile, without any news.
@@ -310,6 +313,17 @@ class Keeper:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(news.wait(), self._interval)
 
+    def _jobs_in_words(self, of_pool: str | None) -> str:
+        """How many there are in which state, and what makes this uncertain."""
+        live = [row for row in self.live() if of_pool in (None, row.pool)]
+        pools = self.controller.pools.items()
+        words = [summary(live) or "none"]
+        if n := sum(pool.n_under_way for name, pool in pools if of_pool in (None, name)):
+            words.append(f"{n} being submitted, to which {self._title} has not said yes yet")
+        if trouble := self.controller.queue_trouble:
+            words.append(f"which may have changed, since {trouble}")
+        return ", and ".join(words)
+
     async def _with_log(self, why: str) -> str:
         """`why`, and what the last job that has failed wrote last."""
         failed = [
@@ -319,21 +333,33 @@ class Keeper:
         ]
         if not failed:
             return why
-        paths = self._logs_of(failed[-1].pool, failed[-1].id)
+        pool, id = failed[-1].pool, failed[-1].id
         deadline = self.now() + _LOG_COMES
-        while not (text := await in_thread(_tail, paths)) and self.now() < deadline:
+        while True:  # of some systems its name is known when it is there
+            paths, text = await in_thread(self._read_log, pool, id)
+            if text or self.now() >= deadline:
+                break
             await asyncio.sleep(_SOON)
         if text:
             return f"{why}\nThe last lines of {' and '.join(paths)}:\n{text}"
-        return f"{why}\nIt has left no log in {' or '.join(paths)}."
+        return (
+            f"{why}\nIt has left no log in {' or '.join(paths) or self.pools[pool].log_directory}."
+        )
+
+    def _read_log(self, pool: str, id: str) -> tuple[Sequence[str], str]:
+        """Where the log of a job is, and its last lines."""
+        paths = self._logs_of(pool, id)
+        return paths, _tail(paths)
 
     async def job_logs(self) -> dict[str, str]:
         """Last lines of the logs of all jobs that are known, by "job" and their id."""
         rows = self.controller.rows(self.now())
-        texts = {
-            each.id: await in_thread(_tail, self._logs_of(each.pool, each.id)) for each in rows
-        }
-        return {f"job {id}": text for id, text in texts.items() if text}
+
+        def read() -> dict[str, str]:
+            texts = {each.id: self._read_log(each.pool, each.id)[1] for each in rows}
+            return {f"job {id}": text for id, text in texts.items() if text}
+
+        return await in_thread(read)
 
     # -- What happens -----------------------------------------------------------------------------
 

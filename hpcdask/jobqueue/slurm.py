@@ -99,6 +99,12 @@ class Slurm(BatchSystem):
         "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         "${SLURM_RESTART_COUNT:+r$SLURM_RESTART_COUNT}"
     )
+    #: Names of other clusters than that of this host, where jobs go; as behind ``--clusters``.
+    clusters: str = ""
+
+    @property
+    def _where(self) -> list[str]:
+        return ["-M", self.clusters] if self.clusters else []
 
     def directives(self, job: JobSpec) -> Iterator[str]:
         yield f"#SBATCH --job-name={job.name}"
@@ -177,22 +183,28 @@ class Slurm(BatchSystem):
             job, _, index = id.partition("_")
             arrays.setdefault(job, []).extend(indices(index))
         words = [f"{job}_[{ranges(n)}]" if n else job for job, n in arrays.items()]
-        return [[*self.cancel_command.split(), *some] for some in chunks(words)]
+        command = self.cancel_command.split()
+        command += [] if clusters_in(command) else self._where
+        return [[*command, *some] for some in chunks(words)]
 
     def status_command(self, ids: Sequence[str]) -> list[str]:
         # Of all states: jobs that have ended are kept for a while (MinJobAge, 5 minutes). By
         # columns, whose contents nothing can break, and with a header, so that silence is no list.
         columns = ",".join(f"{name}:{width}" for name, width in _COLUMNS.items())
         jobs = ",".join(dict.fromkeys(id.partition("_")[0] for id in ids))
-        return [*_WITHOUT_FILTERS, "squeue", "-r", "-t", "all", "-O", columns, "-j", jobs]
+        return [*self._squeue, "-r", "-t", "all", "-O", columns, "-j", jobs]
+
+    @property
+    def _squeue(self) -> list[str]:
+        return [*_WITHOUT_FILTERS, "squeue", *self._where]
 
     @reads
     def parse_status(self, answer: Answer) -> dict[str, JobStatus]:
         if answer.code == 1 and "Invalid job id specified" in answer.err:
             return {}  # it knows none of them; where it knows some it leaves out the others
         out = complete(self.title, answer)
-        header, *lines = out.splitlines() or [""]
-        if not header.startswith("JOBID "):
+        lines = _rows(out, "JOBID ")
+        if lines is None:
             raise no_listing(self.title, answer, "no header")
         if not out.endswith("\n") or any(len(line) < sum(_COLUMNS.values()) for line in lines):
             raise no_listing(self.title, answer, "it is cut off")
@@ -202,7 +214,7 @@ class Slurm(BatchSystem):
         # From the books, where a site keeps any: squeue tells all that the controller knows.
         jobs = dict.fromkeys(id.partition("_")[0] for id in ids)
         what = ("-X", "-P", "-o", "JobID,State,ExitCode,NodeList")
-        return [["sacct", *what, "-j", ",".join(some)] for some in chunks(jobs)]
+        return [["sacct", *self._where, *what, "-j", ",".join(some)] for some in chunks(jobs)]
 
     @reads
     def parse_ends(self, answer: Answer) -> dict[str, JobStatus]:
@@ -221,11 +233,11 @@ class Slurm(BatchSystem):
         return ends
 
     def find_command(self) -> list[str]:
-        return [*_WITHOUT_FILTERS, "squeue", "--me", "-r", "-t", "all", "-o", "%i|%o"]
+        return [*self._squeue, "--me", "-r", "-t", "all", "-o", "%i|%o"]
 
     def parse_found(self, answer: Answer, path: str) -> list[str]:
-        header, *lines = complete(self.title, answer).splitlines() or [""]
-        if header != "JOBID|COMMAND":
+        lines = _rows(complete(self.title, answer), "JOBID|COMMAND")
+        if lines is None:
             raise no_listing(self.title, answer, "no header")
         found = (line.partition("|") for line in lines)
         return [id for id, _, command in found if command == path]
@@ -238,6 +250,30 @@ _CPUS_FOR_SRUN = [
     *comment("Since Slurm 22.05 srun does not take the CPUs of a task from the lines above."),
     'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
 ]
+
+
+def clusters_in(words: Sequence[str]) -> str:
+    """The clusters that are named in words for sbatch or scancel, the last time; empty for none.
+
+    Examples
+    --------
+    >>> clusters_in(["sbatch", "-M", "a"]), clusters_in(["--clusters=b,c"]), clusters_in(["-Mmax"])
+    ('a', 'b,c', 'max')
+    """
+    found = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in ("-M", "--clusters", "--cluster"):
+            found = following
+        elif match := re.fullmatch(r"(?:-M|--clusters?=)(.+)", word):
+            found = match[1]
+    return found
+
+
+def _rows(out: str, header: str) -> list[str] | None:
+    """Lines of squeue's but for the headers, of which each cluster has one; None without any."""
+    lines = [line for line in out.splitlines() if not line.startswith("CLUSTER: ")]
+    rows = [line for line in lines if not line.startswith(header)]
+    return rows if lines and lines[0].startswith(header) else None
 
 
 def _of_squeue(line: str) -> JobStatus:

@@ -108,7 +108,7 @@ def _cell(each: JobRow, name: str) -> str:
     return " ".join(str(value).split())
 
 
-def summary(rows: Sequence[JobRow]) -> str:
+def summary(rows: Sequence[JobRow | Row]) -> str:
     """How many jobs there are in which state, as in "2 running, 1 pending (Resources)"."""
     counts: dict[str, int] = {}
     reasons: dict[str, list[str]] = {}

@@ -88,6 +88,8 @@ class Cluster(abc.ABC):
 
     def _begin(self) -> None:
         """Start, unless that is to be awaited: it is asynchronous, or a client makes it."""
+        if self._ends_with_program:
+            _clusters.add(self)
         if not self.asynchronous:
             try:
                 run_sync(self.loop, self._started())
@@ -95,8 +97,6 @@ class Cluster(abc.ABC):
                 if self.loop.is_running():
                     run_sync(self.loop, self._close(), ENDING)
                 raise
-        if self._ends_with_program:
-            _clusters.add(self)
 
     @property
     def asynchronous(self) -> bool:
@@ -494,7 +494,9 @@ def _close_all() -> None:
     """Let no cluster outlive the program that made it."""
     close_all()  # first, or they would complain that the scheduler is gone
     for cluster in list(_clusters):
-        if cluster.status == "running" and not cluster._asynchronous:
+        # Also one whose end somebody was too impatient to wait for.
+        is_there = cluster.status in ("starting", "running", "closing")
+        if is_there and not cluster._asynchronous:
             with contextlib.suppress(Exception):
                 cluster.close(timeout=10)
 

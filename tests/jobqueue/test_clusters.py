@@ -123,9 +123,13 @@ def test_a_job_script_that_cannot_be_made_is_told_and_not_waited_for(queue, monk
         wait_until(lambda: queue.commands("submit"), PATIENCE)
 
 
-def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(queue):
+def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(queue, monkeypatch):
     prologue = ["echo the disk is full >&2", "exit 3"]
     with QueueCluster(queue, n_workers=1, job_script_prologue=prologue) as cluster:
+        kind, late = type(cluster._job), [[], []]  # as logs of PBS, whose names are found
+        logs = kind.log_paths
+        finds = lambda job, id: late.pop() if late else logs(job, id)  # noqa: E731
+        monkeypatch.setattr(kind, "log_paths", finds)
         with pytest.raises(JobError) as error:
             cluster.wait_for_workers(1, timeout=PATIENCE)
         assert "exit code 3" in str(error.value)
@@ -133,6 +137,13 @@ def test_waiting_for_jobs_that_die_at_once_fails_soon_with_the_end_of_the_log(qu
         with Client(cluster) as client, pytest.raises(JobError, match="the disk is full"):
             client.wait_for_workers(1, timeout=PATIENCE)
         assert {job.state for job in cluster.jobs()} == {"failed"}
+
+
+def test_a_cluster_shows_without_a_look_for_logs(queue, monkeypatch):
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue, n_workers=2) as cluster:
+        monkeypatch.setattr(type(cluster._job), "log_paths", None)  # of slow file systems
+        assert "jobs=2 (2 pending" in repr(cluster)
 
 
 def test_waiting_for_jobs_that_can_never_run_fails_and_for_others_tells_why_they_wait(queue):
@@ -158,6 +169,8 @@ def test_a_queue_that_does_not_answer_has_lost_no_job(queue):
         n = len(queue.commands("list"))
         cluster._jobs._last_event = float("inf")
         wait_until(lambda: cluster._jobs._look_within(0) or _looks(queue) > n + 5, PATIENCE)
+        with pytest.raises(WaitTimeoutError, match=r"may have changed, since .* being restarted"):
+            cluster.wait_for_workers(2, timeout=0)
         assert list(cluster.workers) == ["1_1"]
         assert len(queue.commands("submit")) == 1
         (queue.folder / "broken").unlink()
@@ -212,10 +225,12 @@ from fake_queue import Queue, QueueCluster
 cluster = QueueCluster(Queue(Path(sys.argv[1])), n_workers=2)
 if sys.argv[2] == "fails":
     raise RuntimeError("the program's own")
+if sys.argv[2] == "hurries":  # as with a second Ctrl-C
+    cluster.close(timeout=0)
 """
 
 
-@pytest.mark.parametrize("how", ["ends", "fails"])
+@pytest.mark.parametrize("how", ["ends", "fails", "hurries"])
 def test_jobs_are_cancelled_when_the_program_ends_without_closing(queue, tmp_path, how):
     (queue.folder / "hold").write_text("Priority")
     program = tmp_path / "program.py"
@@ -272,9 +287,12 @@ def test_what_cannot_be_is_refused_before_anything_is_started(queue, options, wo
 
 def test_a_submission_without_an_answer_is_found_by_its_workers(queue):
     (queue.folder / "mute").touch()
-    with QueueCluster(queue) as cluster:
+    waits = f"while [[ -e {queue.folder}/mute ]]; do sleep 0.05; done"
+    with QueueCluster(queue, job_script_prologue=[waits]) as cluster:
         with pytest.raises(SubmitError, match="may be in the queue nevertheless"):
             cluster.scale(2)
+        with pytest.raises(WaitTimeoutError, match="jobs: none, and 2 being submitted"):
+            cluster.wait_for_workers(9, timeout=0)
         (queue.folder / "mute").unlink()
         cluster.wait_for_workers(2, timeout=PATIENCE)
         wait_until(lambda: sorted(cluster.workers) == ["1_1", "1_2"], PATIENCE)

@@ -6,6 +6,8 @@ import asyncio
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -81,6 +83,15 @@ def here(name: str = "mine") -> KnownCluster:
     return found
 
 
+def test_a_program_need_not_know_the_batch_system_of_a_cluster_that_it_finds():
+    program = (
+        "from hpcdask.jobqueue.cluster import JobQueueCluster, _cluster_class\n"
+        "print(_cluster_class(JobQueueCluster, 'sge').__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("SGECluster\n", "")
+
+
 # -- A scheduler in a job -------------------------------------------------------------------------
 
 
@@ -116,6 +127,25 @@ def test_a_cluster_is_left_and_found_again_with_its_workers(queue):
         assert (folder / "token").stat().st_mode & 0o777 == 0o600
     assert queue.groups() == {}
     assert not folder.exists()
+
+
+def test_pools_are_found_again_with_what_their_jobs_are_like(queue):
+    cluster = with_job(queue)
+    cluster.add_pool("gpu", cores=2, processes=1, resources={"GPU": 1})
+    cluster.scale(1, pool="gpu")
+    cluster.wait_for_workers(1, timeout=PATIENCE, pool="gpu")
+    script = cluster.job_script(pool="gpu")
+    cluster.detach()
+    with attached(queue) as cluster, Client(cluster) as client:
+        assert list(cluster.pools) == ["workers", "gpu"]
+        assert cluster.pools["gpu"].job_name == "hpcdask-gpu"
+        assert cluster.job_script(pool="gpu") == script
+        assert client.submit(sum, [1, 2], resources={"GPU": 1}).result(timeout=PATIENCE) == 3
+        cluster.scale(2, pool="gpu")
+        cluster.wait_for_workers(2, timeout=PATIENCE, pool="gpu")
+        assert not [job for job in cluster.jobs() if job.pool == "workers"]
+        cluster.add_pool("big", memory="2GB")
+        assert cluster.pools["big"].memory == 2 * 10**9
 
 
 def test_a_lost_scheduler_is_replaced_and_workers_go_to_the_new_one(queue):

@@ -439,6 +439,8 @@ def test_a_log_is_found_by_the_jobs_id(kind, paths, tmp_path):
             assert kept.log_paths(id) == []
             (tmp_path / f"{id}.server.example.OU").touch()
             assert kept.log_paths(id) == [str(tmp_path / f"{id}.server.example.OU")]
+            # Of a thousand jobs not each looks through the folder.
+            assert kept.log_paths("7") == [str(tmp_path / "7.server.example.OU")]
 
 
 def all_scripts() -> Iterator[tuple[str, str]]:
@@ -693,6 +695,31 @@ def test_words_for_the_commands_come_to_them(kind, submit, cancel):
     assert list(job.system.submit_command) == shlex.split(submit)
     assert job.system.cancel_commands(["5"])[0][:3] == shlex.split(cancel)
     assert kind.system.cancel_commands(["5"])[0][1] != "-M", "other jobs have the usual commands"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "variable"),
+    [
+        ({"job_extra_directives": ["--exclusive", "--clusters=far"]}, ""),
+        ({"job_extra_directives": ["-M far"]}, "near"),
+        ({"submit_command_extra": ["-M", "far"]}, ""),
+        ({}, "far"),
+    ],
+)
+def test_jobs_that_go_to_another_cluster_of_slurm_are_looked_for_there(
+    keywords, variable, monkeypatch
+):
+    monkeypatch.setenv("SBATCH_CLUSTERS", variable)
+    slurm = of(SLURMJob, **keywords).system
+    for command in (
+        slurm.status_command(["5"]),
+        slurm.find_command(),
+        *slurm.end_commands(["5"]),
+        *slurm.cancel_commands(["5"]),
+    ):
+        assert "-M far" in " ".join(command)
+    monkeypatch.setenv("SBATCH_CLUSTERS", "")
+    assert "-M" not in of(SLURMJob).system.status_command(["5"])
 
 
 def test_condor_submit_gets_its_words_where_it_is_run():

@@ -82,6 +82,15 @@ def test_a_trial_submits_nothing():
 # -- The listing ----------------------------------------------------------------------------------
 
 
+def test_each_of_several_clusters_has_a_header():
+    one, two = squeue("7|RUNNING|0|0|0:02|9:58|None|node1"), squeue("8|PENDING|0|0|0:00|1:00||")
+    listing = said(f"CLUSTER: a\n{one.out}CLUSTER: b\n{two.out}")
+    assert list(SLURM.parse_status(listing)) == ["7", "8"]
+    assert SLURM.parse_status(said(f"CLUSTER: a\n{squeue().out}")) == {}
+    with pytest.raises(StatusError):
+        SLURM.parse_status(said("CLUSTER: a\n"))
+
+
 def test_jobs_that_wait_run_and_have_ended_are_in_one_listing():
     statuses = SLURM.parse_status(
         squeue(
