@@ -105,7 +105,7 @@ def test_twenty_jobs_come_by_one_submission_and_one_that_is_cancelled_is_replace
         cluster.wait_for_workers(20, timeout=PATIENCE)
         assert len({job.id.partition("_")[0] for job in cluster.jobs()}) == 1
         ids = {job.id for job in cluster.jobs()}
-        script = Path(cluster.scheduler_file).with_name("workers-1.sbatch")
+        script = Path(cluster.scheduler_file).with_name("workers-1x20.sbatch")
         system = SLURMCluster.job_cls.system
         done = slurm_here.run(*system.find_command())
         found = system.parse_found(Answer(done.returncode, done.stdout, done.stderr), str(script))
