@@ -40,7 +40,9 @@ class AttachableCluster(Cluster):
     def _place(self, job: Job) -> None:
         """Tell a job where the scheduler's file is, and where to leave its log."""
         job.scheduler_file = os.fspath(self._folder.scheduler_file)
-        job.log_directory = job.log_directory or os.fspath(self._folder.logs)
+        if not job.log_directory:
+            job.log_directory = os.fspath(self._folder.logs)
+            job.system.check(job.spec())  # which has a path now that may not do
 
     def _settle(
         self,

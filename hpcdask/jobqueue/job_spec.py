@@ -141,7 +141,12 @@ def _refuse_broken_lines(job: JobSpec) -> None:
     for option in ("name", "queue", "account", "parallel_environment", "output", "interface"):
         value = getattr(job, option)
         if re.search(r"\s", value):
-            raise ConfigError(f"{value!r} cannot be the {option} of a job: it has a blank in it")
+            hint = "; choose another log_directory" if option == "output" else ""
+            raise ConfigError(
+                f"{value!r} cannot be the {option} of a job: it has a blank in it{hint}"
+            )
+    if "/" in job.name:  # logs are called so; Slurm would fail all jobs for that without a word
+        raise ConfigError(f"{job.name!r} cannot be the name of a job, nor of its log: it has a /")
     for line in job.directives:
         if "\n" in line:
             raise ConfigError(f"{line!r} is more than one directive; give each its own --directive")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from hpcdask.errors import StatusError, SubmitError
+from hpcdask.errors import ConfigError, StatusError, SubmitError
 from hpcdask.jobqueue.commands import Commands, NoCommandError, in_words
 from hpcdask.jobqueue.folder import ClusterFolder, Submission
 from hpcdask.jobqueue.job import Job
@@ -69,7 +69,8 @@ class Queue:
         try:
             script = job.script(count)
         except Exception as exc:  # of a user's own class
-            raise SubmitError(f"{type(job).__name__} gives no job script: {exc!r}") from exc
+            why = str(exc) if isinstance(exc, ConfigError) else repr(exc)
+            raise SubmitError(f"{type(job).__name__} gives no job script: {why}") from exc
         try:
             path = os.fspath(
                 await in_thread(self._folder.write_script, self.script_name(name), script)
@@ -185,7 +186,14 @@ class Queue:
         StatusError
             If the system does not tell.
         """
-        return self.system.parse_status(await self._commands.run(self.system.status_command(ids)))
+        answer = await self._commands.run(self.system.status_command(ids))
+        found = self.system.parse_status(answer)
+        for id in ids:
+            # Slurm shows what was cancelled of an array before it began as one job.
+            rest = found.get(_number(id))
+            if rest is not None and rest.phase is Phase.ENDED and id not in found:
+                found[id] = replace(rest, id=id)
+        return found
 
     def never(self, found: dict[str, JobStatus]) -> list[str]:
         """Ids of the jobs that wait for what will not come."""

@@ -213,12 +213,7 @@ class GridEngine(BatchSystem):
 
     def parse_reasons(self, answer: Answer) -> dict[str, str]:
         reasons: dict[str, str] = {}
-        for record in re.split(r"^=+\n", answer.out, flags=re.MULTILINE)[1:]:
-            job = re.search(r"^job_number: +(\d+)", record, re.MULTILINE)
-            if job is None:
-                continue
-            array = re.search(r"^job-array tasks: +(\S+)", record, re.MULTILINE)
-            ids = {n: f"{job[1]}.{n}" for n in indices(array[1])} if array else {1: job[1]}
+        for record, ids in _records(answer.out):
             for n, words in re.findall(r"^error reason +(\d+): +(.*)$", record, re.MULTILINE):
                 reasons[ids[int(n)]] = words
             info = re.search(r"^scheduling info: +(.*\n(?: +.*\n)*)", record, re.MULTILINE)
@@ -227,8 +222,40 @@ class GridEngine(BatchSystem):
                 reasons = {**dict.fromkeys(ids.values(), words), **reasons}
         return reasons
 
+    def find_command(self) -> list[str]:
+        return ["sh", "-c", _FIND]
+
+    def parse_found(self, answer: Answer, path: str) -> list[str]:
+        if not complete(self.title, answer).endswith("complete\n"):
+            raise no_listing(self.title, answer)
+        found: list[str] = []
+        for record, ids in _records(answer.out):
+            script = re.search(r"^script_file: +(.*)$", record, re.MULTILINE)
+            found += ids.values() if script and script[1] == path else ()
+        return found
+
     def can_never_run(self, status: JobStatus) -> bool:
         return status.phase is Phase.PENDING and status.reason.startswith("Eqw")
+
+
+#: All of this user's jobs in full. It tells that only of jobs that are named.
+_FIND = """\
+list=$(qstat -xml -u '$user' -s a) || exit
+ids=$(echo "$list" | sed -n 's:.*<JB_job_number>\\(.*\\)</JB_job_number>.*:\\1:p' | sort -u)
+[ -z "$ids" ] || qstat -j "$(echo $ids | tr ' ' ,)" || exit
+echo complete"""
+
+
+def _records(text: str) -> Iterator[tuple[str, dict[int, str]]]:
+    """What ``qstat -j`` tells of each submission, and the ids of its jobs by their task."""
+    for record in re.split(r"^=+\n", text, flags=re.MULTILINE)[1:]:
+        job = re.search(r"^job_number: +(\d+)", record, re.MULTILINE)
+        if job is not None:
+            array = re.search(r"^job-array tasks: +(\S+)", record, re.MULTILINE)
+            yield (
+                record,
+                ({n: f"{job[1]}.{n}" for n in indices(array[1])} if array else {1: job[1]}),
+            )
 
 
 def _status(id: str, job: ElementTree.Element) -> JobStatus:

@@ -22,6 +22,7 @@ from hpcdask.errors import (
     SubmitError,
     WaitTimeoutError,
 )
+from hpcdask.jobqueue.cluster import SLURMCluster
 from hpcdask.jobqueue.folder import ClusterFolder
 from hpcdask.jobqueue.pacing import Pace
 
@@ -283,6 +284,11 @@ def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):
 def test_what_cannot_be_is_refused_before_anything_is_started(queue, options, words):
     with pytest.raises(ConfigError, match=words):
         QueueCluster(queue, **options)
+
+
+def test_a_folder_with_a_blank_is_refused_before_a_job_is_wanted(queue, tmp_path):
+    with pytest.raises(ConfigError, match=r"has a blank in it; choose another log_directory"):
+        SLURMCluster(cores=1, memory="1GB", shared_temp_directory=tmp_path / "a b")
 
 
 def test_a_submission_without_an_answer_is_found_by_its_workers(queue):

@@ -608,6 +608,7 @@ def test_what_is_no_keyword_is_refused_with_what_was_meant(kind, keyword, words)
         (SLURMJob, {"security": True}, "this version has no TLS; leave security out"),
         (SLURMJob, {"protocol": "tls"}, "SLURMJob(protocol=): 'tls' is none of tcp"),
         (SLURMJob, {"job_name": "two words"}, "cannot be the name of a job"),
+        (SLURMJob, {"job_name": "a/b"}, "cannot be the name of a job, nor of its log: it has a /"),
         (SLURMJob, {"log_directory": "/a b"}, "cannot be the output of a job: it has a blank"),
         (SLURMJob, {"job_extra_directives": ["a\nb"]}, "is more than one directive"),
         (SLURMJob, {"config_name": "gpu"}, "nothing is configured in a section jobqueue.gpu"),

@@ -23,6 +23,7 @@ from hpcdask.jobqueue.queue import Queue
 from hpcdask.jobqueue.refusal import offending_line
 from hpcdask.jobqueue.sge import GridEngine
 from hpcdask.jobqueue.slurm import Slurm
+from hpcdask.jobqueue.status import Answer, End, Phase
 from hpcdask.jobqueue.table import JobRow, JobTable, summary
 
 # -- Commands -------------------------------------------------------------------------------------
@@ -300,6 +301,33 @@ async def test_a_worker_that_somebody_has_started_by_hand_is_of_no_submission(ba
     queue = Queue(PBS(), Commands(), ClusterFolder.create("mine"))
     for name in ("big", "node1-4711", "7", "7[4]", ""):
         assert await queue.find("workers-1", 3, [name]) == set()
+
+
+class Says:
+    """In place of commands: one answer to whatever is asked."""
+
+    def __init__(self, out: str) -> None:
+        self._answer = Answer(0, out, "")
+
+    async def run(self, command, submits=False):
+        return self._answer
+
+
+@on_a_loop
+async def test_an_array_that_was_cancelled_before_it_began_has_ended_job_by_job(base):
+    # As squeue of Slurm 22.05 prints it after `scancel 1`.
+    widths = (40, 20, 12, 14, 20, 20, 200, 40)
+    names = ("JOBID", "STATE", "EXIT_CODE", "RESTART_COUNT", "TIME", "TIME_LEFT", "REASON", "NODE")
+    whole = ("1", "CANCELLED", "0", "0", "0:00", "30:00", "None", "")
+    other = ("2_1", "PENDING", "0", "0", "0:00", "30:00", "Resources", "")
+    rows = (zip(row, widths, strict=True) for row in (names, whole, other))
+    listing = "".join("".join(word.ljust(width) for word, width in row) + "\n" for row in rows)
+    queue = Queue(Slurm(), Says(listing), ClusterFolder.create("mine"))
+    found = await queue.listing(["1_1", "1_2", "2_1", "2_2", "3"])
+    assert {found[id].end for id in ("1_1", "1_2")} == {End.CANCELLED}
+    assert found["1_2"].id == "1_2"
+    assert found["2_1"].phase is Phase.PENDING
+    assert found.keys().isdisjoint({"2_2", "3"}), "nothing is known of these"
 
 
 # -- Refusals -------------------------------------------------------------------------------------

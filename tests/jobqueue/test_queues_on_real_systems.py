@@ -146,6 +146,20 @@ def test_what_a_user_has_set_for_squeue_hides_no_job(slurm, tmp_path):
         queue.cancel([id])
 
 
+def test_jobs_are_found_by_their_script(queue):
+    command = queue.system.find_command()
+    if command is None:
+        pytest.skip(f"{queue.system.title} is not asked for the scripts of jobs")
+    path = queue.write(count=2)
+    assert queue.system.parse_found(queue.ask(command), path) == []
+    ids = queue.submit(path, 2)
+    try:
+        assert sorted(queue.system.parse_found(queue.ask(command), path)) == ids
+        assert queue.system.parse_found(queue.ask(command), f"{path}0") == []
+    finally:
+        queue.cancel(ids)
+
+
 #: What each says of a queue that it has not. PBS has no trial.
 UNKNOWN_QUEUE = {
     "slurm": "invalid partition specified: nope",

@@ -303,6 +303,26 @@ Following jobs do not exist:
 """
 
 
+SCRIPTS = """\
+==============================================================
+job_number:                 2
+script_file:                /c/workers-1.sge
+job-array tasks:            1-2:1
+==============================================================
+job_number:                 3
+script_file:                /c/workers-10.sge
+"""
+
+
+def test_jobs_are_found_by_the_path_of_their_script():
+    answer = said(f"{SCRIPTS}complete\n")
+    assert SGE.parse_found(answer, "/c/workers-1.sge") == ["2.1", "2.2"]
+    assert SGE.parse_found(said("complete\n"), "/c/workers-1.sge") == []
+    for failure in (said(SCRIPTS), said(f"{SCRIPTS}complete\n", "", 1), said("")):
+        with pytest.raises(StatusError):
+            SGE.parse_found(failure, "/c/workers-1.sge")
+
+
 def test_reasons_are_those_of_the_scheduler():
     found = SGE.parse_reasons(said(REASONS, "", 1))
     disabled = (
