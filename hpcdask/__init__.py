@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from hpcdask.launchers.adaptive import Adaptive
     from hpcdask.launchers.local import LocalCluster
     from hpcdask.launchers.program import execute, initialize
+    from hpcdask.launchers.spec import ProcessInterface, SpecCluster
     from hpcdask.launchers.ssh import SSHCluster
     from hpcdask.nanny import Nanny
     from hpcdask.scheduler import Scheduler
@@ -97,6 +98,8 @@ _WHERE = {
     "LocalCluster": "launchers.local",
     "execute": "launchers.program",
     "initialize": "launchers.program",
+    "ProcessInterface": "launchers.spec",
+    "SpecCluster": "launchers.spec",
     "SSHCluster": "launchers.ssh",
     "Nanny": "nanny",
     "Scheduler": "scheduler",
@@ -126,6 +129,7 @@ __all__ = [
     "LocalCluster",
     "LostDataError",
     "Nanny",
+    "ProcessInterface",
     "ProtocolError",
     "RemoteError",
     "RendezvousError",
@@ -133,6 +137,7 @@ __all__ = [
     "SSHCluster",
     "Scheduler",
     "SerializationError",
+    "SpecCluster",
     "SubmitError",
     "TimeoutError",
     "TokenError",

@@ -14,7 +14,10 @@ from hpcdask.cli import options
 
 #: Commands whose file is not called as they are.
 _FILES = {"run": "mpi"}
-_NAMES = ["config", "doctor", "jobscript", "mpi", "run", "scheduler", "ssh", "submit", "worker"]
+_NAMES = [
+    *("attach", "clean", "config", "doctor", "jobscript", "mpi", "ps", "run", "scheduler", "ssh"),
+    *("submit", "worker"),
+]
 #: Commands that all ranks of an mpirun or srun are given alike.
 _OF_RANKS = ("mpi", "run", "doctor")
 

@@ -33,6 +33,12 @@ from hpcdask.cli.configured import settled
     type=click.Path(),
     help="File to write our address and token to, mode 0600; workers and clients read it.",
 )
+@click.option(
+    "--successor",
+    is_flag=True,
+    help="At SIGTERM end without a word, and with code 143: workers and clients then wait for "
+    "another scheduler with the same --scheduler-file.",
+)
 @click.option("--idle-timeout", metavar="TIME", help="End after so long without tasks: 30s, 1h.")
 @options.dial_back
 @options.allowed_failures
@@ -43,7 +49,9 @@ from hpcdask.cli.configured import settled
 @options.log_level("info")
 @options.preload
 @options.print_version("hpc-dask scheduler")
-def scheduler(pid_file: str | None, log_level: str, no_auth: bool, **given: Any) -> None:
+def scheduler(
+    pid_file: str | None, log_level: str, no_auth: bool, successor: bool, **given: Any
+) -> None:
     """Start a scheduler.
 
     Listens on port 8786 unless told otherwise; a worker joins it with 'hpc-dask worker
@@ -58,6 +66,8 @@ def scheduler(pid_file: str | None, log_level: str, no_auth: bool, **given: Any)
         given.update(settled(given), preload_argv=given["preload_argv"] or None)
         service = Scheduler(auth=not no_auth, own_process=True, **given)
         with process.pid_file(pid_file), process.event_loop() as loop:
-            loop.run_until_complete(process.serve([service], for_good=True))
+            loop.run_until_complete(
+                process.serve([service], for_good=True, has_successor=successor)
+            )
 
     options.run("hpc-dask scheduler", log_level, work)

@@ -272,9 +272,10 @@ class ClusterCalls(Connection):
         limit = self._timeout if timeout is None else self._seconds(timeout)
 
         async def work() -> None:
-            if self.cluster is not None and hasattr(self.cluster, "_close"):
+            is_ours = hasattr(self.cluster, "_close") and self.cluster.status != "detached"
+            if is_ours:
                 await self._close()
-                await self.cluster._close()
+                await getattr(self.cluster, "_close_for_good", self.cluster._close)()
                 return
             if self._returning is not None:
                 await asyncio.wait({self._returning})

@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpcdask.jobqueue.cluster import (
+    from hpcdask.jobqueue.cluster import JobQueueCluster
+    from hpcdask.jobqueue.clusters_of_systems import (
         HTCondorCluster,
-        JobQueueCluster,
         LSFCluster,
         MoabCluster,
         OARCluster,
@@ -29,25 +29,12 @@ if TYPE_CHECKING:
     )
     from hpcdask.jobqueue.runner import MPIRunner, PBSRunner, SGERunner, SLURMRunner
 
+_SYSTEMS = ("HTCondor", "LSF", "Moab", "OAR", "PBS", "SGE", "SLURM")
 _WHERE = {
-    **dict.fromkeys(
-        [
-            "HTCondorCluster",
-            "JobQueueCluster",
-            "LSFCluster",
-            "MoabCluster",
-            "OARCluster",
-            "PBSCluster",
-            "SGECluster",
-            "SLURMCluster",
-        ],
-        "cluster",
-    ),
     "Job": "job",
-    **dict.fromkeys(
-        ["HTCondorJob", "LSFJob", "MoabJob", "OARJob", "PBSJob", "SGEJob", "SLURMJob"],
-        "jobs_of_systems",
-    ),
+    "JobQueueCluster": "cluster",
+    **{f"{system}Cluster": "clusters_of_systems" for system in _SYSTEMS},
+    **{f"{system}Job": "jobs_of_systems" for system in _SYSTEMS},
     **dict.fromkeys(["MPIRunner", "PBSRunner", "SGERunner", "SLURMRunner"], "runner"),
 }
 

@@ -1,56 +1,60 @@
-"""Clusters whose workers live in jobs of a batch system."""
+"""Clusters whose workers, and perhaps scheduler, live in jobs of a batch system."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
-import time
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hpcdask import config
 from hpcdask import host as hosts
-from hpcdask.errors import ConfigError, InterfaceNotFoundError, LaunchError
+from hpcdask.errors import ConfigError, HpcdaskError, InterfaceNotFoundError, LaunchError
+from hpcdask.jobqueue.attachable import POOL, AttachableCluster
 from hpcdask.jobqueue.commands import Commands
 from hpcdask.jobqueue.controller import job_of
-from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, Owner
+from hpcdask.jobqueue.folder import ClusterFolder
+from hpcdask.jobqueue.guard import Guard
 from hpcdask.jobqueue.job import Job
 from hpcdask.jobqueue.job_units import JobUnits
-from hpcdask.jobqueue.jobs_of_systems import (
-    HTCondorJob,
-    LSFJob,
-    MoabJob,
-    OARJob,
-    PBSJob,
-    SGEJob,
-    SLURMJob,
-)
 from hpcdask.jobqueue.keeper import Keeper
+from hpcdask.jobqueue.keywords import changed
 from hpcdask.jobqueue.queue import Queue
+from hpcdask.jobqueue.scheduler_job import (
+    SCHEDULER,
+    SchedulerInJob,
+    scheduler_job_of,
+)
 from hpcdask.jobqueue.table import JobTable, summary
-from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
+from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, refuse_dashboard
 from hpcdask.launchers.scheduler_access import SchedulerHere
 from hpcdask.launchers.units import UnitShape
 from hpcdask.launchers.worth import idle_units
 from hpcdask.rendezvous import new_token
 from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
+from hpcdask.threads import in_thread
 
-#: Of the jobs that `scale` is about.
-POOL = "workers"
+log = logging.getLogger("hpcdask.jobqueue")
+
+#: Seconds in which a scheduler in a job can be told to end, before its job is cancelled anyway.
+_LAST_WORD = 2.0
 #: Seconds for cancelled jobs to leave the queue.
 _LEAVING = 8.0
 
 
-class JobQueueCluster(Cluster):
-    """A scheduler in this process, and workers in jobs of a batch system.
+class JobQueueCluster(AttachableCluster):
+    """A scheduler in this process or in a job, and workers in jobs of a batch system.
 
     Jobs are asked for by `scale` and `adapt`, come when the batch system starts them, and are
-    replaced when they are lost. Each brings `processes` workers. All of them end with the cluster.
+    replaced when they are lost. Each brings `processes` workers. All of them end with the cluster,
+    also if this process is killed.
 
     Parameters
     ----------
@@ -87,6 +91,16 @@ class JobQueueCluster(Cluster):
         "tcp".
     config_name : str, optional
         Section ``jobqueue.CONFIG_NAME`` of the configuration; by default that of the batch system.
+    scheduler : str
+        Where the scheduler lives: "client", in this process, or "job", in a small job of its own,
+        which is waited for. Then the cluster can be left alone, by `detach`, and found again, by
+        `attach`.
+    scheduler_job : dict, optional
+        What that job asks for, with the names of `job_kwargs`; by default one core, 4 GiB, and the
+        walltime, queue and account of the workers' jobs.
+    shutdown_on_close : bool
+        Whether all jobs end with this object or this process. Without, which needs
+        ``scheduler="job"``, they are left alone then, as by `detach`.
     **job_kwargs
         What each job asks for: parameters of the `Job` class.
 
@@ -121,6 +135,9 @@ class JobQueueCluster(Cluster):
         interface: str | None = None,
         protocol: str | None = None,
         config_name: str | None = None,
+        scheduler: str = "client",
+        scheduler_job: Mapping[str, Any] | None = None,
+        shutdown_on_close: bool = True,
         **job_kwargs: Any,
     ) -> None:
         refuse_dashboard({"dashboard_address": dashboard_address})
@@ -133,63 +150,75 @@ class JobQueueCluster(Cluster):
         kind = job_cls or self.job_cls
         if kind is None:
             raise ConfigError("a JobQueueCluster needs a job_cls; or take SLURMCluster, say")
-        self._job = kind(
-            config_name=config_name, interface=interface, protocol=protocol, **job_kwargs
-        )
-        section = f"jobqueue.{self._job.config_name}"
-        self._interval: float = config.get(f"{section}.poll-interval")
+        common = {"config_name": config_name, "interface": interface, "protocol": protocol}
+        job = kind(**common, **job_kwargs)
+        self._job_kwargs = {**job_kwargs, "interface": interface, "protocol": protocol}
+        section = f"jobqueue.{job.config_name}"
         base = shared_temp_directory or config.get(f"{section}.shared-temp-directory")
-        self._base = Path(base) if base else None
-        self._folder = ClusterFolder.planned(self.name, self._base)
-        self._job.scheduler_file = os.fspath(self._folder.scheduler_file)
-        if not self._job.log_directory:
-            self._job.log_directory = os.fspath(self._folder.logs)
-            self._job.system.check(self._job.spec())  # which has a path now that may not do
-        self._scheduler_cls = scheduler_cls
         # Where the scheduler is: as given for it alone, else as for all.
-        where = {"host": host} if host else {"interface": self._job.interface}
+        where = {"host": host} if host else {"interface": job.interface}
         own = {**config.get(f"{section}.scheduler-options"), **(scheduler_options or {})}
         if own.keys() & {"host", "interface"}:
             where = {}
-        self._scheduler_options = {**where, **_checked_options(own, protocol)}
-        scheduler_cls(**self._scheduler_options)  # or it raises
+        options = {**where, **_checked_options(own, protocol)}
+        scheduler_cls(**options)  # or it raises
+        of_scheduler = None
+        if scheduler == "job":
+            if scheduler_cls is not Scheduler:
+                raise ConfigError(
+                    "a scheduler in a job is a plain one, of hpc-dask scheduler: leave "
+                    "scheduler_cls out, or scheduler='job'"
+                )
+            of_scheduler = scheduler_job_of(
+                kind, job, job_kwargs, scheduler_job or {}, options, **common
+            )
+        elif scheduler != "client":
+            raise ConfigError(f"a scheduler lives in the client or in a job, not in {scheduler!r}")
+        elif scheduler_job is not None or not shutdown_on_close:
+            raise ConfigError(
+                "scheduler_job and shutdown_on_close=False are for scheduler='job': one in this "
+                "process ends with it, and workers without a scheduler do, too"
+            )
+        folder = ClusterFolder.planned(self.name, Path(base) if base else None)
+        self._settle(job, of_scheduler, folder, Path(base) if base else None, shutdown_on_close)
+        self._scheduler_cls, self._scheduler_options = scheduler_cls, options
         self._n_first_jobs = self._jobs_for(n=n_workers)
-        self._keeper: Keeper | None = None
-        self._has_folder = False  # or it is another cluster's
         self._begin()
 
     # -- Life -------------------------------------------------------------------------------------
 
     async def _launch(self) -> None:
-        state = ClusterState(
-            name=self.name,
-            system=self._job.system.name,
-            owner=Owner.here(),
-            started=time.time(),
-            scheduler_file=self.scheduler_file,
-        )
-        ClusterFolder.create(self.name, self._base).write_first_state(state)
+        state = await self._own_folder()
         self._has_folder = True
-        self._make_log_directory()
-        self._access = await self._start_scheduler()
-        queue = Queue(self._job.system, Commands(), self._folder)
-        self._keeper = Keeper(
-            state, queue, self._folder, self._access, self._interval, self.workers
+        self._leaves_jobs = self._former is not None  # whatever goes wrong with them here
+        if self._shutdown_on_close:
+            self._guard = Guard(self._folder)
+        if self._scheduler_job is None:
+            self._access = await self._start_scheduler()
+        else:
+            self._access = SchedulerInJob(self.scheduler_file, self.name)
+        self._keeper = keeper = Keeper(
+            state,
+            Queue(self._job.system, Commands(), self._folder),
+            self._folder,
+            self._access,
+            self._interval,
+            self.workers,
+            on_end=self._ends_by_itself,
         )
-        self._keeper.add_pool(POOL, self._job)
-        self._keeper.start()
+        if self._scheduler_job is not None:
+            self._keep(SCHEDULER, self._scheduler_job)
+        for pool, job in self._pools.items():
+            self._keep(pool, job)
+        if self._former is not None:
+            await keeper.adopt()
+        keeper.start()
+        if self._scheduler_job is not None:
+            await keeper.scale(SCHEDULER, 1)
+            await keeper.until_scheduler()
         if self._n_first_jobs:
-            await self._have_jobs(self._n_first_jobs)
-
-    def _make_log_directory(self) -> None:
-        """Most batch systems make none, and some fail all jobs then without a word."""
-        try:
-            os.makedirs(self._job.log_directory, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(
-                f"cannot make the folder {self._job.log_directory} for logs: {exc.strerror}; name "
-                "another with log_directory"
-            ) from exc
+            await self._have_jobs(POOL, self._n_first_jobs)
+        self._leaves_jobs = False
 
     async def _start_scheduler(self) -> SchedulerHere:
         scheduler = self._scheduler_cls(
@@ -209,20 +238,141 @@ class JobQueueCluster(Cluster):
     async def _end(self) -> None:
         reason = "the cluster ends"
         is_clear = True
-        if self._keeper is not None:
+        if self._keeper is not None and self._leaves_jobs:
+            await self._keeper.detach(_LEAVING)
+            await self._scheduler.close(reason)
+        elif self._keeper is not None:
             # What runs is told to end by both; what waits only the batch system can withdraw.
             is_clear, _ = await asyncio.gather(
-                self._keeper.close(_LEAVING), self._scheduler.close(reason)
+                self._keeper.close(_LEAVING), self._end_scheduler(reason)
             )
         elif self._access is not None:
             await self._access.close(reason)
-        if self._has_folder:
+        if self._has_folder and self._keeper is None:
+            self._disown()
+        if self._has_folder and not self._leaves_jobs:
             self._folder.clear(keep_state=not is_clear)
+        if self._guard is not None:
+            await in_thread(self._guard.dismiss)
+
+    async def _end_scheduler(self, reason: str) -> None:
+        if isinstance(self._access, SchedulerInJob):
+            with contextlib.suppress(HpcdaskError, OSError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._access.shut_down(reason), _LAST_WORD)
+        await self._scheduler.close(reason)
 
     def _scheduler_ends(self) -> None:
         """A client has shut it down, or it was idle for long: the jobs have nothing to do."""
-        if self._closing is None and self.status == "running":
-            asyncio.get_running_loop().create_task(self._close())
+        self._ends_by_itself("its scheduler ends", False)
+
+    # -- Kinds of jobs ----------------------------------------------------------------------------
+
+    def add_pool(self, name: str, *, config_name: str | None = None, **job_kwargs: Any) -> None:
+        """Have jobs of another shape, too: on nodes with GPUs, say, or with much memory.
+
+        Each pool is scaled and adapted apart. A task runs on any worker that has the resources that
+        it asks for.
+
+        Parameters
+        ----------
+        name : str
+            Letters, digits, '.', '_' and '-'. It is part of the jobs' name, unless that is given.
+        config_name : str, optional
+            Section of the configuration to read. Without, what is not given here is as in the other
+            jobs of the cluster; with it, as configured in this section.
+        **job_kwargs
+            What each job asks for: parameters of the `Job` class.
+
+        Raises
+        ------
+        ConfigError
+            If there is a pool of that name, or such jobs cannot be.
+
+        Examples
+        --------
+        >>> cluster.add_pool("gpu", queue="gpu", cores=4, memory="32GB", resources={"GPU": 1},
+        ...                  processes=1, job_extra_directives=["--gres=gpu:1"])
+        >>> cluster.adapt(maximum_jobs=4, pool="gpu")
+        >>> client.submit(train, data, resources={"GPU": 1})
+        """
+        if not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name == "scheduler":
+            raise ConfigError(
+                f"{name!r} cannot be the name of a pool of workers: begin with a letter, and go on "
+                "with letters, digits, '.', '_' and '-'"
+            )
+        if name in self._pools:
+            raise ConfigError(f"{self.name} has a pool {name!r} already; choose another name")
+        job = self._job_of_pool(name, config_name, job_kwargs)
+        self._place(job)
+
+        def add() -> None:
+            if self._closing is not None:
+                raise LaunchError(f"{self.name} is closed; make a new one")
+            if self._keeper is not None:
+                self._keep(name, job)
+            self._pools[name] = job
+
+        self._on_loop(add)
+
+    def _job_of_pool(self, pool: str, config_name: str | None, given: dict[str, Any]) -> Job:
+        """A job with what is given, and else as configured in a section or as the first kind."""
+        kind, section = type(self._job), config_name or self._job.config_name
+        inherited = self._job_kwargs
+        if config_name:
+            inherited = {keyword: inherited[keyword] for keyword in ("interface", "protocol")}
+        keywords = changed(inherited, given)
+        job = kind(config_name=section, **keywords)
+        if job.job_name != self._job.job_name:
+            return job
+        # A keyword, so that it is found again with the cluster.
+        return kind(config_name=section, **{**keywords, "job_name": f"{job.job_name}-{pool}"})
+
+    def _keep(self, pool: str, job: Job) -> None:
+        """Be ready for jobs of a kind."""
+        try:
+            # Most batch systems make none, and some fail all jobs then without a word.
+            os.makedirs(job.log_directory, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot make the folder {job.log_directory} for logs: {exc.strerror}; name "
+                "another with log_directory"
+            ) from exc
+        self._jobs.add_pool(pool, job)
+
+    def remove_pool(self, name: str) -> Any:
+        """Have no jobs of a shape any more: those that there are hand over and end, as by `scale`.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such pool, or it is the first one, which every cluster has.
+        """
+        pool = self._pool_called(name)
+        if pool == POOL:
+            raise ConfigError(f"pool {POOL!r} is the cluster's own; scale it to 0 in its place")
+
+        async def work() -> None:
+            await self._adapt_no_more(pool)
+            if self._keeper is not None:
+                self._keeper.remove_pool(pool)
+            del self._pools[pool]
+
+        return self._done(work())
+
+    @property
+    def pools(self) -> dict[str, Job]:
+        """The kinds of jobs by name, with what each asks for; the first one is "workers"."""
+        return dict(self._pools)
+
+    def _pool_called(self, name: str | None) -> str:
+        if name is None:
+            return POOL
+        if name not in self._pools:
+            raise ConfigError(
+                f"{self.name} has no pool {name!r}; it has {', '.join(self._pools)}, and add_pool "
+                "makes another"
+            )
+        return name
 
     # -- More and fewer jobs ----------------------------------------------------------------------
 
@@ -234,13 +384,15 @@ class JobQueueCluster(Cluster):
 
     def _jobs_for(
         self,
+        pool: str = POOL,
+        *,
         n: int | None = None,
         jobs: int | None = None,
         memory: int | str | None = None,
         cores: int | None = None,
     ) -> int:
-        """Jobs that have all of this."""
-        job, needs = self._job, []
+        """Jobs of a pool that have all of this."""
+        job, needs = self._pools[pool], []
         if n is not None:
             needs.append(n / job.n_workers)
         if jobs is not None:
@@ -255,13 +407,13 @@ class JobQueueCluster(Cluster):
             raise ValueError(f"a cluster cannot have {math.floor(min(needs))} jobs")
         return math.ceil(max(needs))
 
-    async def _have_jobs(self, n: int) -> None:
+    async def _have_jobs(self, pool: str, n: int) -> None:
         """Want so many jobs, without the idle ones first; raise what is refused at once."""
         idle: list[str] = []
-        if n < self._jobs.controller.wanted(POOL):
-            stock = await self._take_stock({}, None)
-            idle = idle_units(stock, self._units().fleet(stock).units)
-        await self._jobs.scale(POOL, n, idle=idle)
+        if n < self._jobs.controller.wanted(pool):
+            stock = await self._take_stock()
+            idle = idle_units(stock, self._units(pool).fleet(stock).units)
+        await self._jobs.scale(pool, n, idle=idle)
 
     def scale(  # type: ignore[override]
         self,
@@ -270,12 +422,14 @@ class JobQueueCluster(Cluster):
         memory: int | str | None = None,
         cores: int | None = None,
         timeout: float | str | None = None,
+        *,
+        pool: str | None = None,
     ) -> Any:
         """Have so many workers, jobs, or jobs with so much memory or so many cores.
 
         Returns as soon as the batch system has taken the jobs; `wait_for_workers` waits until they
         run. Of jobs that are too many, those that wait go first. Workers hand over what only they
-        hold before they end. What `adapt` has begun ends.
+        hold before they end. What `adapt` has begun for these jobs ends.
 
         Parameters
         ----------
@@ -288,30 +442,49 @@ class JobQueueCluster(Cluster):
             CPUs, likewise.
         timeout : float or str, optional
             For the batch system's answer; it is not waited for longer than a few seconds.
+        pool : str, optional
+            Which kind of job, as named by `add_pool`; without, the cluster's first. All numbers are
+            those of this pool.
 
         Raises
         ------
         SubmitError
             If the batch system refuses the jobs, in its own words.
         """
-        n_jobs = self._jobs_for(n, jobs, memory, cores)
+        name = self._pool_called(pool)
+        n_jobs = self._jobs_for(name, n=n, jobs=jobs, memory=memory, cores=cores)
 
         async def work() -> None:
             await self._started()
             if self._closing is not None:
                 raise LaunchError(f"{self.name} is closed; make a new one")
-            if self._adaptive is not None:
-                await self._adaptive.stopped()
-            await self._have_jobs(n_jobs)
+            await self._adapt_no_more(name)
+            if self._scheduler_job is not None:
+                await self._jobs.scale(SCHEDULER, 1)  # once more, if it has failed too often
+            # Again: a removal that was not awaited may have come first.
+            await self._have_jobs(self._pool_called(name), n_jobs)
 
+        return self._done(work(), timeout)
+
+    def _done(
+        self, work: Coroutine[Any, Any, None], timeout: float | str | None = None
+    ) -> asyncio.Future[None] | None:
+        """Do it; on the cluster's loop also if nobody awaits it."""
         if not self.asynchronous:
-            return self._maybe_sync(work(), timeout)
-        task = asyncio.ensure_future(self._maybe_sync(work(), timeout))  # also if nobody awaits it
+            self._maybe_sync(work, timeout)
+            return None
+        task: asyncio.Future[None] = asyncio.ensure_future(self._maybe_sync(work, timeout))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    def _units(self) -> JobUnits:
-        return JobUnits(self._jobs, POOL)
+    def _units(self, pool: str) -> JobUnits:
+        return JobUnits(self._jobs, pool, self._open_pools)
+
+    def _open_pools(self) -> list[str]:
+        """Those that have or get workers; one that is not adapted has its part of the work, too."""
+        adapted = {pool for pool, each in list(self._adaptives.items()) if each.state != "stopped"}
+        wanted = self._jobs.controller.wanted
+        return [pool for pool in self._pools if pool in adapted or wanted(pool)]
 
     def _worker_shape(self) -> UnitShape:
         job = self._job
@@ -322,34 +495,54 @@ class JobQueueCluster(Cluster):
         )
 
     async def _start_workers(self, n: int) -> None:
-        await self._units().grow(self._jobs_for(n))
+        await self._units(POOL).grow(self._jobs_for(n=n))
 
     async def _retire_workers(
         self, names: Collection[str], timeout: float = RETIREMENT, patience: float | None = PATIENCE
     ) -> None:
-        await self._units().shrink({job_of(name) for name in names})
+        await self._units(POOL).shrink({job_of(name) for name in names})
 
     async def _until_registered(self, n_workers: int, limit: float | None) -> None:
         await self._jobs.until_registered(n_workers, limit)
 
     # -- For users --------------------------------------------------------------------------------
 
-    @property
-    def scheduler_file(self) -> str:
-        """File that tells other clients of this user the scheduler's address and the token."""
-        return os.fspath(self._folder.scheduler_file)
-
     def jobs(self) -> JobTable:
         """The jobs that are, and the last that have ended: rows that show as a table.
 
-        Each has `id`, `state`, `reason`, `node`, `elapsed`, `left`, `workers` and `log`, as the
-        batch system has told last, which is a few seconds ago.
+        Each has `id`, `pool`, `state`, `reason`, `node`, `elapsed`, `left`, `workers` and `log`, as
+        the batch system has told last, which is a few seconds ago.
         """
         return JobTable() if self._keeper is None else self._keeper.jobs()
 
-    def job_script(self) -> str:
-        """The script that each job runs."""
-        return self._job.script()
+    def wait_for_workers(
+        self, n_workers: int, timeout: float | str | None = None, *, pool: str | None = None
+    ) -> Any:
+        """Wait until so many workers have registered.
+
+        Parameters
+        ----------
+        n_workers : int
+        timeout : float or str, optional
+        pool : str, optional
+            Count those in jobs of this kind only.
+
+        Raises
+        ------
+        JobError
+            If they will not come: why, and the last lines of a log.
+        WaitTimeoutError
+            If they do not come in time.
+        """
+        if pool is None:
+            return super().wait_for_workers(n_workers, timeout)
+        limit = None if timeout is None else hosts.parse_timedelta(timeout)
+        name = self._pool_called(pool)
+        return self._maybe_sync(self._jobs.until_registered(n_workers, limit, name))
+
+    def job_script(self, pool: str | None = None) -> str:
+        """The script that each job runs, of the first kind or of another."""
+        return self._pools[self._pool_called(pool)].script()
 
     @property
     def job_header(self) -> str:
@@ -432,45 +625,3 @@ def _checked_options(options: Mapping[str, Any], protocol: str | None) -> dict[s
         raise ConfigError(f"{protocol!r} is no protocol between hosts; there is tcp")
     others = {k: v for k, v in options.items() if k not in ("dashboard_address", "protocol")}
     return {**others, "protocol": "tcp"}
-
-
-class SLURMCluster(JobQueueCluster):
-    """A cluster in jobs of Slurm; parameters as of `JobQueueCluster` and `SLURMJob`."""
-
-    job_cls = SLURMJob
-
-
-class PBSCluster(JobQueueCluster):
-    """A cluster in jobs of PBS; parameters as of `JobQueueCluster` and `PBSJob`."""
-
-    job_cls = PBSJob
-
-
-class SGECluster(JobQueueCluster):
-    """A cluster in jobs of Grid Engine; parameters as of `JobQueueCluster` and `SGEJob`."""
-
-    job_cls = SGEJob
-
-
-class LSFCluster(JobQueueCluster):
-    """A cluster in jobs of LSF; parameters as of `JobQueueCluster` and `LSFJob`."""
-
-    job_cls = LSFJob
-
-
-class OARCluster(JobQueueCluster):
-    """A cluster in jobs of OAR; parameters as of `JobQueueCluster` and `OARJob`."""
-
-    job_cls = OARJob
-
-
-class HTCondorCluster(JobQueueCluster):
-    """A cluster in jobs of HTCondor; parameters as of `JobQueueCluster` and `HTCondorJob`."""
-
-    job_cls = HTCondorJob
-
-
-class MoabCluster(JobQueueCluster):
-    """A cluster in jobs of Moab; parameters as of `JobQueueCluster` and `MoabJob`."""
-
-    job_cls = MoabJob

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from hpcdask.errors import StatusError
@@ -90,8 +91,17 @@ class Commands:
         """
         self._in_haste.set()
 
-    async def run(self, command: Sequence[str], submits: bool = False) -> Answer:
+    async def run(
+        self, command: Sequence[str], submits: bool = False, answer: Path | None = None
+    ) -> Answer:
         """Run a command and wait for its end.
+
+        Parameters
+        ----------
+        submits : bool
+            As of `environment`.
+        answer : Path, optional
+            A file, mode 0600, that keeps what it says, also when we are gone by then.
 
         Raises
         ------
@@ -105,7 +115,7 @@ class Commands:
             await asyncio.wait_for(self._in_haste.wait(), pause)
         environ = environment(os.environ if self._environ is None else self._environ, submits)
         # To files and not to pipes: PBS's qsub leaves a process behind that would keep them open.
-        with _files(command[0]) as (out, err):
+        with _files(command[0], answer) as (out, err):
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -135,12 +145,18 @@ class Commands:
             return Answer(code, _text(out), _text(err))
 
 
+def _output(path: Path | None = None) -> IO[bytes]:
+    if path is None:
+        return tempfile.TemporaryFile()
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b")
+
+
 @contextlib.contextmanager
-def _files(command: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def _files(command: str, answer: Path | None = None) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Files for both outputs of a command."""
     with contextlib.ExitStack() as stack:
         try:
-            out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            out, err = (stack.enter_context(_output(path)) for path in (answer, None))
         except OSError as exc:
             raise NoCommandError(
                 f"cannot run {command}: there is no file for its answer: {exc.strerror}. Make room "

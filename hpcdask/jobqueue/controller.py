@@ -14,7 +14,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from hpcdask.errors import LaunchError
+from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.jobqueue import consistency, outlook
 from hpcdask.jobqueue.actions import Action, AskEnds, Cancel, Find, Retire, Submit
 from hpcdask.jobqueue.failures import Troubles
@@ -64,9 +64,21 @@ class Controller:
         self._now = -math.inf  # of the last event
 
     def add_pool(self, name: str, shape: Shape) -> None:
-        """Have another kind of jobs, of which none is wanted yet."""
-        if name in self.pools:
-            raise ValueError(f"there is a pool {name!r} already; choose another name")
+        """Have another kind of jobs, of which none is wanted yet.
+
+        It takes the place of one of that name of which there is no job any more.
+
+        Raises
+        ------
+        ConfigError
+            If there is.
+        """
+        former = self.pools.get(name)
+        if former is not None and (former.n_wanted or former.jobs or former.requests):
+            raise ConfigError(
+                f"there are jobs of a pool {name!r} still; wait for their end, or choose another "
+                "name"
+            )
         self.pools[name] = Pool(name, shape, self.limits, Troubles(self.limits))
 
     # -- What is wanted ---------------------------------------------------------------------------
@@ -105,6 +117,20 @@ class Controller:
         if forgives:
             record.troubles.forgive()
         self._balance(now, record, idle)
+
+    def hold(self, now: float, pool: str, is_held: bool) -> None:
+        """Submit nothing of a pool for a while, since it could not work: or do so again.
+
+        What ends meanwhile has not failed.
+        """
+        self._now = now
+        record = self.pools[pool]
+        if record.is_held and not is_held:
+            for job in record.jobs.values():
+                if job.silent_since is not None:
+                    job.silent_since = now  # its workers have not had a chance until now
+        record.is_held = is_held
+        self._balance(now, record)
 
     def release(self, now: float, ids: Collection[str]) -> None:
         """Want these no more, and so many fewer of their pools."""
@@ -329,7 +355,10 @@ class Controller:
         del self.jobs[job.id], pool.jobs[job.id]
         self.leftovers.add(now, job, job.end(now, status, is_presumed))
         self._history.add(now, job)
-        if job.is_wanted and not (was_due and job.has_reported):
+        has_finished = status.end is End.COMPLETED and job.has_reported
+        if pool.shape.is_service and job.is_wanted and has_finished:
+            pool.n_wanted = max(pool.n_wanted - 1, 0)
+        elif job.is_wanted and not pool.is_held and not (was_due and job.has_reported):
             pool.troubles.job_lost(now, job)
         if status.end is End.LAUNCH_FAILED:
             # Grid Engine keeps such a job in its queue until it is deleted.
@@ -457,7 +486,7 @@ class Controller:
     def _give_up(self, now: float, pool: Pool) -> None:
         """Cancel jobs that run, or are started again and again, and bring no worker."""
         for job in list(pool.jobs.values()):
-            if not job.is_wanted:
+            if not job.is_wanted or pool.is_held:
                 continue
             if job.n_silent_lives >= self.limits.max_failures:
                 why = f"it was started {job.n_silent_lives} times"
@@ -466,7 +495,8 @@ class Controller:
             else:
                 continue
             self._give_back(now, [job])
-            pool.troubles.fell_silent(now, job, f"job {job.id}: {why} without a worker")
+            what = "an answer" if pool.shape.is_service else "a worker"
+            pool.troubles.fell_silent(now, job, f"job {job.id}: {why} without {what}")
 
     def _give_back(self, now: float, jobs: Iterable[JobRecord]) -> None:
         """Want jobs no more: their workers hand over first."""
@@ -535,9 +565,10 @@ class Controller:
         """Jobs that are wanted of a pool."""
         return self.pools[pool].n_wanted
 
-    def why_not(self, now: float, n_workers: int) -> str:
-        """Why so many workers will not come, if that is so; empty while they may still."""
-        return outlook.why_not(self.pools.values(), self.is_closed, now, n_workers)
+    def why_not(self, now: float, n_workers: int, pool: str | None = None) -> str:
+        """Why so many workers, of all or of one pool, will not come; empty while they may still."""
+        pools = self.pools.values() if pool is None else [self.pools[pool]]
+        return outlook.why_not(pools, self.is_closed, now, n_workers)
 
     def rows(self, now: float, n_ended: int = 20) -> list[Row]:
         """A table: jobs that are there, then the last that have ended, the newest first."""

@@ -16,6 +16,7 @@ from hpcdask.jobqueue import job_script
 from hpcdask.jobqueue.amounts import counted, format_walltime
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.keywords import read_walltime, settled
+from hpcdask.jobqueue.records import Shape
 from hpcdask.jobqueue.system import BatchSystem
 from hpcdask.jobqueue.worker_script import WorkerScript
 
@@ -231,6 +232,17 @@ class Job:
         """What tasks may ask for, of each worker."""
         resources: dict[str, float] = self._asked["resources"]
         return resources
+
+    @property
+    def shape(self) -> Shape:
+        """What a controller has to know of it."""
+        return Shape(n_workers=self.n_workers, walltime=self.walltime)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """All that it was made with, settled, as JSON can hold it; another is made with them."""
+        python = {"python": self._asked["python"] or shlex.quote(sys.executable)}
+        return {**self._asked, **python}
 
     def log_paths(self, id: str) -> list[str]:
         """Where the log of a job may be, as far as the system names it after the job.

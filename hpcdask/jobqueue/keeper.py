@@ -18,6 +18,7 @@ from typing import Any
 
 from hpcdask import config
 from hpcdask.errors import HpcdaskError, JobError, StatusError, SubmitError, WaitTimeoutError
+from hpcdask.jobqueue.clearing import in_short
 from hpcdask.jobqueue.controller import (
     Action,
     AskEnds,
@@ -27,13 +28,14 @@ from hpcdask.jobqueue.controller import (
     Limits,
     Retire,
     Row,
-    Shape,
     Submit,
     job_of,
 )
 from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, PoolState
 from hpcdask.jobqueue.job import Job
 from hpcdask.jobqueue.queue import Queue, UnclearError
+from hpcdask.jobqueue.scheduler_job import SCHEDULER, SchedulerInJob
+from hpcdask.jobqueue.scheduler_watch import SchedulerWatch
 from hpcdask.jobqueue.status import Phase
 from hpcdask.jobqueue.table import JobRow, JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT
@@ -62,6 +64,8 @@ _TAIL, _TAIL_BYTES = 20, 16384
 _WRITING = 3.0
 #: Seconds until it is tried again, where it has failed.
 _WRITE_AGAIN = 5.0
+#: Seconds for the scheduler's job to start, before it is said what it waits for.
+_PATIENT = 10.0
 #: Seconds for a log to come: PBS copies it after the end, and file systems of networks are late.
 _LOG_COMES = 3.0
 
@@ -83,13 +87,18 @@ def next_look(quiet: float, is_steady: bool, interval: float) -> float:
     return min(max(interval, quiet * _SLOWER), max(interval, _STEADY))
 
 
+class _AnothersError(Exception):
+    """The cluster is kept by somebody else."""
+
+
 class Keeper:
     """Has as many jobs in the queue as are wanted.
 
     Parameters
     ----------
     state : ClusterState
-        What others are told of the cluster; its pools are filled in.
+        What others are told of the cluster; its pools are filled in. If it has some, their jobs
+        are those to `adopt`.
     queue : Queue
         Of the batch system.
     folder : ClusterFolder
@@ -101,11 +110,15 @@ class Keeper:
         By name, the workers of its jobs; it is filled here.
     limits : Limits, optional
         Of the controller.
+    on_end : callable, optional
+        Called with a reason when there is nothing to keep any more: the scheduler has ended in
+        order, or somebody else keeps the cluster now, of which the second argument tells.
 
     Attributes
     ----------
     controller : Controller
     pools : dict of str to Job
+        The kinds of jobs that may be asked for.
     members : dict of str to Member
         By name, the workers that have registered, those of other origin too.
     """
@@ -119,15 +132,24 @@ class Keeper:
         interval: float,
         workers: dict[str, Member],
         limits: Limits | None = None,
+        on_end: Callable[[str, bool], None] = lambda reason, is_anothers: None,
     ) -> None:
         limits = limits or Limits()
         if not queue.system.has_arrays:
             limits = replace(limits, max_array=1)
-        self.controller = Controller(limits)
+        used = max((each.request for each in folder.submissions()), default=0)
+        self.controller = Controller(limits, first_request=used + 1)
         self.pools: dict[str, Job] = {}
+        self._kinds: dict[str, Job] = {}  # those that were, too
         self.members: dict[str, Member] = {}
         self._state, self._queue, self._folder = state, queue, folder
         self._scheduler, self._interval, self._workers = scheduler, interval, workers
+        self._on_end = on_end
+        self._has_adopted = not state.pools  # or there is nothing to adopt
+        self._heard: list[str] = []  # scripts whose jobs are known, but not on disk yet
+        self._watch: SchedulerWatch | None = None  # of a scheduler in a job
+        if isinstance(scheduler, SchedulerInJob):
+            self._watch = SchedulerWatch(scheduler, self.controller, self._tell)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._submissions: set[asyncio.Task[SubmitError | None]] = set()
         self._listeners: set[asyncio.Task[SubmitError | None]] = set()  # are waited for
@@ -151,10 +173,39 @@ class Keeper:
 
     def add_pool(self, name: str, job: Job) -> None:
         """Have one more kind of job."""
-        self.pools[name] = job
-        shape = Shape(n_workers=job.n_workers, walltime=job.walltime, margin=_margin(job.walltime))
+        self.pools[name] = self._kinds[name] = job
+        shape = job.shape
+        if not shape.is_service:
+            shape = replace(shape, margin=_margin(job.walltime))
         self.controller.add_pool(name, shape)
+        if self._watch is not None:
+            self._watch.hold(name)
         self._unsaved.set()
+
+    def remove_pool(self, name: str) -> None:
+        """Have a kind of job no more; those that there are end."""
+        self._tell(self.controller.scale, name, 0)
+        del self.pools[name]
+        self._unsaved.set()
+
+    async def adopt(self) -> None:
+        """Take over the jobs that a former keeper has left, before the start."""
+        pools = self._state.pools
+        unheard: dict[str, list[str]] = {name: [] for name in pools}
+        for submission in self._folder.unheard():
+            ids = await self._queue.ids_of(submission)
+            if ids is None:
+                log.warning("nobody knows what came of %s", self._folder.path / submission.script)
+            elif submission.pool in unheard:
+                unheard[submission.pool] += ids
+                self._heard.append(submission.script)
+        for name, former in pools.items():
+            ids = list(dict.fromkeys([*former.jobs, *unheard[name]]))
+            self._tell(self.controller.adopt, name, ids, leaving=former.leaving)
+        for name, former in pools.items():
+            self._tell(self.controller.scale, name, former.wanted)
+        self._has_adopted = True
+        self._look_within(0)
 
     async def scale(self, pool: str, n_jobs: int, **how: Any) -> None:
         """Want so many jobs, and hear for a moment what the batch system says.
@@ -196,7 +247,7 @@ class Keeper:
         return JobTable(
             JobRow.of(
                 each,
-                n_workers=self.pools[each.pool].n_workers,
+                n_workers=self._kinds[each.pool].n_workers,
                 logs=self._logs_of(each.pool, each.id),
                 is_live=each.id in self.controller.jobs,
             )
@@ -208,10 +259,19 @@ class Keeper:
         return self.controller.rows(self.now(), n_ended=0)
 
     def _logs_of(self, pool: str, id: str) -> Sequence[str]:
-        return [os.fspath(path) for path in self.pools[pool].log_paths(id)]
+        return [os.fspath(path) for path in self._kinds[pool].log_paths(id)]
 
-    async def until_registered(self, n_workers: int, limit: float | None) -> None:
-        """Wait for workers.
+    def n_workers(self, pool: str | None = None) -> int:
+        """Workers that have registered: all that there are, or those in jobs of a pool."""
+        if pool is None:
+            return len(self.members)
+        jobs = self.controller.jobs.values()
+        return sum(len(job.workers) for job in jobs if job.pool == pool)
+
+    async def until_registered(
+        self, n_workers: int, limit: float | None, pool: str | None = None
+    ) -> None:
+        """Wait for workers, of any origin or of one pool.
 
         Raises
         ------
@@ -221,24 +281,46 @@ class Keeper:
             If they do not come within `limit` seconds.
         """
         deadline = self.now() + (math.inf if limit is None else limit)
-        while len(self.members) < n_workers:
+        while (n_there := self.n_workers(pool)) < n_workers:
             news = self._news
-            if why := self.controller.why_not(self.now(), n_workers):
+            if why := self.controller.why_not(self.now(), n_workers, pool):
                 raise JobError(await self._with_log(why))
             left = deadline - self.now()
             if left <= 0:
                 raise WaitTimeoutError(
-                    f"{len(self.members)} of {n_workers} workers have registered within "
-                    f"{limit:g} s; jobs: {self._jobs_in_words()}"
+                    f"{n_there} of {n_workers} workers have registered within "
+                    f"{limit:g} s; jobs: {self._jobs_in_words(pool)}"
                 )
             with contextlib.suppress(asyncio.TimeoutError):
                 # A pause of the controller may end meanwhile, without any news.
                 await asyncio.wait_for(news.wait(), min(left, self._interval))
 
-    def _jobs_in_words(self) -> str:
+    async def until_scheduler(self) -> None:
+        """Wait until the scheduler's job runs, and it answers.
+
+        Raises
+        ------
+        JobError
+            If it will not come.
+        """
+        told, since = "", self.now()
+        while self._watch is not None and not self._watch.is_there:
+            news = self._news
+            if why := self.controller.why_not(self.now(), 1):
+                raise JobError(await self._with_log(f"there is no scheduler: {why}"))
+            state = summary([job for job in self.jobs() if job.pool == SCHEDULER and job.is_live])
+            if state != told and self.now() - since > _PATIENT:
+                told = state
+                log.warning("waiting for the job of the scheduler: %s", state or "none")
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(news.wait(), self._interval)
+
+    def _jobs_in_words(self, of_pool: str | None) -> str:
         """How many there are in which state, and what makes this uncertain."""
-        words = [summary(self.live()) or "none"]
-        if n := sum(pool.n_under_way for pool in self.controller.pools.values()):
+        live = [row for row in self.live() if of_pool in (None, row.pool)]
+        pools = self.controller.pools.items()
+        words = [summary(live) or "none"]
+        if n := sum(pool.n_under_way for name, pool in pools if of_pool in (None, name)):
             words.append(f"{n} being submitted, to which {self._title} has not said yes yet")
         if trouble := self.controller.queue_trouble:
             words.append(f"which may have changed, since {trouble}")
@@ -301,6 +383,8 @@ class Keeper:
         self._unsaved.set()
         news, self._news = self._news, asyncio.Event()
         news.set()
+        if self._watch is not None and self._watch.is_over:
+            self._on_end("its scheduler has ended", False)
 
     async def _watch_members(self) -> None:
         """Tell at once who comes and goes."""
@@ -308,9 +392,14 @@ class Keeper:
         while True:
             try:
                 found = await self._scheduler.members(known)
-            except HpcdaskError as exc:  # one of another process, away for a moment
+                if self._watch is not None:
+                    await self._watch.answers()
+            except (HpcdaskError, OSError) as exc:  # one of another process, away for a moment
                 log.debug("the scheduler does not say who is there: %s", exc)
-                await asyncio.sleep(self._interval)
+                if self._watch is not None:
+                    self._watch.is_silent()
+                    self._look_within(_SOON)
+                await asyncio.sleep(min(self._interval, _SOON))
                 continue
             known = {member.address for member in found}
             self._members_are({member.name: member for member in found})
@@ -363,7 +452,7 @@ class Keeper:
             job.phase is Phase.RUNNING
             and job.is_wanted
             and not job.absence.all.n
-            and len(job.workers) >= self.pools[job.pool].n_workers
+            and len(job.workers) >= self._kinds[job.pool].n_workers
             for job in self.controller.jobs.values()
         )
 
@@ -433,7 +522,7 @@ class Keeper:
         try:
             async with self._one_submission:
                 ids = await self._queue.submit(
-                    self.pools[action.pool], action.count, _script_name(action)
+                    self._kinds[action.pool], action.count, _script_name(action)
                 )
         except SubmitError as exc:
             # Where somebody has just asked for jobs, it is raised.
@@ -447,6 +536,7 @@ class Keeper:
             self._tell(self.controller.submit_unclear, action.request, repr(exc))
             raise
         self._last_event = self.now()
+        self._heard.append(self._queue.script_name(_script_name(action)))
         self._tell(self.controller.submitted, action.request, ids)
         self._look_within(_SOON)
         return None
@@ -464,7 +554,7 @@ class Keeper:
 
     async def _cancel(self, action: Cancel) -> None:
         records = {job.id: job for job in self.controller.history} | self.controller.jobs
-        for name, job in self.pools.items():
+        for name, job in self._kinds.items():
             if ids := [id for id in action.ids if id in records and records[id].pool == name]:
                 await self._queue.cancel(job, ids)
         self._look_within(_SOON)
@@ -488,10 +578,20 @@ class Keeper:
     # -- What others are told ---------------------------------------------------------------------
 
     def _current_state(self) -> ClusterState:
+        if not self._has_adopted:
+            return self._state
         pools = {}
-        for name in self.pools:
+        # Of one that was removed, jobs may be there that hand over.
+        for name in dict.fromkeys([*self.pools, *(j.pool for j in self.controller.jobs.values())]):
+            job = self._kinds[name]
             jobs, leaving = self.controller.to_adopt(name)
-            pools[name] = PoolState(self.controller.wanted(name), tuple(jobs), tuple(leaving))
+            pools[name] = PoolState(
+                self.controller.wanted(name),
+                tuple(jobs),
+                tuple(leaving),
+                job.cancel_command,
+                job.keywords,
+            )
         return replace(self._state, pools=pools)
 
     async def _save(self) -> None:
@@ -500,19 +600,31 @@ class Keeper:
         while True:
             await self._unsaved.wait()
             self._unsaved.clear()
-            state = self._current_state()
+            state, heard = self._current_state(), list(self._heard)
             if state == saved:
                 continue
             try:
-                self._writing = in_thread(self._folder.write_state, state)
+                self._writing = in_thread(self._write, state, heard)
                 await asyncio.shield(self._writing)
                 saved, trouble = state, ""
+                del self._heard[: len(heard)]
+            except _AnothersError as exc:
+                self._on_end(str(exc), True)
+                return
             except OSError as exc:  # a quota, say; it may change though nothing happens here
                 if trouble != str(exc.strerror):
                     trouble = str(exc.strerror)
                     log.warning("cannot write %s: %s", self._folder.state_file, trouble)
                 await asyncio.sleep(_WRITE_AGAIN)
                 self._unsaved.set()
+
+    def _write(self, state: ClusterState, heard: Sequence[str]) -> None:
+        """Write the state, and then forget by what else jobs could have been found."""
+        if self._folder.is_anothers(self._state.owner):
+            raise _AnothersError(f"{self._folder.read_state().owner} keeps it now")
+        self._folder.write_state(state)
+        for script in heard:
+            self._folder.answer_file(script).unlink(missing_ok=True)
 
     # -- The end ----------------------------------------------------------------------------------
 
@@ -541,11 +653,26 @@ class Keeper:
         if not is_clear:
             log.warning(
                 "%s may still be in the queue: cancel them with hpc-dask clean %s",
-                f"jobs {_listed(left)}" if left else "jobs that were submitted without an answer",
+                f"jobs {in_short(left)}" if left else "jobs that were submitted without an answer",
                 self._state.name,
             )
         await self._stop()
         return is_clear
+
+    async def detach(self, limit: float) -> None:
+        """Leave all jobs as they are, for somebody who keeps them later.
+
+        Parameters
+        ----------
+        limit : float
+            Seconds for submissions that are under way.
+        """
+        if self._submissions:
+            await asyncio.wait(self._submissions, timeout=limit)
+        await self._stop()
+        state = replace(self._current_state(), owner=None)
+        with contextlib.suppress(_AnothersError):
+            await in_thread(self._write, state, self._heard)
 
     async def _stop(self) -> None:
         tasks = {*self._tasks, *self._submissions}
@@ -559,7 +686,7 @@ class Keeper:
 
 
 def _script_name(action: Submit | Find) -> str:
-    return f"{action.pool}-{action.request}"
+    return f"{action.pool}-{action.request}x{action.count}"
 
 
 def _margin(walltime: float) -> float:
@@ -575,10 +702,6 @@ def _complain(task: asyncio.Task[Any]) -> None:
     """Say what nobody else would: work that has ended by a fault of ours."""
     if not task.cancelled() and (exc := task.exception()) is not None:
         log.error("the jobs of a cluster may not be looked after as they should", exc_info=exc)
-
-
-def _listed(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
 
 
 def _tail(paths: Sequence[str]) -> str:

@@ -27,6 +27,30 @@ _OTHERS = {
 _WITH_PROJECTS = ("sge", "lsf", "oar")
 
 
+#: Keywords that are about another, and mean nothing without it.
+_ABOUT = {
+    "cores": ("processes", "job_cpu", "resource_spec"),
+    "memory": ("job_mem", "resource_spec"),
+}
+
+
+def changed(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a job that is to be like another, but for some of them.
+
+    Parameters
+    ----------
+    given : mapping
+        What was given for the other.
+    changes : mapping
+        What is given for this one. A number of processes does not outlive a change of the cores
+        that they share, and so on.
+    """
+    new = {_OTHERS.get(keyword, keyword) for keyword in changes}
+    new |= {keyword for other in new for keyword in _ABOUT.get(other, ())}
+    kept = {_OTHERS.get(keyword, keyword): value for keyword, value in given.items()}
+    return {keyword: kept[keyword] for keyword in kept.keys() - new} | dict(changes)
+
+
 def settled(
     owner: str, system: str, section: str, is_named: bool, given: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -21,7 +21,10 @@ def why_not(pools: Collection[Pool], is_closed: bool, now: float, n_workers: int
     """
     if is_closed:
         return "the cluster is closed"
-    if sum(_n_possible(pool, now) for pool in pools) >= n_workers:
+    missing = [pool for pool in pools if pool.shape.is_service and _obstacles(pool, now)]
+    if missing:  # without it nothing works
+        pools = missing
+    elif sum(_n_possible(pool, now) for pool in pools) >= n_workers:
         return ""
     reasons = [(pool.name, reason) for pool in pools for reason in _obstacles(pool, now)]
     if len(pools) > 1:

@@ -31,6 +31,7 @@ class Pool:
     lead: float = 0.0  # seconds before a job's end at which its successor is submitted
     n_due: int = 0  # wanted jobs that are that near to it
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=_N_WAITS))
+    is_held: bool = False  # none is submitted, since it could not work now
 
     def __post_init__(self) -> None:
         self._set_lead(0.0)
@@ -60,7 +61,9 @@ class Pool:
 
     def due_at(self, job: JobRecord) -> float:
         """When a job is so near to its end that another has to take its place."""
-        at = math.inf if job.ends is None else job.ends - max(self.lead, job.lead)
+        at = math.inf
+        if job.ends is not None and not self.shape.is_service:
+            at = job.ends - max(self.lead, job.lead)
         if job.ending_since is not None:
             at = min(at, job.ending_since + self.limits.ending)
         return at
@@ -78,8 +81,8 @@ class Pool:
 
     def silent_at(self, job: JobRecord) -> float:
         """When a job has run without a worker for too long."""
-        if job.silent_since is None:
-            return math.inf
+        if job.silent_since is None or (self.shape.is_service and job.has_reported):
+            return math.inf  # a service that we do not reach may be of use to others
         return job.silent_since + self.limits.start_timeout
 
     def staying(self, now: float) -> list[JobRecord]:
@@ -143,6 +146,8 @@ class Pool:
     def n_missing(self, now: float) -> int:
         """Jobs to submit now: one at a time while it is open whether any of them can start."""
         if self.is_submitting or self.troubles.has_stopped or now < self.troubles.pause_until:
+            return 0
+        if self.is_held:
             return 0
         staying = self.staying(now)
         n_missing = self.n_wanted - len(staying) - self.n_under_way

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from hpcdask.errors import ConfigError, StatusError, SubmitError
 from hpcdask.jobqueue.commands import Commands, NoCommandError, in_words
-from hpcdask.jobqueue.folder import ClusterFolder
+from hpcdask.jobqueue.folder import ClusterFolder, Submission
 from hpcdask.jobqueue.job import Job
 from hpcdask.jobqueue.refusal import offending_line
 from hpcdask.jobqueue.status import JobStatus, Phase
@@ -52,6 +52,8 @@ class Queue:
     async def submit(self, job: Job, count: int, name: str) -> list[str]:
         """Submit an array of `count` jobs and return their ids.
 
+        What the command says is kept in the folder, until somebody has written the ids down.
+
         Parameters
         ----------
         name : str
@@ -70,7 +72,9 @@ class Queue:
             why = str(exc) if isinstance(exc, ConfigError) else repr(exc)
             raise SubmitError(f"{type(job).__name__} gives no job script: {why}") from exc
         try:
-            path = os.fspath(await in_thread(self._folder.write_script, self._file(name), script))
+            path = os.fspath(
+                await in_thread(self._folder.write_script, self.script_name(name), script)
+            )
         except OSError as exc:
             raise SubmitError(
                 f"cannot write a job script into {self._folder.path}: {exc.strerror}. Make room "
@@ -78,13 +82,16 @@ class Queue:
             ) from exc
         await self._try_out(job, script, path)
         command = [*shlex.split(job.submit_command), path]
+        kept = self._folder.answer_file(self.script_name(name))
         try:
-            answer = await self._commands.run(command, submits=True)
+            answer = await self._commands.run(command, submits=True, answer=kept)
         except NoCommandError as exc:
+            await in_thread(kept.unlink)
             raise SubmitError(str(exc)) from exc
         except StatusError as exc:
             raise UnclearError(_unclear(str(exc))) from exc
         if answer.code:
+            await in_thread(kept.unlink)
             raise self._refused(script, in_words(answer))
         try:
             return self.system.elements(self.system.job_id(answer.out), count)
@@ -92,7 +99,8 @@ class Queue:
             words = f"{command[0]} named no id that {self.system.title} has: {in_words(answer)}"
             raise UnclearError(_unclear(words)) from None
 
-    def _file(self, name: str) -> str:
+    def script_name(self, name: str) -> str:
+        """The file of a script."""
         return f"{name}{self.system.suffix}"
 
     async def _try_out(self, job: Job, script: str, path: str) -> None:
@@ -132,8 +140,33 @@ class Queue:
         command = self.system.find_command()
         if command is None:
             return set()
-        path = os.fspath(self._folder.path / self._file(name))
+        path = os.fspath(self._folder.path / self.script_name(name))
         return set(self.system.parse_found(await self._commands.run(command), path))
+
+    async def ids_of(self, submission: Submission) -> list[str] | None:
+        """Ids of the jobs of a submission whose process was killed before it wrote them down.
+
+        They are in what the submit command has said, which goes on by itself, or in the queue.
+
+        Returns
+        -------
+        list of str or None
+            None if nobody knows.
+        """
+        try:
+            number = self.system.job_id(self._folder.answer_file(submission.script).read_text())
+            return self.system.elements(number, submission.count)
+        except (OSError, ValueError):
+            pass
+        command = self.system.find_command()
+        if command is None:
+            return None
+        try:
+            path = os.fspath(self._folder.path / submission.script)
+            return self.system.parse_found(await self._commands.run(command), path)
+        except StatusError as exc:
+            log.warning("%s does not tell of the jobs: %s", self.system.title, exc)
+            return None
 
     def _array_of(self, id: str, count: int) -> list[str]:
         """All jobs of the array that a job is of; none unless it is one of `count`."""

@@ -19,11 +19,16 @@ class Shape:
         Seconds; `math.inf` if it has no limit.
     margin : float
         Seconds before the end of the walltime at which workers begin to leave by themselves.
+    is_service : bool
+        Whether each job is something that must not be there twice, as a scheduler: no successor
+        comes before its end. If it has ended of its own accord none comes at all. It registers
+        under the job's id, and counts for no worker.
     """
 
     n_workers: int
     walltime: float
     margin: float = 0.0
+    is_service: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,8 @@ class WorkerScript:
         The first line.
     title : str
         What it is, in a sentence.
+    is_named : bool
+        Whether what is started takes a ``--name``, as workers do and a scheduler does not.
     has_token : bool
         Whether the worker has the token from its scheduler file, and from nowhere else.
     """
@@ -52,6 +54,7 @@ class WorkerScript:
     shebang: str
     title: str
     has_token: bool
+    is_named: bool = True
 
     def text(self, system: BatchSystem, job: JobSpec, header: str) -> str:
         """The whole script; `header` is its directives."""
@@ -68,6 +71,8 @@ class WorkerScript:
         )
 
     def _name(self, system: BatchSystem) -> Iterator[str]:
+        if not self.is_named:
+            return
         if self.name is not None:
             yield f"name={shlex.quote(self.name)}"
             return
@@ -76,7 +81,8 @@ class WorkerScript:
 
     def _one_node(self) -> Iterator[str]:
         first, *rest = self._command()
-        words = " \\\n    ".join([f"{self.launcher} {first}".lstrip(), '--name "$name"', *rest])
+        name = ['--name "$name"'] if self.is_named else []
+        words = " \\\n    ".join([f"{self.launcher} {first}".lstrip(), *name, *rest])
         yield from self._about_token()
         if self.epilogue:
             yield f"{words} &"
@@ -84,6 +90,8 @@ class WorkerScript:
             return
         yield from comment(
             "exec: signals reach the workers, which hand over what only they hold before they end."
+            if self.is_named
+            else "exec: signals reach the scheduler."
         )
         yield f"exec {words}"
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask import host as hosts
 from hpcdask.errors import ConfigError
-from hpcdask.launchers.choice import Assumptions, Choice
+from hpcdask.launchers.choice import Assumptions, Choice, Shortage
 from hpcdask.launchers.stock import Stock
 from hpcdask.launchers.units import Bounds, Fleet, Units
-from hpcdask.launchers.worth import idle_units, learn_hopeless, wanted
+from hpcdask.launchers.worth import idle_units, learn_hopeless, worth
 from hpcdask.messages import Restriction
 
 if TYPE_CHECKING:
@@ -90,8 +90,9 @@ class Adaptive:
         self.log: deque[tuple[float, dict[str, Any]]] = deque(maxlen=_REMEMBERED)
         self.state = "starting"
         self.cluster, self._units, self._former = cluster, units, former
-        self._choice, self._assumptions = Choice(), Assumptions()
-        self._assumed: dict[str, float] = {}
+        self._choice, self._assumptions = Choice(), Assumptions(units.unknown_duration())
+        self._shortage = Shortage()
+        self._assumed = self._assumptions.update(0.0, ())
         self._hopeless: frozenset[Restriction] = frozenset()
         self._stock = Stock()
         self._fleet = Fleet((), 0, 0)
@@ -99,6 +100,10 @@ class Adaptive:
         self._changes: set[asyncio.Task[None]] = set()
         self._failures = 0  # in a row, of starting workers
         self._pause_until = 0.0
+
+    @property
+    def _title(self) -> str:
+        return self._units.title(self.cluster.name)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -110,7 +115,7 @@ class Adaptive:
     def stop(self, reason: str = "asked to stop") -> None:
         """Let the cluster be as it is; what has begun is finished."""
         if self.state != "stopped":
-            log.info("%s adapts no more: %s", self.cluster.name, reason)
+            log.info("%s adapts no more: %s", self._title, reason)
         self.state = "stopped"
         if self._task is not None:
             self.cluster.loop.call_soon_threadsafe(self._task.cancel)
@@ -134,7 +139,7 @@ class Adaptive:
             try:
                 await self._look()
             except Exception as exc:  # a scheduler that is busy, or away for a moment
-                log.warning("%s could not be adapted: %s", self.cluster.name, exc)
+                log.warning("%s could not be adapted: %s", self._title, exc)
             await asyncio.sleep(self.interval)
 
     # -- What it does at each look ----------------------------------------------------------------
@@ -175,7 +180,7 @@ class Adaptive:
         most = self.maximum if math.isinf(self.maximum) else max(self.maximum // n_each, 1)
         return Bounds(math.ceil(self.minimum / n_each), most)
 
-    def _whole(self, workers: Collection[str]) -> list[str]:
+    def _whole(self, workers: Collection[str]) -> list[Hashable]:
         """Names of the units all of whose workers are among these, in their order, and idle."""
         place = {name: position for position, name in enumerate(workers)}
         idle = set(idle_units(self._stock, self._fleet.units))
@@ -184,7 +189,7 @@ class Adaptive:
 
     def _note(self, what: dict[str, Any]) -> None:
         self.log.append((time.time(), what))
-        log.info("%s adapts: %s; %s", self.cluster.name, in_words(what), self._stock)
+        log.info("%s adapts: %s; %s", self._title, in_words(what), self._stock)
 
     def _change(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that may take long, while looking on."""
@@ -206,15 +211,16 @@ class Adaptive:
         try:
             await work
         except Exception as exc:
-            log.warning("%s could not be made smaller: %s", self.cluster.name, exc)
+            log.warning("%s could not be made smaller: %s", self._title, exc)
 
     # -- What a derived class may change ----------------------------------------------------------
 
     async def target(self) -> int:
         """Number of workers that the work is worth now, whatever `minimum` and `maximum` are."""
         shape = self._units.shape()
-        n = wanted(self._stock, self._fleet, shape, self.target_duration, self._hopeless)
-        return n * shape.n_workers
+        found = worth(self._stock, self._fleet, shape, self.target_duration, self._hopeless)
+        now, there = asyncio.get_running_loop().time(), self._fleet.n_here_or_coming
+        return self._shortage.wanted(now, found, there, shape.wait) * shape.n_workers
 
     async def workers_to_close(self, target: int) -> list[str]:
         """Names of the workers that might end if only `target` were left, the best first.
@@ -242,10 +248,7 @@ class Adaptive:
         await self._units.shrink([u.name for u in self._fleet.units if gone & set(u.workers)])
 
     def __repr__(self) -> str:
-        return (
-            f"<Adaptive {self.cluster.name}, {self.minimum} to {self.maximum} workers, "
-            f"{self.state}>"
-        )
+        return f"<Adaptive {self._title}, {self.minimum} to {self.maximum} workers, {self.state}>"
 
 
 def in_words(what: dict[str, Any]) -> str:

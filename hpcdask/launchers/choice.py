@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import NamedTuple
 
-from hpcdask.launchers.stock import Running
+from hpcdask.launchers.stock import Assumed, Running
 from hpcdask.launchers.units import Bounds, Fleet
+from hpcdask.launchers.worth import Worth
 
 
 class Decision(NamedTuple):
@@ -16,7 +17,7 @@ class Decision(NamedTuple):
 
     n_new: int = 0  # units to ask for
     n_withdrawn: int = 0  # pending ones to take back
-    ended: tuple[str, ...] = ()  # names of units to end
+    ended: tuple[Hashable, ...] = ()  # names of units to end
 
 
 class Choice:
@@ -28,7 +29,7 @@ class Choice:
     """
 
     def __init__(self) -> None:
-        self._idle: dict[str, int] = {}  # looks in a row
+        self._idle: dict[Hashable, int] = {}  # looks in a row
         self._looks: deque[tuple[float, int]] = deque()  # when, and units wanted
 
     def make(
@@ -36,7 +37,7 @@ class Choice:
         now: float,
         n_wanted: int,
         fleet: Fleet,
-        idle: Collection[str],
+        idle: Collection[Hashable],
         bounds: Bounds,
         wait_count: int,
         keep_idle: float,
@@ -49,7 +50,7 @@ class Choice:
             Seconds, of any clock.
         n_wanted : int
             Units that the work is worth.
-        idle : collection of str
+        idle : collection
             Names of units with nothing to do; first those whose end costs least.
         wait_count : int
             Looks in a row that must find that a unit is not needed.
@@ -87,25 +88,58 @@ def _within(bounds: Bounds, n: float) -> float:
     return min(max(n, bounds.least), bounds.most)
 
 
+class Shortage:
+    """Whether it is time to ask for units that the work is worth now, but not when they come.
+
+    Units that have to be queued for come too late for what the others do meanwhile. But where more
+    would have been of use for as long as one is queued for, in one computation or in several, it
+    will be so again, as far as one can know.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._last: float | None = None  # look
+
+    def wanted(self, now: float, worth: Worth, there: int, wait: float) -> int:
+        """Number of units to have.
+
+        Parameters
+        ----------
+        now : float
+            Seconds, of any clock.
+        there : int
+            Units that are there or come.
+        wait : float
+            Seconds for which units are queued for.
+        """
+        passed = 0.0 if self._last is None else now - self._last
+        self._last = now
+        self._seconds = max(self._seconds + (passed if worth.now > there else -passed), 0.0)
+        if worth.now > there and self._seconds >= wait:
+            return worth.now
+        # Those that have been asked for are worth their place while there is work for them now.
+        return min(max(worth.later, there), worth.now)
+
+
 class Assumptions:
     """How long tasks take of a kind of which none has ended yet: twice what the oldest has taken.
 
     For what has gone on for a while goes on for about as long again, of all that one can say.
+
+    Parameters
+    ----------
+    least : float
+        Seconds, of a kind that does not run yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: float) -> None:
+        self._least = least
         self._since: dict[Running, float] = {}
 
-    def update(self, now: float, running: Iterable[Running]) -> dict[str, float]:
-        """Note what runs now; seconds by kind, where that is worth saying.
-
-        Parameters
-        ----------
-        running : iterable of Running
-            As in `Stock`.
-        """
+    def update(self, now: float, running: Iterable[Running]) -> Assumed:
+        """Note what runs now, as it is in a `Stock`."""
         self._since = {each: self._since.get(each, now) for each in running}
-        assumed: dict[str, float] = {}
+        by_kind: dict[str, float] = {}
         for each, since in self._since.items():
-            assumed[each.kind] = max(assumed.get(each.kind, 0.0), 2 * (now - since))
-        return assumed
+            by_kind[each.kind] = max(by_kind.get(each.kind, 0.0), 2 * (now - since))
+        return Assumed(self._least, by_kind)

@@ -23,8 +23,9 @@ from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.launchers.adaptive import Adaptive as _Adaptive
 from hpcdask.launchers.scheduler_access import SchedulerAccess, as_text
-from hpcdask.launchers.stock import Stock, take_stock
+from hpcdask.launchers.stock import Assumed, Stock, take_stock
 from hpcdask.launchers.units import Units, UnitShape, WorkerUnits, bounds
+from hpcdask.rendezvous import new_token, resolve_token
 
 _clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
 #: Seconds that the end of a cluster may take.
@@ -45,12 +46,13 @@ class Cluster(abc.ABC):
     ----------
     name : str
     status : str
-        "created", "starting", "running", "closing", "closed" or "failed".
+        "created", "starting", "running", "closing", "closed" or "failed"; "detached" of one that is
+        left running.
     workers : dict
         By name, those that have registered.
     """
 
-    workers: dict[str, Any]
+    workers: dict[Any, Any]
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class Cluster(abc.ABC):
         self.status = "created"
         self.workers = {}
         #: Workers that are being started, by name, each with the position of its host.
-        self._coming: dict[str, int] = {}
+        self._coming: dict[Any, int] = {}
         # As a program that gives True means it: silence.
         self._log_level: int | str = logging.WARNING if silence_logs is True else silence_logs
         if silence_logs is False:
@@ -74,9 +76,11 @@ class Cluster(abc.ABC):
         self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._scaling: asyncio.Lock | None = None
-        self._adaptive: _Adaptive | None = None
+        #: By pool; most clusters have one, without a name.
+        self._adaptives: dict[str, _Adaptive] = {}
         #: Set by `_launch`.
         self._access: SchedulerAccess | None = None
+        self._ends_with_program = True
         if asynchronous:
             self.loop = loop or asyncio.get_running_loop()
         else:
@@ -84,7 +88,8 @@ class Cluster(abc.ABC):
 
     def _begin(self) -> None:
         """Start, unless that is to be awaited: it is asynchronous, or a client makes it."""
-        _clusters.add(self)
+        if self._ends_with_program:
+            _clusters.add(self)
         if not self.asynchronous:
             try:
                 run_sync(self.loop, self._started())
@@ -122,9 +127,19 @@ class Cluster(abc.ABC):
     def _worker_shape(self) -> UnitShape:
         """What one more worker brings, as far as that is known before it is there."""
 
-    def _units(self) -> Units:
-        """What `adapt` may start and end; by default single workers."""
+    def _pool_called(self, name: str | None) -> str:
+        """The pool that a user means; none is the first."""
+        if name:
+            raise ConfigError(f"a {type(self).__name__} has no pools; leave pool={name!r} out")
+        return ""
+
+    def _units(self, pool: str) -> Units:
+        """What `adapt` may start and end in a pool; by default single workers."""
         return WorkerUnits(self)
+
+    def _members_of(self, name: Any) -> tuple[str, ...]:
+        """The scheduler's names of the workers of an entry of `workers`, there or coming."""
+        return (name,)
 
     def _forget_ended(self) -> None:  # noqa: B027 - not every kind has to look
         """Drop from `workers` those that have ended by themselves."""
@@ -152,7 +167,9 @@ class Cluster(abc.ABC):
         return self._scheduler.place
 
     async def _take_stock(
-        self, assumed: Mapping[str, float], worker_key: Callable[[Any], Hashable] | None
+        self,
+        assumed: Assumed | None = None,
+        worker_key: Callable[[Any], Hashable] | None = None,
     ) -> Stock:
         """What there is to do, and who does it; parameters as of `take_stock`."""
         stock: Stock = await self._scheduler.run(take_stock, assumed=assumed, worker_key=worker_key)
@@ -193,15 +210,24 @@ class Cluster(abc.ABC):
             elif missing < 0:
                 await self._retire_workers(self._surplus(-missing))
 
+    async def _adapt_no_more(self, pool: str) -> None:
+        adaptive = self._adaptives.pop(pool, None)
+        if adaptive is not None:
+            await adaptive.stopped()
+
     async def _close(self) -> None:
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close_once())
         await asyncio.shield(self._closing)
 
+    async def _close_for_good(self) -> None:
+        """As `_close`, also of a cluster that can be left running."""
+        await self._close()
+
     async def _close_once(self) -> None:
         self.status = "closing"
-        if self._adaptive is not None:
-            await self._adaptive.stopped()
+        for adaptive in list(self._adaptives.values()):
+            await adaptive.stopped()
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait({self._starting})
@@ -212,7 +238,7 @@ class Cluster(abc.ABC):
         """End all workers and the scheduler."""
         if self.asynchronous:
             return self._close()
-        if self.status in ("closed", "created"):
+        if self.status in ("closed", "created", "detached"):
             return None
         limit = ENDING if timeout is None else hosts.parse_timedelta(timeout)
         return run_sync(self.loop, self._close(), limit)
@@ -249,19 +275,38 @@ class Cluster(abc.ABC):
         """Return a new client of this cluster."""
         return Client(self, asynchronous=self.asynchronous)
 
-    def scale(self, n: int, timeout: float | str | None = None) -> Any:
+    def scale(
+        self,
+        n: int = 0,
+        memory: float | str | None = None,
+        cores: int | None = None,
+        timeout: float | str | None = None,
+    ) -> Any:
         """Have `n` workers; returns when they have registered, or are gone.
 
         Those that go are the youngest; values that only they hold are computed again. What `adapt`
         has begun ends.
+
+        Parameters
+        ----------
+        n : int
+            Workers; in a `SpecCluster` what is specified as one.
+        memory : int or str, optional
+            As many at least as have so much by their limits: bytes, or as "100 GiB".
+        cores : int, optional
+            As many at least as have so many threads.
+        timeout : float or str, optional
+            Seconds.
         """
         if n < 0:
             raise ValueError(f"a cluster cannot have {n} workers")
+        nbytes = None if memory is None else hosts.parse_bytes(memory)
+        least = _given({"jobs": n, "memory": nbytes, "cores": cores})
+        n_units = bounds(self._worker_shape(), least, {}).least
 
         async def work() -> None:
-            if self._adaptive is not None:
-                await self._adaptive.stopped()
-            await self._scale_to(n)
+            await self._adapt_no_more("")
+            await self._scale_to(n_units)
 
         return self._maybe_sync(work(), timeout)
 
@@ -270,6 +315,7 @@ class Cluster(abc.ABC):
         minimum: int = 0,
         maximum: float = math.inf,
         *,
+        pool: str | None = None,
         minimum_jobs: int | None = None,
         maximum_jobs: int | None = None,
         minimum_cores: int | None = None,
@@ -296,6 +342,9 @@ class Cluster(abc.ABC):
         ----------
         minimum, maximum : int
             Fewest and most workers.
+        pool : str, optional
+            Which kind of job, where the cluster has several: each is adapted by itself, to its part
+            of the work.
         minimum_jobs, maximum_jobs : int, optional
             Fewest and most jobs.
         minimum_cores, maximum_cores : int, optional
@@ -339,7 +388,8 @@ class Cluster(abc.ABC):
         most = {"workers": maximum, "jobs": maximum_jobs, "cores": maximum_cores}
         least["memory"] = None if minimum_memory is None else hosts.parse_bytes(minimum_memory)
         most["memory"] = None if maximum_memory is None else hosts.parse_bytes(maximum_memory)
-        units = self._units()
+        pool = self._pool_called(pool)
+        units = self._units(pool)
         shape = units.shape()
         found = bounds(shape, _given(least), _given(most))
         adaptive = Adaptive(
@@ -352,10 +402,10 @@ class Cluster(abc.ABC):
             wait_count=wait_count,
             keep_idle=keep_idle,
             worker_key=worker_key,
-            former=self._adaptive,
+            former=self._adaptives.get(pool),
             **options,
         )
-        self._adaptive = adaptive
+        self._adaptives[pool] = adaptive
         self.loop.call_soon_threadsafe(adaptive.start)
         return adaptive
 
@@ -400,8 +450,19 @@ class Cluster(abc.ABC):
             return work if limit is None else asyncio.wait_for(work, limit)
         return run_sync(self.loop, work, limit)
 
+    def _on_loop(self, function: Callable[[], None]) -> None:
+        """Call a function where nothing else changes the cluster meanwhile."""
+
+        async def work() -> None:
+            function()
+
+        if is_in_loop(self.loop):
+            function()
+        else:
+            run_sync(self.loop, work())
+
     def __repr__(self) -> str:
-        nthreads = sum(worker.nthreads for worker in self.workers.values())
+        nthreads = sum(getattr(worker, "nthreads", 0) for worker in self.workers.values())
         return (
             f"{type(self).__name__}({self.name}, {self.scheduler_address!r}, "
             f"workers={len(self.workers)}, threads={nthreads}, {self.status})"
@@ -410,6 +471,15 @@ class Cluster(abc.ABC):
 
 def _given(amounts: Mapping[str, float | None]) -> dict[str, float]:
     return {what: amount for what, amount in amounts.items() if amount is not None}
+
+
+def settled_token(token: bytes | str | None, token_file: str | None, auth: bool) -> bytes | None:
+    """The token of a new cluster: the one given, or a fresh one; None if all may come in."""
+    if not auth:
+        return None
+    if token is None and token_file is None:
+        return new_token()
+    return resolve_token(token, token_file)
 
 
 def refuse_dashboard(options: Mapping[str, Any]) -> None:

@@ -274,6 +274,7 @@ async def serve(
     for_good: bool = False,
     deadline: Deadline | None = None,
     beside: Beside | None = None,
+    has_successor: bool = False,
 ) -> None:
     """Run services until a signal comes or all have ended by themselves.
 
@@ -290,6 +291,9 @@ async def serve(
         Of the end.
     beside : coroutine function, optional
         As of `live`.
+    has_successor : bool
+        At SIGTERM end without a word, as if killed: who is connected then waits for whatever takes
+        the place of this process.
 
     Raises
     ------
@@ -301,6 +305,9 @@ async def serve(
     with _wishes(with_parent, for_good, leaves) as wishes:
         living = asyncio.ensure_future(live(services, beside))
         await first_of(living, wishes.leave)
+        if has_successor and wishes.end.done() and wishes.end.result() == signal.SIGTERM:
+            log.info("SIGTERM: ending without a word, for another to take over")
+            leave_now(128 + signal.SIGTERM)
         if wishes.leave.done() and not wishes.end.done():
             await _leave(services, wishes)
         if deadline is not None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from hpcdask import logs
 from hpcdask.client.client import Client
 from hpcdask.dialling import SchedulerPlace
-from hpcdask.errors import WaitTimeoutError
+from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.messages import TaskError
 from hpcdask.scheduler import Scheduler
 from hpcdask.wire.serialize import dumps, loads
@@ -155,6 +155,7 @@ class SchedulerThere(SchedulerAccess):
     def __init__(self, place: SchedulerPlace, address: str, name: str) -> None:
         self._place, self._address, self._name = place, address, name
         self._client: asyncio.Task[Client] | None = None
+        self._is_closed = False
 
     @property
     def address(self) -> str:
@@ -165,6 +166,8 @@ class SchedulerThere(SchedulerAccess):
         return self._place
 
     async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._is_closed:
+            raise CommClosedError(f"nobody asks the scheduler at {self._address} any more")
         if self._client is None or _is_over(self._client):
             self._client = asyncio.get_running_loop().create_task(self._connect())
         client = await asyncio.shield(self._client)
@@ -181,9 +184,14 @@ class SchedulerThere(SchedulerAccess):
             set_as_default=False,
         )
         client._is_internal = True
-        return await client
+        try:
+            return await client
+        except BaseException:  # it would go on trying
+            await client._close()
+            raise
 
     async def close(self, reason: str) -> None:
+        self._is_closed = True
         if self._client is None:
             return
         self._client.cancel()

@@ -19,7 +19,13 @@ from hpcdask.comm import connect
 from hpcdask.comm.addresses import parse_address, parse_ports
 from hpcdask.dialling import SchedulerPlace, refuse_taken_file
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
-from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard
+from hpcdask.launchers.cluster import (
+    PATIENCE,
+    RETIREMENT,
+    Cluster,
+    refuse_dashboard,
+    settled_token,
+)
 from hpcdask.launchers.local import check_worker_options
 from hpcdask.launchers.process import first_of, stop_signals
 from hpcdask.launchers.scheduler_access import SchedulerThere
@@ -33,13 +39,11 @@ from hpcdask.launchers.ssh_hosts import (
     make_hosts,
 )
 from hpcdask.launchers.ssh_link import SSHLink
-from hpcdask.launchers.units import UnitShape
+from hpcdask.launchers.units import UnitShape, given_memory
 from hpcdask.nanny import Nanny
 from hpcdask.rendezvous import (
     Contact,
-    new_token,
     remove_scheduler_file,
-    resolve_token,
     write_scheduler_file,
 )
 from hpcdask.resources import checked_resources
@@ -169,7 +173,7 @@ class SSHCluster(Cluster):
         _try_out(self._worker_options, self._scheduler_options, self._worker_class)
         self._ports = parse_ports(self._worker_options.get("port", 0))
         super().__init__(name, asynchronous, loop, silence_logs)
-        self._token = _settle_token(token, token_file, auth)
+        self._token = settled_token(token, token_file, auth)
         self._scheduler_file, self._use_ssh_address = scheduler_file, use_ssh_address
         self._start_timeout = _SLACK + hosts_module.parse_timedelta(
             self._worker_options.get("death_timeout", 60.0)
@@ -449,7 +453,7 @@ class SSHCluster(Cluster):
     def _worker_shape(self) -> UnitShape:
         return UnitShape(
             nthreads=self._members[0].nthreads if self._members else 0,
-            memory=_given_memory(self._worker_options.get("memory_limit")),
+            memory=given_memory(self._worker_options.get("memory_limit")),
             resources=checked_resources(self._worker_options.get("resources")),
         )
 
@@ -506,23 +510,6 @@ async def _all(works: Iterable[Any]) -> None:
     texts = list(dict.fromkeys(map(str, errors)))
     kind = ConfigError if all(isinstance(exc, ConfigError) for exc in errors) else LaunchError
     raise kind("\n".join(texts)) from errors[0]
-
-
-def _settle_token(token: bytes | str | None, token_file: str | None, auth: bool) -> bytes | None:
-    if not auth:
-        return None
-    if token is None and token_file is None:
-        return new_token()
-    return resolve_token(token, token_file)
-
-
-def _given_memory(limit: Any) -> int:
-    """Bytes of one worker, if a user gave them; 0 for what each host decides."""
-    text = str(limit).strip().lower()
-    if text in ("none", "auto"):
-        return 0
-    nbytes = hosts_module.parse_bytes(text)
-    return nbytes if nbytes > 1 else 0  # a bare number up to 1 is a part of what there is
 
 
 def _try_out(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hpcdask.core.records import UNKNOWN_DURATION
 from hpcdask.messages import Restriction
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class WorkerStock(NamedTuple):
     seconds: float = 0.0  # of known work that it has been given
     n_runnable: int = 0  # tasks that run there or could
     is_busy: bool = False  # it has a task
+    is_bound: bool = False  # not all of its tasks could run on any worker
     is_leaving: bool = False
     resources: tuple[tuple[str, float], ...] = ()
     taken: tuple[tuple[str, float], ...] = ()  # of these, by tasks that run
@@ -80,24 +82,36 @@ class Stock(NamedTuple):
         )
 
 
+class Assumed(NamedTuple):
+    """Seconds that tasks take of kinds of which none has ended yet."""
+
+    least: float = UNKNOWN_DURATION
+    by_kind: Mapping[str, float] = {}  # of kinds that are seen to take longer
+
+    def cost(self, prefix: Prefix) -> float:
+        """Seconds that a task of this kind is expected to take."""
+        if prefix.duration is not None:
+            return prefix.cost
+        return max(self.by_kind.get(prefix.name, 0.0), self.least)
+
+
 def take_stock(
     dask_scheduler: Any,
-    assumed: Mapping[str, float] | None = None,
+    assumed: Assumed | None = None,
     worker_key: Callable[[Any], Hashable] | None = None,
 ) -> Stock:
     """Look at a scheduler; called where it is.
 
     Parameters
     ----------
-    assumed : mapping, optional
-        By the name of a kind of tasks, of which none has ended: seconds that one takes; from
-        `Assumptions`.
+    assumed : Assumed, optional
+        By default half a second each.
     worker_key : callable, optional
         The group of a worker, from its `name`, `address`, `host`, `nthreads` and so on.
     """
     state: SchedulerState = dask_scheduler.state
     records = list(state.workers.values())
-    assumed = assumed or {}
+    assumed = assumed or Assumed()
     return Stock(
         workers=tuple(_look_at(record, assumed, worker_key) for record in records),
         waiting=tuple(w for lane in state.lanes if (w := _line_of(lane, assumed)) is not None),
@@ -107,15 +121,15 @@ def take_stock(
 
 def _look_at(
     record: WorkerRecord,
-    assumed: Mapping[str, float],
+    assumed: Assumed,
     worker_key: Callable[[Any], Hashable] | None,
 ) -> WorkerStock:
     info = record.info
     seconds = record.occupancy
-    running = _unknown(record)
-    if running is not None and running.kind in assumed:
-        # Those that run are all of this kind, most likely.
-        seconds = max(seconds, assumed[running.kind] * min(record.n_runnable, info.nthreads))
+    first = _unknown(record)
+    if first is not None:  # those that run are all of its kind, most likely
+        n = min(record.n_runnable, info.nthreads)
+        seconds = max(seconds, n * assumed.by_kind.get(first.kind, 0.0))
     return WorkerStock(
         name=info.name,
         nthreads=info.nthreads,
@@ -124,11 +138,20 @@ def _look_at(
         seconds=seconds,
         n_runnable=record.n_runnable,
         is_busy=bool(record.processing),
+        is_bound=_is_bound(record),
         is_leaving=record.is_leaving,
         resources=info.resources,
         taken=tuple((name, have - record.resources[name]) for name, have in info.resources),
         group=None if worker_key is None else worker_key(info),
     )
+
+
+def _is_bound(record: WorkerRecord) -> bool:
+    if not record.lanes:
+        return False
+    sample = [*islice(record.processing, _SAMPLE + 1)]
+    # Of so many, most likely one is.
+    return len(sample) > _SAMPLE or any(task.lane.restriction for task in sample)
 
 
 def _unknown(record: WorkerRecord) -> Running | None:
@@ -139,17 +162,11 @@ def _unknown(record: WorkerRecord) -> Running | None:
     return Running(task.function.prefix.name, task.key, task.attempt)
 
 
-def _line_of(lane: Lane, assumed: Mapping[str, float]) -> Waiting | None:
+def _line_of(lane: Lane, assumed: Assumed) -> Waiting | None:
     n = lane.n_queued + len(lane.stranded)
     if not n:
         return None
     sample = [*islice(lane.queued, _SAMPLE), *islice(lane.stranded, _SAMPLE)]
-    costs = [_cost(task.function.prefix, assumed) for task in sample if task.function is not None]
+    costs = [assumed.cost(task.function.prefix) for task in sample if task.function is not None]
     seconds = n * sum(costs) / len(costs) if costs else 0.0
     return Waiting(lane.restriction, n, seconds, len(lane.workers))
-
-
-def _cost(prefix: Prefix, assumed: Mapping[str, float]) -> float:
-    if prefix.duration is not None:
-        return prefix.cost
-    return max(assumed.get(prefix.name, 0.0), prefix.cost)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Hashable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask import host as hosts
+from hpcdask.core.records import UNKNOWN_DURATION
 from hpcdask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _RETIREMENT = 24 * 3600.0
 #: Seconds of work for which it is worth to queue for a unit more: its start alone takes several.
 _WORTH_QUEUEING = 60.0
+#: Seconds that a task is taken to last when nobody knows.
+_UNKNOWN = 5.0
 #: Least and most seconds for which a unit that had to be queued for is kept without work.
 _KEPT_LEAST, _KEPT_MOST = 60.0, 600.0
 
@@ -39,13 +42,16 @@ class UnitShape(NamedTuple):
 class Unit(NamedTuple):
     """A unit that is there: one of its workers at least has registered."""
 
-    name: str
+    name: Hashable
     workers: tuple[str, ...]  # names of those that have
     left: float = math.inf  # seconds until it ends by itself
 
 
 class Fleet(NamedTuple):
-    """The units of a cluster, or of one of its pools, that are not about to end."""
+    """The units of a cluster, or of one of its pools, that are not about to end.
+
+    One in whose place another has been asked for, since its walltime is near, is in it no more.
+    """
 
     units: tuple[Unit, ...]
     n_pending: int  # asked for, and still waiting for their turn: they can be withdrawn
@@ -79,7 +85,7 @@ class Units(abc.ABC):
         """Ask for `n` more; raise if that fails."""
 
     @abc.abstractmethod
-    async def shrink(self, names: Collection[str]) -> None:
+    async def shrink(self, names: Collection[Any]) -> None:
         """Let units, which were idle, hand over what only they hold, and end them.
 
         Tasks that they have got meanwhile end first.
@@ -93,6 +99,10 @@ class Units(abc.ABC):
         """Of all work, what these units are for; a pool gives its part."""
         return stock
 
+    def title(self, cluster: str) -> str:
+        """What is adapted, for messages, given the name of the cluster."""
+        return cluster
+
     def keep_idle(self) -> float:
         """Seconds for which units without work are kept if the user does not say."""
         return 0.0
@@ -101,32 +111,42 @@ class Units(abc.ABC):
         """Seconds in which the known work should be done if the user does not say."""
         return 5.0
 
+    def unknown_duration(self) -> float:
+        """Seconds that a task is taken to last of a kind that has never run."""
+        return UNKNOWN_DURATION
+
 
 class WorkerUnits(Units):
-    """Units of one worker, which are there soon after they are asked for."""
+    """What is in `Cluster.workers`, and is there soon after it is asked for."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._leaving: set[str] = set()
+        self._leaving: set[Hashable] = set()
 
     def shape(self) -> UnitShape:
         return self._cluster._worker_shape()
 
     def fleet(self, stock: Stock) -> Fleet:
-        self._cluster._forget_ended()
-        ours, coming = self._cluster.workers.keys(), self._cluster._coming.keys()
+        cluster = self._cluster
+        cluster._forget_ended()
         known = {worker.name for worker in stock.workers}
-        return Fleet(
-            units=tuple(Unit(name, (name,)) for name in ours if name not in self._leaving),
-            n_pending=0,
-            n_starting=len(coming),
-            strangers=tuple(known - ours - coming),
-        )
+        there, n_starting, ours = [], len(cluster._coming), set[str]()
+        for name in (*cluster.workers, *cluster._coming):
+            ours.update(cluster._members_of(name))
+        for name in cluster.workers:
+            members = tuple(member for member in cluster._members_of(name) if member in known)
+            if name in self._leaving:
+                continue
+            if members:
+                there.append(Unit(name, members))
+            else:  # or its nanny starts another in its place
+                n_starting += 1
+        return Fleet(tuple(there), 0, n_starting, strangers=tuple(known - ours))
 
     async def grow(self, n: int) -> None:
         await self._cluster._start_workers(n)
 
-    async def shrink(self, names: Collection[str]) -> None:
+    async def shrink(self, names: Collection[Any]) -> None:
         self._leaving.update(names)
         try:
             await self._cluster._retire_workers(names, _RETIREMENT, None)
@@ -150,6 +170,19 @@ class QueuedUnits(Units):
     def target_duration(self) -> float:
         return _WORTH_QUEUEING
 
+    def unknown_duration(self) -> float:
+        """More than elsewhere: who has asked for too few queues again for the others."""
+        return _UNKNOWN
+
+
+def given_memory(limit: Any) -> int:
+    """Bytes of a worker by its ``memory_limit``; 0 for no limit, and for what its host decides."""
+    text = str(limit).strip().lower()
+    if text in ("none", "auto"):
+        return 0
+    nbytes = hosts.parse_bytes(text)
+    return nbytes if nbytes > 1 else 0  # a bare number up to 1 is a part of what there is
+
 
 class Bounds(NamedTuple):
     """Fewest and most units."""
@@ -171,12 +204,12 @@ def bounds(shape: UnitShape, least: Mapping[str, float], most: Mapping[str, floa
     ConfigError
         If they contradict each other, or cannot be counted in such units.
     """
-    low = {what: math.ceil(amount / _of_one(shape, what)) for what, amount in least.items()}
-    high = {what: _floor(amount / _of_one(shape, what)) for what, amount in most.items()}
     for given in (least, most):
         for what, amount in given.items():
             if amount < 0 or math.isnan(amount):
                 raise ConfigError(f"a cluster cannot have {amount:g} {what}")
+    low = {what: math.ceil(amount / _of_one(shape, what)) for what, amount in least.items()}
+    high = {what: _floor(amount / _of_one(shape, what)) for what, amount in most.items()}
     found = Bounds(max(low.values(), default=0), min(high.values(), default=math.inf))
     if found.most < 1:
         what = min(high, key=high.__getitem__)

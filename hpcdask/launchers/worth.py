@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hpcdask.launchers.stock import Stock, Waiting
 from hpcdask.launchers.units import Fleet, Unit, UnitShape
@@ -17,23 +17,24 @@ _FULL = 0.6
 _BANDWIDTH = 500e6
 
 
-def wanted(
+class Worth(NamedTuple):
+    """Numbers of units that the known work is worth."""
+
+    now: int  # if they were there
+    later: int  # if they come after the usual wait, and those that are there go on meanwhile
+
+
+def worth(
     stock: Stock,
     fleet: Fleet,
     shape: UnitShape,
     target_duration: float,
     hopeless: Collection[Restriction] = (),
-) -> int:
-    """Number of units, of those that are there or come, that would do the known work in time.
-
-    Units that are there keep on working while others are waited for. So more are worth asking for
-    only as far as work will be left when they come; and those that have been asked for are worth
-    their place as long as there is work for them now.
+) -> Worth:
+    """How many units would do the known work in `target_duration` seconds.
 
     Parameters
     ----------
-    target_duration : float
-        Seconds.
     hopeless : collection of Restriction
         Of tasks that more units of this kind cannot run.
     """
@@ -44,11 +45,12 @@ def wanted(
         lines=lines,
     )
     there = _Team.of(stock, fleet, shape)
-    held = there.units_to_hold(sum(worker.nbytes for worker in stock.workers))
     left = work.left_after(there.nthreads * shape.wait)
-    now = max(there.units_for(work, target_duration), held)
-    later = max(there.units_for(work, target_duration, left), held)
-    return min(max(fleet.n_here_or_coming, later), now)
+    held = there.units_to_hold(sum(worker.nbytes for worker in stock.workers))
+    return Worth(
+        now=max(there.units_for(work, target_duration), held),
+        later=max(there.units_for(work, target_duration, left), held),
+    )
 
 
 def _counts(line: Waiting, shape: UnitShape, hopeless: Collection[Restriction]) -> bool:
@@ -157,7 +159,7 @@ class _Team(NamedTuple):
 
 def _threads(n: float, seconds: float, target_duration: float) -> int:
     """How many threads do so many tasks in time; no more than there are tasks."""
-    return min(math.ceil(seconds / target_duration), _ceil(n)) if n > 0 else 0
+    return min(max(math.ceil(seconds / target_duration), 1), _ceil(n))
 
 
 def _at_once(need: Iterable[tuple[str, float]], have: Mapping[str, float]) -> float:
@@ -178,7 +180,7 @@ def _floor(number: float) -> int:
 # -- Which cost least -----------------------------------------------------------------------------
 
 
-def idle_units(stock: Stock, units: Iterable[Unit]) -> list[str]:
+def idle_units(stock: Stock, units: Iterable[Unit]) -> list[Any]:
     """Names of units with nothing to do, first those whose end costs least.
 
     That is, those that hold the fewest seconds' worth of values to move, and among these those that
@@ -186,12 +188,12 @@ def idle_units(stock: Stock, units: Iterable[Unit]) -> list[str]:
     """
     workers = {worker.name: worker for worker in stock.workers}
     busy_groups = {w.group for w in stock.workers if w.is_busy and w.group is not None}
-    found = []
+    found: list[tuple[int, float, float, int, Any]] = []
     for unit in units:
         members = [workers[name] for name in unit.workers if name in workers]
         if members and not any(
             w.is_busy or w.is_leaving or w.group in busy_groups for w in members
         ):
             moving = sum(worker.nbytes for worker in members) / _BANDWIDTH
-            found.append((round(moving), unit.left, moving, unit.name))
+            found.append((round(moving), unit.left, moving, len(found), unit.name))
     return [name for *_, name in sorted(found)]

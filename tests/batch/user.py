@@ -67,18 +67,29 @@ class OrdinaryUser:
         self, *command: str, cwd: Path | None = None, bed: Bed | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as the user, at home, and where the batch system is known."""
-        environ = {"HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "PATH": PATH}
-        environ["TMPDIR"] = str(self.home)
-        if bed is not None:
-            environ |= bed.env
         return subprocess.run(
-            ["runuser", "-u", self.name, "--", *command],
+            self.become(*command),
             cwd=cwd or self.home,
-            env={**environ, "PYTHONPATH": str(self.home / "packages")},
+            env=self.environ(bed),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
         )
+
+    def become(self, *command: str) -> list[str]:
+        """The words that run a command as the user."""
+        return ["runuser", "-u", self.name, "--", *command]
+
+    def environ(self, bed: Bed | None = None) -> dict[str, str]:
+        """What the user has in the environment."""
+        environ = {"HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "PATH": PATH}
+        environ |= {"TMPDIR": str(self.home), "PYTHONPATH": str(self.home / "packages")}
+        return environ | (bed.env if bed is not None else {})
+
+    @property
+    def python(self) -> str:
+        """A Python that the user can execute."""
+        return (self.home / "bin/hpc-dask").read_text().splitlines()[0][2:]
 
     def folder(self, name: str) -> Path:
         """A folder of the user's."""

@@ -41,7 +41,7 @@ PAIRS = [
     ("LocalCluster.scale", ()),
     ("LocalCluster.close", ()),
     ("LocalCluster.wait_for_workers", ()),
-    ("LocalCluster.adapt", ("minimum", "maximum", "interval", "target_duration", "wait_count")),
+    ("SpecCluster.__init__", ()),
 ]
 
 
@@ -62,9 +62,13 @@ def test_our_keywords_exist_in_distributed(name: str, known: tuple[str, ...]) ->
     assert ours - theirs - OURS - set(known) == set()
 
 
-def test_the_keywords_of_adapt_are_those_of_their_adaptive() -> None:
+def test_adapt_takes_what_theirs_takes() -> None:
     ours = parameters(hpcdask, "LocalCluster.adapt")
-    assert ours <= parameters(distributed, "deploy.Adaptive.__init__")
+    decides = parameters(distributed, "deploy.Adaptive.__init__") - {"self", "cluster"}
+    theirs = parameters(distributed, "LocalCluster.adapt") | decides
+    assert theirs <= ours
+    # As dask-jobqueue has them, and two of our own.
+    assert ours - theirs == {"minimum_jobs", "maximum_jobs", "keep_idle", "pool"}
 
 
 def test_an_ssh_cluster_takes_what_theirs_takes() -> None:

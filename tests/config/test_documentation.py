@@ -80,3 +80,17 @@ def test_the_example_of_a_users_file_can_be_used_as_it_stands() -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     settings = settle(Layer(), {}, [files.parse(example, "mine.yaml")])
     assert settings["worker.resources"] == {"GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in sorted(DOCS.glob("*.md")) if "```yaml" in page.read_text()],
+    ids=lambda page: page.name,
+)
+def test_the_files_on_each_page_can_be_used_as_they_stand(page: Path) -> None:
+    pytest.importorskip("yaml")
+    for example in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+        layer = files.parse(example, page.name)
+        settle(Layer(), {"USER": "me", "TMPDIR": "/tmp"}, [layer])  # or it raises
+        assert layer.found
+        assert not layer.foreign, "what means nothing here"

@@ -21,7 +21,8 @@ _RANKS = r"((mpirun -np|srun -n) \d+ (--(bind-to|map-by) \S+ )*|srun )?"
 #: Ways to run a command, each for those that match. The first that fits counts.
 KINDS = {
     # It ends by itself, with code 0.
-    "ends": rf"{_RANKS}(hpc-dask (run|doctor|jobscript)\b.*|hpc-dask --dry-run|python \S+\.py)",
+    "ends": rf"{_RANKS}(hpc-dask (run|doctor|jobscript|ps|attach|clean)\b.*|hpc-dask --dry-run"
+    r"|python \S+\.py)",
     # It prints the id of a job: with a script, of a cluster, or with workers for another cluster.
     "submits": r"(hpc-dask submit|sbatch) .*",
     # It runs until the cluster that it belongs to is shut down.
@@ -63,6 +64,12 @@ class Block:
     def is_of_ranks(self) -> bool:
         """Whether it is a program that a command behind it starts on ranks."""
         return bool(re.search(r"\b\w+Runner\(", self.text))
+
+    @property
+    def system(self) -> str:
+        """The batch system that a program needs; empty for none, or that of the tests' site."""
+        match = re.search(r"\b(PBS|SGE)Cluster\(", self.text)
+        return match[1].lower() if match else ""
 
     @property
     def commands(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -11,15 +12,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from waiting import wait_until
 
 from hpcdask.errors import StatusError
 from hpcdask.jobqueue.cluster import JobQueueCluster
 from hpcdask.jobqueue.job import Job
+from hpcdask.jobqueue.pacing import Pace
 from hpcdask.jobqueue.slurm import Slurm
 from hpcdask.jobqueue.status import Answer, End, JobStatus, Phase
 from hpcdask.jobqueue.system import JobSpec
 
+_ROOT = Path(__file__).resolve().parents[2]
 _COMMANDS = str(Path(__file__).with_name("queue_commands.sh"))
 
 
@@ -119,15 +123,37 @@ def _status(id: str, state: str, rest: str = "") -> JobStatus:
     return JobStatus(id=id, phase=Phase.ENDED, end=end, exit_code=code)
 
 
+def jobs_of(queue: Queue) -> type[Job]:
+    """The kind of jobs that a queue has."""
+
+    class QueueJob(Job):
+        system = queue
+
+        def log_paths(self, id: str) -> list[str]:
+            return [os.fspath(queue.folder / f"{id}.log")]
+
+    return QueueJob
+
+
 class QueueCluster(JobQueueCluster):
     """A cluster on a `Queue`."""
 
     def __init__(self, system: Queue, n_workers: int = 0, **options: Any) -> None:
-        class QueueJob(Job):
-            def log_paths(self, id: str) -> list[str]:
-                return [os.fspath(system.folder / f"{id}.log")]
-
-        QueueJob.system = system
-
         given = {"cores": 1, "memory": "1GB", "host": "127.0.0.1", **options}
-        super().__init__(n_workers, job_cls=QueueJob, **given)
+        super().__init__(n_workers, job_cls=jobs_of(system), **given)
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    """A queue of its own; at the end no job may be left."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTHONPATH", str(_ROOT))
+    monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__POLL_INTERVAL", "0.2s")
+    # Commands of a few lines need no rest.
+    monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", functools.partial(Pace, burst=10_000))
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    made = Queue(folder)
+    yield made
+    left = made.end()
+    assert left == []

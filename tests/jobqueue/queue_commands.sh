@@ -35,8 +35,7 @@ submit)
         touch "${id}_$n.job"
         if [[ -e hold ]]; then cp hold "${id}_$n.held"; else start "${id}_$n" "$1"; fi
     done
-    echo "$id"
-    if [[ -e slow ]]; then sleep 600; fi
+    [[ -e mute ]] || echo "$id"
     ;;
 list)
     if [[ -e broken ]]; then

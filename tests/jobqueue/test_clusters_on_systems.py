@@ -59,7 +59,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def slurm_here(slurm: Bed, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
     yield use(slurm, monkeypatch)
-    assert not [line for line in slurm.squeue() if line[1] == "hpcdask"], "jobs are left"
+    assert not [line for line in slurm.squeue() if line[1].startswith("hpcdask")], "jobs are left"
 
 
 def running(cluster: JobQueueCluster) -> list[str]:
@@ -105,7 +105,7 @@ def test_twenty_jobs_come_by_one_submission_and_one_that_is_cancelled_is_replace
         cluster.wait_for_workers(20, timeout=PATIENCE)
         assert len({job.id.partition("_")[0] for job in cluster.jobs()}) == 1
         ids = {job.id for job in cluster.jobs()}
-        script = Path(cluster.scheduler_file).with_name("workers-1.sbatch")
+        script = Path(cluster.scheduler_file).with_name("workers-1x20.sbatch")
         system = SLURMCluster.job_cls.system
         done = slurm_here.run(*system.find_command())
         found = system.parse_found(Answer(done.returncode, done.stdout, done.stderr), str(script))
@@ -117,6 +117,37 @@ def test_twenty_jobs_come_by_one_submission_and_one_that_is_cancelled_is_replace
         )
         ended = {job.id: job.state for job in cluster.jobs() if not job.is_live}
         assert ended == {id: "cancelled"}
+
+
+def test_adapting_submits_and_ends_whole_jobs(slurm_here, tmp_path):
+    """Up with the work, down to the one that is busy, to none, and up again."""
+
+    def after(path, value):  # as workers that do not have our modules get it
+        while not path.exists():
+            time.sleep(0.01)
+        return value
+
+    shape = {**SMALL, "cores": 2, "processes": 2}
+    with SLURMCluster(**shape) as cluster, Client(cluster) as client:
+        adaptive = cluster.adapt(maximum=7, interval="100ms", target_duration="5s", keep_idle="1s")
+        assert (adaptive.minimum, adaptive.maximum) == (0, 6)
+        futures = client.map(after, [tmp_path / "go"] * 40, range(40))
+        wait_until(lambda: len(cluster.workers) == 6, PATIENCE, "six workers in three jobs")
+        name = sorted(cluster.workers)[3]
+        last = client.submit(after, tmp_path / "end", 7, workers=name)
+        (tmp_path / "go").touch()
+        assert client.gather(futures, timeout=PATIENCE) == list(range(40))
+        id = name.rpartition("-")[0]
+        wait_until(lambda: {f"{id}-0", f"{id}-1"} == set(cluster.workers), PATIENCE, "the busy job")
+        assert client.gather(futures, timeout=PATIENCE) == list(range(40))  # they have moved
+        (tmp_path / "end").touch()
+        assert last.result(timeout=PATIENCE) == 7
+        del futures, last
+        wait_until(lambda: not cluster.workers and not running(cluster), PATIENCE, "no job")
+        assert [what["status"] for _, what in adaptive.log].count("up") == 1
+        assert client.submit(abs, -1).result(timeout=PATIENCE) == 1
+    ends = {job.state for job in cluster.jobs()}
+    assert ends <= {"completed", "cancelled"}
 
 
 def test_jobs_that_never_bring_a_worker_are_told_with_the_reason(slurm_here):
@@ -139,6 +170,23 @@ def test_jobs_that_never_bring_a_worker_are_told_with_the_reason(slurm_here):
         assert str(error.value).endswith(".log:\nno such module")
 
 
+def test_a_pool_has_a_partition_of_its_own_and_comes_with_the_task_that_needs_it(slurm_here):
+    with SLURMCluster(n_workers=1, **SMALL) as cluster, Client(cluster) as client:
+        cluster.add_pool("gpu", queue="short", walltime="50min", resources={"GPU": 1})
+        cluster.adapt(maximum=2, pool="gpu", interval="0.1s", keep_idle="0s")
+        there = client.submit(os.getenv, "SLURM_JOB_PARTITION")
+        assert there.result(timeout=PATIENCE) == "debug"
+        assert [line[1] for line in slurm_here.squeue()] == ["hpcdask"]
+        there = client.submit(os.getenv, "SLURM_JOB_PARTITION", resources={"GPU": 1}, key="gpu")
+        assert there.result(timeout=PATIENCE) == "short"
+        [job] = [job for job in cluster.jobs() if job.pool == "gpu"]
+        assert Path(job.log).name == f"hpcdask-gpu-{job.id}.log"
+        # What is left to do others can do.
+        wait_until(lambda: [line[1] for line in slurm_here.squeue()] == ["hpcdask"], PATIENCE)
+        assert there.result(timeout=PATIENCE) == "short"
+        assert running(cluster) == list(cluster.workers)
+
+
 PROGRAM = """\
 import getpass, os, stat
 from hpcdask import Client
@@ -157,7 +205,6 @@ if __name__ == "__main__":
 def test_an_ordinary_user_has_a_cluster_of_jobs(slurm, ordinary_user):
     folder = ordinary_user.folder("cluster")
     (folder / "program.py").write_text(PROGRAM)
-    python = (ordinary_user.home / "bin/hpc-dask").read_text().splitlines()[0][2:]
-    done = ordinary_user.run(python, "program.py", cwd=folder, bed=slurm)
+    done = ordinary_user.run(ordinary_user.python, "program.py", cwd=folder, bed=slurm)
     assert done.stdout == f"I am {ordinary_user.name}\n0o700\nclosed\n", done.stderr
     assert done.stderr == ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpcdask.errors import LaunchError
+from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.jobqueue.controller import (
     Action,
     AskEnds,
@@ -189,7 +189,7 @@ def test_pools_are_scaled_apart() -> None:
     assert queue.tick(0) == [Submit(2, "gpu", 2)]
     queue.submitted(1, 2, ["5_0", "5_1"])
     assert [row.pool for row in queue.controller.rows(1)] == ["gpu", "gpu"]
-    with pytest.raises(ValueError, match="a pool 'gpu' already"):
+    with pytest.raises(ValueError, match="jobs of a pool 'gpu' still"):
         queue.controller.add_pool("gpu", Shape(n_workers=1, walltime=60.0))
 
 
@@ -1046,3 +1046,104 @@ def test_a_thousand_jobs_are_no_burden() -> None:
             for n in range(4):
                 queue.controller.worker_joined(2, f"{id}-{n}")
     assert n_looked_at < 20
+
+
+# -- Services, and pools that wait for one --------------------------------------------------------
+
+
+def over(id: str, end: End) -> JobStatus:
+    return status(id, "ended", end=end)
+
+
+def service() -> Queue:
+    """A controller of a pool "cpu" and of a service "one", of which job 1 has begun."""
+    queue = Queue()
+    queue.controller.add_pool("one", Shape(n_workers=0, walltime=WALLTIME, is_service=True))
+    assert queue.__getattr__("scale")(0.0, "one", 1) == [Submit(1, "one", 1)]
+    assert queue.submitted(1.0, 1, ["1"]) == []
+    assert queue.list(2.0, "1 running") == []
+    assert queue.worker_joined(3.0, "1") == []
+    return queue
+
+
+def test_a_service_has_no_successor_before_its_end() -> None:
+    queue = service()
+    running = status("1", "running", elapsed=WALLTIME - 1, left=1.0)
+    assert queue.listed(WALLTIME, {"1": running}) == []
+    assert queue.ends_known(WALLTIME + 2, {"1": over("1", End.TIMEOUT)}) == [Submit(2, "one", 1)]
+
+
+def test_a_service_that_has_ended_of_its_own_accord_is_not_wanted_any_more() -> None:
+    queue = service()
+    assert queue.ends_known(10.0, {"1": over("1", End.COMPLETED)}) == []
+    assert queue.controller.wanted("one") == 0
+
+
+def test_a_service_that_ends_before_it_has_answered_has_failed() -> None:
+    queue = Queue()
+    queue.controller.add_pool("one", Shape(n_workers=0, walltime=WALLTIME, is_service=True))
+    queue.__getattr__("scale")(0.0, "one", 1)
+    queue.submitted(1.0, 1, ["1"])
+    queue.ends_known(10.0, {"1": over("1", End.COMPLETED)})
+    assert queue.tick(20.0) == [Submit(2, "one", 1)]
+
+
+def test_a_service_that_cannot_be_reached_is_not_cancelled_while_it_runs() -> None:
+    queue = service()
+    assert queue.worker_left(10.0, "1") == []
+    assert queue.list(2000.0, "1 running") == []
+    assert queue.worker_joined(2001.0, "1") == []
+
+
+def test_a_service_that_never_answers_is_replaced() -> None:
+    queue = Queue()
+    queue.controller.add_pool("one", Shape(n_workers=0, walltime=WALLTIME, is_service=True))
+    queue.__getattr__("scale")(0.0, "one", 1)
+    queue.submitted(1.0, 1, ["1"])
+    queue.list(2.0, "1 running")
+    assert Cancel(("1",)) in queue.tick(1000.0)
+    assert "without an answer" in queue.controller.pools["one"].troubles.starts.why
+
+
+def test_without_a_service_that_cannot_start_no_worker_comes() -> None:
+    queue = service()
+    queue.scale(4.0, 5)
+    assert queue.controller.why_not(5.0, 5) == ""
+    queue.ends_known(1000.0, {"1": over("1", End.FAILED)})
+    for n in range(2, 5):  # those in its place never answer
+        queue.tick(1000.0 * n)
+        queue.submitted(1000.0 * n + 1.0, n + 1, [str(n)])
+        queue.ends_known(1000.0 * n + 2.0, {str(n): over(str(n), End.FAILED)})
+    assert "3 starts in a row have failed" in queue.controller.why_not(9000.0, 5)
+
+
+def test_while_a_pool_is_held_nothing_is_submitted_and_nothing_has_failed() -> None:
+    queue = Queue()
+    queue.hold(0.0, "cpu", True)
+    assert queue.scale(1.0, 2) == []
+    assert queue.hold(2.0, "cpu", False) == [Submit(1, "cpu", 2)]
+    queue.submitted(3.0, 1, ["1_1", "1_2"])
+    queue.list(4.0, "1_1 running, 1_2 running")
+    queue.hold(5.0, "cpu", True)
+    failed = {"1_1": over("1_1", End.FAILED)}
+    assert queue.ends_known(6.0, failed) == []
+    assert queue.tick(2000.0) == [], "the other is not missed either"
+    assert queue.hold(2001.0, "cpu", False) == [Submit(2, "cpu", 1)]
+    assert Cancel(("1_2",)) in queue.tick(2400.0)
+
+
+def test_a_pool_takes_the_place_of_one_of_which_there_are_no_jobs():
+    queue = Queue()
+    queue.has(["5_0"])
+    other = Shape(n_workers=4, walltime=60.0)
+    for now, what_is_left in [(1.0, "a wanted job"), (2.0, "one that ends")]:
+        with pytest.raises(ConfigError, match="jobs of a pool 'cpu' still"):
+            queue.controller.add_pool("cpu", other)
+        queue.scale(now, 0)
+        assert queue.controller.jobs, what_is_left
+    queue.ends(3.0, "5_0", End.CANCELLED)
+    queue.controller.add_pool("cpu", other)
+    [submit] = queue.scale(4.0, 1)
+    assert queue.controller.pools["cpu"].shape == other
+    assert submit.count == 1
+    assert [row.pool for row in queue.controller.rows(5.0)] == ["cpu"], "one that has ended"

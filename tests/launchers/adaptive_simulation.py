@@ -17,8 +17,10 @@ from adaptive_world import N_WORKERS, NTHREADS, Wave, Workload, World, run_virtu
 
 from hpcdask.launchers.adaptive import Adaptive
 
-#: Most jobs of a cluster.
-MOST = 8
+#: Most jobs of a cluster, and threads of one.
+MOST, JOB = 8, N_WORKERS * NTHREADS
+#: Seconds after which a workload counts as never done.
+LIMIT = 6 * 3600.0
 WAITS = {"0": 0.0, "1 min": 60.0, "30 min": 1800.0}
 
 
@@ -101,7 +103,7 @@ async def peer(world: World, most: int) -> None:
 
     async def look() -> None:
         stock = await world._take_stock()
-        live = [job for job in world.jobs if job.ended == math.inf and not job.is_leaving]
+        live = world.live
         planned = {worker.name: job for job in live for worker in job.workers}
         n_there = len(stock.workers)
         threads = min(math.ceil(stock.seconds / 5.0), stock.n_runnable)
@@ -125,15 +127,17 @@ async def peer(world: World, most: int) -> None:
             del looks[name]
         for name in closing:
             looks[name] = looks.get(name, 0) + 1
-        jobs = {planned[name].name: planned[name] for name in closing if looks[name] >= 3}
-        for job in jobs.values():
+        closing = [name for name in closing if looks[name] >= 3]
+        leaving = [w for job in live for w in job.registered if w.name in closing]
+        for worker in leaving:
+            world.event("worker_leaving", worker.address, "it is to end")
+        await world.until(lambda: not any(worker.is_there for worker in leaving), 3600.0)
+        for job in {planned[name].name: planned[name] for name in closing}.values():
             if job.started == math.inf:
-                job.timer.cancel()
-                job.is_withdrawn, job.ended = True, world.loop.time()
-                world.n_withdrawn += 1
+                world.take_back(job)
             else:
                 world.kill(job)
-            world.given_up.append(world.loop.time())
+                world.given_up.append(world.loop.time())
 
     async def run() -> None:
         while True:
@@ -156,7 +160,6 @@ class Outcome:
     n_submissions: int
     n_withdrawn: int
     n_ended: int
-    regretted: int
     done: float  # seconds
     n_again: int  # tasks that ran more than once
     needed: float  # node-hours of what tasks filled at each moment
@@ -174,21 +177,22 @@ def simulate(
 
     async def run() -> Outcome:
         world = World(WORKLOADS[kind](Random(seed)), wait, seed, walltime)
-        filled, since = 0.0, 0.0
+        filled, since, n_filled = 0.0, 0.0, 0
 
         def note() -> None:
-            nonlocal filled, since
+            nonlocal filled, since, n_filled
             now = world.loop.time()
-            if world.waits:  # before, there is nothing to fill
-                filled += (now - since) * note.n_units
-            since = now
-            note.n_units = min(math.ceil(world.n_active / (N_WORKERS * NTHREADS)), MOST)
+            filled += (now - since) * n_filled
+            running = sum(job.started <= now < job.ended for job in world.jobs)
+            since, n_filled = now, min(math.ceil(world.n_active / JOB), running)
 
-        note.n_units = 0
         world.on_change = note
         await way(world, MOST, **options)
-        await world.use()
-        await world.rest()
+        try:
+            await asyncio.wait_for(world.use(), LIMIT)
+            await world.rest()
+        except asyncio.TimeoutError:
+            pass
         return Outcome(
             world,
             world.node_seconds / 3600,
@@ -196,10 +200,56 @@ def simulate(
             world.n_submissions,
             world.n_withdrawn,
             len(world.given_up) - world.n_withdrawn,
-            world.regretted,
             world.done_at,
             sum(n > 1 for n in world.n_runs.values()),
             filled / 3600,
         )
 
     return run_virtually(run())
+
+
+# -- The table ------------------------------------------------------------------------------------
+
+COLUMNS = ["work, queue wait", "needed", "adapt: used", "jobs", "time"]
+COLUMNS += ["all at once: used", "time", "peers: used", "jobs", "time"]
+
+
+def row(kind: str, wait: str) -> str:
+    """A line of the table, in Markdown."""
+    mine = simulate(kind, WAITS[wait])
+    fixed = simulate(kind, WAITS[wait], all_at_once)
+    theirs = simulate(kind, WAITS[wait], peer)
+    cells = [
+        f"{kind}, {wait}",
+        f"{fixed.needed:.2f}",
+        f"**{mine.node_hours:.2f}**",
+        jobs(mine),
+        minutes(mine),
+        f"{fixed.node_hours:.2f}",
+        minutes(fixed),
+        f"{theirs.node_hours:.2f}",
+        jobs(theirs),
+        minutes(theirs),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def jobs(outcome: Outcome) -> str:
+    """Jobs that were asked for; of these, withdrawn; tasks that ran again, or too often."""
+    text = str(outcome.n_asked)
+    if outcome.n_withdrawn:
+        text += f", {outcome.n_withdrawn} withdrawn"
+    if outcome.n_again:
+        text += f", {outcome.n_again} tasks again"
+    return text + (f", {outcome.world.n_failed} failed" if outcome.world.n_failed else "")
+
+
+def minutes(outcome: Outcome) -> str:
+    return f"{outcome.done / 60:.0f} min" if outcome.done < math.inf else "never"
+
+
+if __name__ == "__main__":
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for kind in WORKLOADS:
+        for wait in WAITS:
+            print(row(kind, wait), flush=True)

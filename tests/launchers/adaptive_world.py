@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import selectors
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from random import Random
@@ -31,6 +32,7 @@ from hpcdask.messages import (
     SubmitTasks,
     TakeBack,
     TaskDone,
+    TaskFailed,
     TaskFinished,
     TaskSpec,
     Version,
@@ -40,25 +42,34 @@ from hpcdask.messages import (
 STARTUP, STAGGER = 5.0, 2.0
 #: Workers of a job, and threads of each.
 N_WORKERS, NTHREADS = 4, 2
-#: Seconds before the end of its walltime at which a job drains, and a successor is asked for.
+#: Seconds before the end of its walltime at which a job drains. Twice as long before, another is
+#: asked for.
 LEAD = 60.0
 CLIENT = "client"
+
+
+class VirtualSelector(selectors.SelectSelector):
+    """Lets the time pass for which it is to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        assert timeout is not None, "all wait for each other"
+        self.now += max(timeout, 0.0)
+        return super().select(0)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop on which time passes at once when nobody has anything to do."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
+        self._virtual = VirtualSelector()
+        super().__init__(self._virtual)
 
     def time(self) -> float:
-        return self.now
-
-    def _run_once(self) -> None:
-        if not self._ready and self._scheduled:
-            self.now = max(self.now, self._scheduled[0]._when)
-        super()._run_once()
+        return self._virtual.now
 
 
 def run_virtually(work: Coroutine[Any, Any, Any]) -> Any:
@@ -85,7 +96,7 @@ class Job:
     timer: asyncio.TimerHandle | None = None
     is_leaving: bool = False
     is_withdrawn: bool = False
-    is_planned: bool = False  # its end is that of its walltime
+    is_replaced: bool = False  # its walltime is near, and a successor has been asked for
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def seconds(self, until: float) -> float:
@@ -202,8 +213,8 @@ class World(QueuedUnits):
         self.name, self.status = "simulated", "running"
         self.jobs: list[Job] = []
         self.n_submissions = self.n_withdrawn = 0
-        self.regretted = 0  # jobs asked for soon after others were given up
         self.n_runs: Counter[str] = Counter()
+        self.n_failed = 0  # tasks, of which too many workers died
         self.waits: list[float] = []
         self.done_at = math.inf
         self.given_up: list[float] = []  # when a job was ended or withdrawn
@@ -221,6 +232,11 @@ class World(QueuedUnits):
     async def _take_stock(self, assumed: Any = None, worker_key: Any = None) -> Stock:
         return take_stock(self, assumed, worker_key)
 
+    @property
+    def live(self) -> list[Job]:
+        """Jobs that are in the queue or run, and are not told to end."""
+        return [job for job in self.jobs if job.ended == math.inf and not job.is_leaving]
+
     # -- Units ------------------------------------------------------------------------------------
 
     def shape(self) -> UnitShape:
@@ -228,7 +244,7 @@ class World(QueuedUnits):
         return UnitShape(N_WORKERS, N_WORKERS * NTHREADS, 0, (), wait)
 
     def fleet(self, stock: Stock) -> Fleet:
-        live = [job for job in self.jobs if job.ended == math.inf and not job.is_leaving]
+        live = [job for job in self.live if not job.is_replaced]
         there = [job for job in live if job.registered]
         return Fleet(
             tuple(Unit(job.name, tuple(w.name for w in job.registered)) for job in there),
@@ -239,9 +255,6 @@ class World(QueuedUnits):
     async def grow(self, n: int) -> None:
         if n > 0:
             self.n_submissions += 1
-            soon = max(60.0, self.wait)
-            recent = [t for t in self.given_up if self.loop.time() - t < soon]
-            self.regretted += min(n, len(recent))
             for _ in range(n):
                 self._ask()
 
@@ -258,14 +271,18 @@ class World(QueuedUnits):
         for worker in job.workers:
             self.loop.call_later(STARTUP + self.random.uniform(0, STAGGER), worker.join)
         if self.walltime < math.inf:
+            self.loop.call_later(self.walltime - 2 * LEAD, self._replace, job)
             self.loop.call_later(self.walltime - LEAD, self._drain, job)
             self.loop.call_later(self.walltime, self.kill, job)
 
-    def _drain(self, job: Job) -> None:
-        """Its walltime is near: as a cluster does, replace it unless it is wanted no more."""
+    def _replace(self, job: Job) -> None:
+        """Its walltime is near: as a cluster does, ask for another in its place in time."""
         if job.ended == math.inf and not job.is_leaving:
-            job.is_planned = True
+            job.is_replaced = True
             self._ask()
+
+    def _drain(self, job: Job) -> None:
+        if job.ended == math.inf and not job.is_leaving:
             self._let_leave(job)
 
     async def shrink(self, names: Collection[str]) -> None:
@@ -282,13 +299,16 @@ class World(QueuedUnits):
         self.check_end(job)
 
     async def withdraw(self, n: int) -> None:
-        live = [job for job in self.jobs if job.ended == math.inf and not job.is_leaving]
-        for job in [job for job in live if job.started == math.inf][-n:]:
-            assert job.timer is not None
-            job.timer.cancel()
-            job.is_withdrawn, job.ended = True, self.loop.time()
-            self.n_withdrawn += 1
-            self.given_up.append(self.loop.time())
+        for job in [job for job in self.live if job.started == math.inf][-n:]:
+            self.take_back(job)
+
+    def take_back(self, job: Job) -> None:
+        """Withdraw one that has not started."""
+        assert job.timer is not None
+        job.timer.cancel()
+        job.is_withdrawn, job.ended = True, self.loop.time()
+        self.n_withdrawn += 1
+        self.given_up.append(self.loop.time())
 
     def kill(self, job: Job) -> None:
         """End a job, whatever it does."""
@@ -327,8 +347,9 @@ class World(QueuedUnits):
         self.on_change()
 
     def _told(self, message: Any) -> None:
-        if type(message) is not TaskDone or message.key not in self._undone:
+        if type(message) not in (TaskDone, TaskFailed) or message.key not in self._undone:
             return
+        self.n_failed += type(message) is TaskFailed
         wave = self._undone.pop(message.key)
         self._left[wave] -= 1
         if not self._left[wave]:
@@ -377,6 +398,3 @@ class World(QueuedUnits):
     @property
     def node_seconds(self) -> float:
         return sum(job.seconds(self.loop.time()) for job in self.jobs)
-
-
-Policy = Callable[[World, int], Awaitable[Any]]

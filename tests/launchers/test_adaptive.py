@@ -1,4 +1,4 @@
-"""As many workers as the work is worth: the decision, and a cluster that follows it."""
+"""A cluster that follows its work; see `test_worth` and `test_choice` for what it decides."""
 
 from __future__ import annotations
 
@@ -10,115 +10,26 @@ from waiting import on_a_loop, wait_for_file, wait_until
 
 from hpcdask import Client, LocalCluster
 from hpcdask.errors import ConfigError
-from hpcdask.launchers.adaptive import Choice, Stock, take_stock, wanted
-
-GIB = 2**30
-
-
-def stock(seconds=0.0, n_runnable=0, workers=(), idle=(), nthreads=None, nbytes=0, memory=0):
-    nthreads = len(workers) if nthreads is None else nthreads
-    return Stock(seconds, n_runnable, nthreads, nbytes, memory, tuple(workers), tuple(idle))
-
-
-# -- How many -------------------------------------------------------------------------------------
-
-
-def test_no_work_is_worth_no_worker():
-    assert wanted(stock(workers="ab"), 5.0, 1) == 0
-
-
-def test_known_work_is_to_be_done_in_the_target_duration():
-    assert wanted(stock(seconds=50.0, n_runnable=1000, workers="a"), 5.0, 1) == 10
-    assert wanted(stock(seconds=50.0, n_runnable=1000, workers="a", nthreads=4), 5.0, 1) == 3
-    assert wanted(stock(seconds=0.1, n_runnable=1000, workers="a"), 5.0, 1) == 1
-
-
-def test_one_long_task_is_not_worth_more_than_one_thread():
-    assert wanted(stock(seconds=3600.0, n_runnable=1, workers="a"), 5.0, 1) == 1
-
-
-def test_without_a_worker_to_look_at_a_cluster_says_what_one_is_worth():
-    assert wanted(stock(seconds=50.0, n_runnable=1000), 5.0, 8) == 2
-
-
-def test_there_are_workers_enough_to_hold_the_values():
-    held = stock(workers="abcd", nbytes=6 * GIB, memory=16 * GIB)
-    assert wanted(held, 5.0, 1) == 3
-    assert wanted(held._replace(memory_limit=0), 5.0, 1) == 1
-
-
-# -- Which ----------------------------------------------------------------------------------------
-
-
-def test_workers_are_added_at_once():
-    assert Choice(0, 10, 3).make(4, {"a"}, 0, []) == (3, [])
-
-
-def test_those_that_are_coming_count():
-    assert Choice(0, 10, 3).make(4, {"a"}, 3, []) == (0, [])
-    assert Choice(0, 10, 3).make(4, {"a"}, 1, []) == (2, [])
-
-
-def test_there_are_never_fewer_than_the_minimum_nor_more_than_the_maximum():
-    assert Choice(2, 4, 1).make(0, set(), 0, []) == (2, [])
-    assert Choice(2, 4, 1).make(9, {"a"}, 0, []) == (3, [])
-    assert Choice(2, 4, 1).make(0, {"a", "b", "c"}, 0, ["c", "b", "a"]) == (0, ["c"])
-    assert Choice(2, 4, 1).make(0, {"a", "b"}, 0, ["b", "a"]) == (0, [])
-
-
-def test_a_worker_ends_when_it_was_found_idle_several_times_in_a_row():
-    choice = Choice(0, 10, 3)
-    assert choice.make(0, {"a"}, 0, ["a"]) == (0, [])
-    assert choice.make(0, {"a"}, 0, ["a"]) == (0, [])
-    assert choice.make(0, {"a"}, 0, ["a"]) == (0, ["a"])
-
-
-def test_a_wave_of_work_lets_the_count_begin_anew():
-    choice = Choice(0, 10, 2)
-    assert choice.make(0, {"a"}, 0, ["a"]) == (0, [])
-    assert choice.make(0, {"a"}, 0, []) == (0, [])  # it is busy
-    assert choice.make(0, {"a"}, 0, ["a"]) == (0, [])
-    assert choice.make(1, {"a"}, 0, ["a"]) == (0, [])  # it is wanted
-    assert choice.make(0, {"a"}, 0, ["a"]) == (0, [])
-    assert choice.make(0, {"a"}, 0, ["a"]) == (0, ["a"])
-
-
-def test_a_busy_worker_is_never_ended():
-    choice = Choice(0, 10, 1)
-    for _ in range(5):
-        assert choice.make(1, {"a", "b", "c"}, 0, ["b"]) == (0, ["b"])
-        assert choice.make(0, {"a"}, 0, []) == (0, [])
-
-
-def test_while_workers_come_none_ends_that_they_would_have_to_replace():
-    assert Choice(0, 10, 1).make(2, {"a", "b"}, 3, ["a", "b"]) == (0, [])
-    assert Choice(0, 10, 1).make(1, {"a", "b"}, 3, ["b", "a"]) == (0, ["b"])
-
-
-def test_workers_that_others_have_added_do_their_part_and_are_left_alone():
-    assert Choice(0, 10, 1).make(0, {"a"}, 0, ["stranger"], 1) == (0, [])
-    assert Choice(0, 10, 1).make(3, {"a"}, 0, [], 1) == (1, [])
-    assert Choice(2, 10, 1).make(3, {"a"}, 0, [], 5) == (1, [])
-
-
-def test_those_whose_end_costs_least_go_first():
-    assert Choice(0, 10, 1).make(1, {"a", "b", "c"}, 0, ["c", "a", "b"]) == (0, ["c", "a"])
+from hpcdask.launchers.adaptive import Adaptive
+from hpcdask.launchers.stock import Assumed, Stock, take_stock
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"minimum": 3, "maximum": 2}, "between 3 and 2 workers"),
-        ({"minimum": -1}, "between -1 and"),
-        ({"maximum": 0}, "between 0 and 0"),
+        ({"minimum": 3, "maximum": 2}, "at least 3 workers and at most 2"),
+        ({"maximum": 0}, "would never be a worker"),
+        ({"minimum_cores": 5, "maximum_jobs": 2}, "at least 5 cores and at most 2 jobs"),
+        ({"minimum_memory": "lots"}, "'lots' is not a size"),
         ({"wait_count": 0}, "wait_count is 0"),
         ({"interval": 0}, "more than 0 s"),
         ({"interval": "soon"}, "'soon' is not a duration"),
+        ({"keep_idle": -1}, "a negative duration|not a duration|negative"),
     ],
 )
 def test_what_cannot_be_is_refused(options, why):
     with (
-        LocalCluster(n_workers=0, processes=False) as cluster,
+        LocalCluster(n_workers=0, threads_per_worker=2, processes=False) as cluster,
         pytest.raises(ConfigError, match=why),
     ):
         cluster.adapt(**options)
@@ -131,6 +42,10 @@ QUICK = {"interval": "20ms", "wait_count": 3}
 
 def count(cluster: LocalCluster) -> int:
     return len(cluster.scheduler.workers)
+
+
+def look(cluster: LocalCluster) -> Stock:
+    return take_stock(cluster.scheduler)
 
 
 def test_a_cluster_grows_with_its_work_and_shrinks_without(tmp_path):
@@ -154,15 +69,45 @@ def test_a_cluster_grows_with_its_work_and_shrinks_without(tmp_path):
 def test_work_without_a_worker_is_seen(tmp_path):
     with LocalCluster(n_workers=0, processes=False) as cluster, Client(cluster) as client:
         futures = client.map(wait_for_file, [tmp_path / "go"] * 3, range(3), resources={"X": 1})
-        wait_until(lambda: take_stock(cluster.scheduler).n_runnable == 3)
-        seen = take_stock(cluster.scheduler)
-        assert seen.seconds == pytest.approx(3 * 0.5, rel=0.1)
-        assert seen.workers == seen.idle == ()
+        wait_until(lambda: look(cluster).n_runnable == 3)
+        (line,) = look(cluster).waiting
+        assert line.seconds == pytest.approx(3 * 0.5, rel=0.1)
+        assert line.restriction.resources == (("X", 1.0),)
+        assert line.n_able == 0
         cluster.scale(1)
-        # More workers like this one would not help.
-        assert take_stock(cluster.scheduler).n_runnable == 0
-        assert len(take_stock(cluster.scheduler).idle) == 1
+        assert [worker.is_busy for worker in look(cluster).workers] == [False]
         del futures
+
+
+def test_what_runs_is_seen_with_its_resources(tmp_path):
+    with (
+        LocalCluster(1, 2, processes=False, resources={"X": 3}) as cluster,
+        Client(cluster) as client,
+    ):
+        future = client.submit(wait_for_file, tmp_path / "go", 7, resources={"X": 2})
+        wait_until(lambda: look(cluster).workers[0].is_busy)
+        seen = look(cluster)
+        assert seen.workers[0].resources == (("X", 3.0),)
+        assert seen.workers[0].taken == (("X", 2.0),)
+        assert [running.kind for running in seen.unknown] == ["wait_for_file"]
+        # Nobody knows how long it takes, but somebody has seen it run.
+        assert take_stock(cluster.scheduler, Assumed(0.5, {"wait_for_file": 40.0})).seconds == 40.0
+        (tmp_path / "go").touch()
+        assert future.result(timeout=10) == 7
+        wait_until(lambda: look(cluster) == Stock(look(cluster).workers))
+
+
+def test_a_task_that_no_worker_can_run_starts_one_and_no_more():
+    with LocalCluster(n_workers=0, threads_per_worker=1, processes=False) as cluster:
+        adaptive = cluster.adapt(0, 3, **QUICK)
+        with Client(cluster) as client:
+            future = client.submit(abs, -1, workers="alice", allow_other_workers=False)
+            wait_until(lambda: [what["status"] for _, what in adaptive.log] == ["up", "down"])
+            wait_until(lambda: count(cluster) == 0)
+            looks = adaptive._choice._looks[-1]
+            wait_until(lambda: adaptive._choice._looks[-1][0] > looks[0] + 0.2)
+            assert [what["status"] for _, what in adaptive.log] == ["up", "down"]
+            del future
 
 
 def test_a_minimum_is_kept_without_work_and_scale_ends_it_all(tmp_path):
@@ -216,3 +161,67 @@ def test_workers_that_cannot_start_are_tried_for_again_after_a_pause(monkeypatch
         wait_until(lambda: count(cluster) == 1)
         lines = cluster.get_logs(scheduler=False, workers=False, timeout=5)["Cluster"]
         assert "no host is up; more workers are tried for in 0.04 s" in lines
+
+
+def test_bounds_may_be_given_in_cores_and_memory():
+    with LocalCluster(0, 2, processes=False, memory_limit="1 GiB") as cluster:
+        adaptive = cluster.adapt(minimum_cores=3, maximum_memory="5 GiB", maximum=9, **QUICK)
+        assert (adaptive.minimum, adaptive.maximum) == (2, 5)
+        wait_until(lambda: count(cluster) == 2)
+        adaptive.minimum = 1  # they may be changed meanwhile
+        wait_until(lambda: count(cluster) == 1)
+        assert [what["status"] for _, what in adaptive.log] == ["up", "down"]
+        assert adaptive.log[0][1]["n"] == 2
+        assert adaptive.state == "running"
+
+
+def test_workers_are_kept_for_as_long_as_is_said():
+    with LocalCluster(2, 1, processes=False) as cluster:
+        adaptive = cluster.adapt(keep_idle="1h", interval="5ms", wait_count=1)
+        wait_until(lambda: len(adaptive._choice._looks) > 20)
+        assert count(cluster) == 2
+        adaptive.keep_idle = 0.0
+        wait_until(lambda: count(cluster) == 0)
+
+
+def test_workers_of_one_key_end_together(tmp_path):
+    with LocalCluster(4, 1, processes=False) as cluster, Client(cluster) as client:
+        future = client.submit(wait_for_file, tmp_path / "go", 7, workers="1")
+        wait_until(lambda: any(client.processing(timeout=5).values()))
+        adaptive = cluster.adapt(worker_key=lambda worker: int(worker.name) // 2, **QUICK)
+        wait_until(lambda: sorted(cluster.workers) == ["0", "1"])
+        looks = adaptive._choice._looks[-1][0]
+        wait_until(lambda: adaptive._choice._looks[-1][0] > looks + 0.1)
+        assert sorted(cluster.workers) == ["0", "1"]
+        (tmp_path / "go").touch()
+        assert future.result(timeout=10) == 7
+        del future
+        wait_until(lambda: count(cluster) == 0)
+
+
+class Steady(Adaptive):
+    """One that has as many workers as it was told, and never ends the first."""
+
+    def __init__(self, *args: object, n: int, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.n = n
+
+    async def target(self) -> int:
+        return self.n
+
+    async def workers_to_close(self, target: int) -> list[str]:
+        return [name for name in await super().workers_to_close(target) if name != "0"]
+
+
+def test_a_derived_class_decides():
+    with LocalCluster(0, 1, processes=False) as cluster:
+        steady = cluster.adapt(Adaptive=Steady, n=3, **QUICK)
+        wait_until(lambda: count(cluster) == 3)
+        steady.n = 0
+        wait_until(lambda: list(cluster.workers) == ["0"])
+
+
+def test_the_public_name_is_that_of_dask():
+    import hpcdask
+
+    assert hpcdask.Adaptive is Adaptive
