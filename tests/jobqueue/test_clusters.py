@@ -22,8 +22,7 @@ from hpcdask.errors import (
     SubmitError,
     WaitTimeoutError,
 )
-from hpcdask.jobqueue import keeper
-from hpcdask.jobqueue.cluster import SLURMCluster
+from hpcdask.jobqueue import SLURMCluster, keeper
 from hpcdask.jobqueue.folder import ClusterFolder
 from hpcdask.jobqueue.pacing import Pace
 
