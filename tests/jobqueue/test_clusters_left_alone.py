@@ -85,7 +85,8 @@ def here(name: str = "mine") -> KnownCluster:
 
 def test_a_program_need_not_know_the_batch_system_of_a_cluster_that_it_finds():
     program = (
-        "from hpcdask.jobqueue.cluster import JobQueueCluster, _cluster_class\n"
+        "from hpcdask.jobqueue.attachable import _cluster_class\n"
+        "from hpcdask.jobqueue.cluster import JobQueueCluster\n"
         "print(_cluster_class(JobQueueCluster, 'sge').__name__)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
