@@ -134,7 +134,7 @@ OF_CLASSES: dict[str, tuple[Any, Callable[[Any], Any], Any]] = {
     "job-script-prologue": (["ml x"], says("\nml x\n"), True),
     "job-script-epilogue": (["over"], says("\nover\n"), True),
     "launcher": ("jsrun -n 1", says("exec jsrun -n 1 "), True),
-    "python": ("py", says("exec py -m "), True),
+    "python": ("py", says(" py -m hpcdask worker"), True),
     "worker-command": ("my.worker", says(" -m my.worker "), True),
     "processes": (1, lambda job: (job.processes, job.nthreads), (1, 4)),
     "nanny": (False, says("--no-nanny"), True),
