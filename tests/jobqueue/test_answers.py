@@ -81,7 +81,7 @@ def test_a_command_that_failed_has_told_nothing():
 def test_many_ids_are_cut_into_several_commands():
     assert chunks(map(str, range(5)), 2) == [["0", "1"], ["2", "3"], ["4"]]
     for system in WORKER_SYSTEMS.values():
-        ids = [id for n in range(10, 400) for id in system.elements(str(n), 3)]
+        ids = [id for n in range(10, 400) for id in system.elements(str(n), 1)]
         commands = system.cancel_commands(ids)
         assert len(commands) == -(-len(ids) // 100)
         assert max(len(" ".join(command)) for command in commands) < 100_000
