@@ -8,6 +8,8 @@ import logging
 import math
 import os
 import re
+import shlex
+import shutil
 from collections.abc import Collection, Coroutine, Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -31,6 +33,7 @@ from hpcdask.jobqueue.scheduler_job import (
     SchedulerInJob,
     scheduler_job_of,
 )
+from hpcdask.jobqueue.systems import refuse_foreign_commands
 from hpcdask.jobqueue.table import JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, refuse_dashboard
 from hpcdask.launchers.scheduler_access import SchedulerHere
@@ -188,6 +191,8 @@ class JobQueueCluster(AttachableCluster):
     # -- Life -------------------------------------------------------------------------------------
 
     async def _launch(self) -> None:
+        submits = shlex.split(self._job.submit_command)[0]
+        refuse_foreign_commands(self._job.system, lambda _: shutil.which(submits))
         state = await self._own_folder()
         self._has_folder = True
         self._leaves_jobs = self._former is not None  # whatever goes wrong with them here

@@ -96,6 +96,15 @@ class Troubles:
         most = self.limits.max_failures
         return self.starts.n >= most or self.cancels.n >= most
 
+    def in_words(self) -> str:
+        """Why nothing more is tried, if that is so."""
+        if self.cancels.n >= self.limits.max_failures:
+            what = f"jobs were cancelled by somebody else {self.cancels.n} times in a row"
+            last = self.cancels.why
+        else:
+            what, last = f"{self.starts.n} starts in a row have failed", self.starts.why
+        return f"{what}, so no more are tried until scale() or adapt() is called; the last: {last}"
+
     def _pause(self, now: float, counts: bool) -> None:
         if counts:
             n = max(self.starts.n, self.cancels.n, self.losses.n)

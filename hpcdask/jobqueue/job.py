@@ -21,6 +21,12 @@ from hpcdask.jobqueue.system import BatchSystem
 from hpcdask.jobqueue.worker_script import WorkerScript
 
 _MIB = 2**20
+_DEFAULT_COMMAND, _COMMAND_OF_DASK = "hpcdask worker", "distributed.cli.dask_worker"
+
+
+def _ours(worker_command: str) -> str:
+    """The command of a worker: that of dask, which its configuration has at many sites, is ours."""
+    return _DEFAULT_COMMAND if worker_command == _COMMAND_OF_DASK else worker_command
 
 
 class Job:
@@ -351,7 +357,7 @@ class Job:
         # Of nodes from which the batch system cannot be asked a worker would not know its end.
         times = f"--death-timeout {death_timeout:g}s --walltime {format_walltime(self.walltime)}"
         lines = [
-            f"{asked['python'] or shlex.quote(sys.executable)} -m {asked['worker_command']}",
+            f"{asked['python'] or shlex.quote(sys.executable)} -m {_ours(asked['worker_command'])}",
             self._where_the_scheduler_is(),
             f"{size} --memory-limit {_size(self.memory_limit)}",
             times,

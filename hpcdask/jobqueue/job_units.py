@@ -84,6 +84,9 @@ class JobUnits(QueuedUnits):
     def title(self, cluster: str) -> str:
         return f"pool {self._pool} of {cluster}" if len(self._keeper.pools) > 1 else cluster
 
+    def begin_anew(self) -> None:
+        self._keeper.forgive(self._pool)
+
     async def grow(self, n: int) -> None:
         await self._keeper.scale(self._pool, self._state.n_wanted + n, forgives=False)
 

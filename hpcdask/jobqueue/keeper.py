@@ -142,6 +142,7 @@ class Keeper:
         self.pools: dict[str, Job] = {}
         self._kinds: dict[str, Job] = {}  # those that were, too
         self.members: dict[str, Member] = {}
+        self._told: dict[str, tuple[int, bool]] = {}  # by pool, of failed starts
         self._state, self._queue, self._folder = state, queue, folder
         self._scheduler, self._interval, self._workers = scheduler, interval, workers
         self._on_end = on_end
@@ -206,6 +207,10 @@ class Keeper:
             self._tell(self.controller.scale, name, former.wanted)
         self._has_adopted = True
         self._look_within(0)
+
+    def forgive(self, pool: str) -> None:
+        """Try again what has failed."""
+        self._tell(self.controller.scale, pool, self.controller.wanted(pool))
 
     async def scale(self, pool: str, n_jobs: int, **how: Any) -> None:
         """Want so many jobs, and hear for a moment what the batch system says.
@@ -380,11 +385,30 @@ class Keeper:
         self.controller.outbox.clear()
         for action in actions:
             self._act(action)
+        self._say_troubles()
         self._unsaved.set()
         news, self._news = self._news, asyncio.Event()
         news.set()
         if self._watch is not None and self._watch.is_over:
             self._on_end("its scheduler has ended", False)
+
+    def _say_troubles(self) -> None:
+        """Say once of each failed start that it has, and when no more are tried.
+
+        Programs that wait for a result, or adapt, would wait without a word.
+        """
+        for name, pool in self.controller.pools.items():
+            troubles, told = pool.troubles, self._told.get(name, (0, False))
+            self._told[name] = (troubles.starts.n, troubles.has_stopped)
+            title = (
+                f"{self._state.name}, pool {name!r}" if len(self.pools) > 1 else self._state.name
+            )
+            if troubles.has_stopped:
+                if not told[1]:
+                    log.error("%s: %s", title, pool.troubles.in_words())
+            elif troubles.starts.n > told[0]:
+                text = "%s: a start has failed, which is tried %d times: %s"
+                log.warning(text, title, troubles.limits.max_failures, troubles.starts.why)
 
     async def _watch_members(self) -> None:
         """Tell at once who comes and goes."""

@@ -54,12 +54,7 @@ def _obstacles(pool: Pool, now: float) -> list[str]:
     troubles = pool.troubles
     n_missing = pool.n_wanted - len(pool.staying(now)) - pool.n_under_way
     if n_missing > 0 and troubles.has_stopped:
-        if troubles.cancels.n >= troubles.limits.max_failures:
-            what = f"jobs were cancelled by somebody else {troubles.cancels.n} times in a row"
-            last = troubles.cancels.why
-        else:
-            what, last = f"{troubles.starts.n} starts in a row have failed", troubles.starts.why
-        found.append(f"{what}, so no more are tried until scale() is called; the last: {last}")
+        found.append(troubles.in_words())
     return found
 
 

@@ -15,6 +15,9 @@ from hpcdask.jobqueue.status import Phase
 #: Waits in the queue that are remembered.
 _N_WAITS = 15
 
+#: The part of a walltime that a job may lose to a successor which comes at once.
+_PART = 20
+
 
 @dataclass(slots=True, eq=False)
 class Pool:
@@ -47,7 +50,9 @@ class Pool:
 
     def _set_lead(self, usual_wait: float) -> None:
         margin, longest = self.shape.margin, (self.shape.walltime - self.shape.margin) / 2
-        self.lead = margin + min(max(self.limits.lead, usual_wait), longest)
+        # A minute is nothing of an hour, and much of five minutes.
+        least = min(self.limits.lead, self.shape.walltime / _PART)
+        self.lead = margin + min(max(least, usual_wait), longest)
 
     @property
     def n_under_way(self) -> int:

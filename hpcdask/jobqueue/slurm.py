@@ -26,6 +26,12 @@ from hpcdask.jobqueue.system import BatchSystem, chunks
 #: comes up to that much earlier.
 _NOTICE = 60
 
+
+def _notice(walltime: int) -> int:
+    """The same for a job; of a short one it would take too much, or more than there is."""
+    return min(_NOTICE, max(walltime // 10, 1))
+
+
 # States: "JOB STATE CODES" of squeue(1). One that is in neither table is of a job that is there.
 _PHASES = {
     # A job that waits for its nodes to boot runs nothing yet, and one that was requeued waits.
@@ -126,12 +132,13 @@ class Slurm(BatchSystem):
             yield f"#SBATCH --account={job.account}"
         yield f"#SBATCH --output={job.output or ('%x-%A_%a.log' if job.count > 1 else '%x-%j.log')}"
         if job.launch == "workers":
+            notice = _notice(job.walltime)
             yield from comment(
-                f"{_NOTICE} s before its time is over a job is asked to end, and can hand over."
+                f"{notice} s before its time is over a job is asked to end, and can hand over."
             )
             # B: the process of the script; without it all that srun has started.
             where = "B:" if job.nodes == 1 else ""
-            yield f"#SBATCH --signal={where}TERM@{_NOTICE}"
+            yield f"#SBATCH --signal={where}TERM@{notice}"
 
     def suggestions(self, job: JobSpec) -> Iterator[str]:
         if not job.queue:

@@ -135,6 +135,7 @@ class Adaptive:
             self._former = None
         await asyncio.gather(self.cluster._started(), return_exceptions=True)
         self.state = "running"
+        self._units.begin_anew()
         while self.cluster.status == "running":
             try:
                 await self._look()

@@ -95,6 +95,9 @@ class Units(abc.ABC):
     async def withdraw(self, n: int) -> None:
         """Take back `n` of the pending ones, those last asked for first."""
 
+    def begin_anew(self) -> None:  # noqa: B027 - not every kind gives up
+        """Try again what has failed: a user, who knows more, has asked to adapt."""
+
     def demand(self, stock: Stock) -> Stock:
         """Of all work, what these units are for; a pool gives its part."""
         return stock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -258,6 +259,22 @@ def test_at_the_end_jobs_are_cancelled_though_it_is_no_commands_turn(queue, monk
         wait_until(lambda: len(ids(cluster, "pending")) == 3, PATIENCE)
     assert queue.commands("cancel") == ["1_1 1_2 1_3"]
     assert not list(Path(cluster.scheduler_file).parents[1].glob("*/state.json"))
+
+
+def test_failed_starts_are_told_and_adapting_anew_tries_again(queue, caplog):
+    broken = queue.folder / "broken node"
+    broken.touch()
+    options = {"job_script_prologue": [f"[[ ! -e '{broken}' ]] || exit 7"]}
+    with QueueCluster(queue, **options) as cluster, Client(cluster) as client:
+        with caplog.at_level("WARNING", "hpcdask"):
+            cluster.adapt(maximum=1, interval="50ms")
+            future = client.submit(abs, -1)
+            told = "3 starts in a row have failed, so no more are tried until .* adapt"
+            wait_until(lambda: re.search(told, caplog.text), PATIENCE)
+        assert "a start has failed, which is tried 3 times: job 1_1" in caplog.text
+        broken.unlink()
+        cluster.adapt(maximum=1, interval="50ms")
+        assert future.result(timeout=PATIENCE) == 1
 
 
 def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):

@@ -902,3 +902,15 @@ def test_names_are_there_when_they_are_asked_for():
     assert all(getattr(hpcdask.jobqueue, name) for name in hpcdask.jobqueue.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'CobaltJob'"):
         _ = hpcdask.jobqueue.CobaltJob
+
+
+def test_a_configuration_of_dask_jobqueue_starts_our_workers():
+    theirs = {"jobqueue.slurm.worker-command": "distributed.cli.dask_worker"}
+    with config.set(theirs):
+        assert " -m hpcdask worker" in SLURMJob(cores=1, memory="1 GiB").job_script()
+
+
+@pytest.mark.parametrize(("walltime", "notice"), [("1:00:00", 60), ("0:05:00", 30), ("0:00:09", 1)])
+def test_a_short_job_of_slurm_is_not_warned_as_soon_as_it_has_begun(walltime, notice):
+    job = SLURMJob(cores=1, memory="1 GiB", walltime=walltime)
+    assert f"#SBATCH --signal=B:TERM@{notice}\n" in job.job_header + "\n"
