@@ -2,8 +2,8 @@
 # Every check and test. `make test` calls this with .venv/bin first in PATH and MPIRUN set.
 #
 # All stages run, so that one run shows all that is wrong; the exit code is that of the first stage
-# that failed. What mostly waits for other processes runs beside what computes, at most four at a time;
-# what it has printed is shown when it has ended.
+# that failed. Most of the time is waiting for other processes, so five parts run at a time; what the
+# four beside have printed is shown when they have ended.
 set -uo pipefail
 # As in the Makefile, for who calls this without it: Open MPI wants to be told twice that root may.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -73,33 +73,28 @@ finish_beside() { # finish_beside NAME
 }
 
 computing=(tests/core tests/simulation tests/wire)
-batch=(tests/batch tests/jobqueue)
-pages=(tests/doctor tests/docs)
 
 except() { # except PATH...: the options of pytest that leave these out
     printf -- '--ignore\n%s\n' "$@"
 }
 
 stage "system packages" tests/system-packages.sh
-start_beside chaos tests/chaos
-start_beside batch "${batch[@]}"
+start_beside chaos-and-clusters tests/chaos tests/cluster
+start_beside batch tests/batch tests/jobqueue
 start_beside launchers tests/launchers
+start_beside states-and-pages "${computing[@]}" tests/doctor tests/docs
 stage "ruff check" ruff check .
 stage "ruff format" ruff format --check .
 stage "mypy" mypy
 stage "docs" sphinx-build -W --keep-going -q docs build/docs
 stage "pytest under mpirun, 3 ranks" mpi_tests
-stage "pytest: states, simulated clusters, bytes" python -m pytest "${computing[@]}"
-stage "pytest: chaos, which has run meanwhile" finish_beside chaos
-start_beside clusters tests/cluster
-start_beside pages "${pages[@]}"
-mapfile -t others < <(except tests/mpi tests/chaos "${computing[@]}" "${batch[@]}" "${pages[@]}" \
-    tests/launchers tests/cluster)
+mapfile -t others < <(except tests/mpi tests/chaos tests/cluster tests/batch tests/jobqueue \
+    tests/launchers "${computing[@]}" tests/doctor tests/docs)
 stage "pytest: all else" python -m pytest "${others[@]}"
-stage "pytest: batch systems, which have run meanwhile" finish_beside batch
-stage "pytest: launchers, which have run meanwhile" finish_beside launchers
-stage "pytest: clusters, which have run meanwhile" finish_beside clusters
-stage "pytest: pages, which have run meanwhile" finish_beside pages
+stage "pytest: states, simulated clusters, bytes; doctor, pages" finish_beside states-and-pages
+stage "pytest: chaos, clusters" finish_beside chaos-and-clusters
+stage "pytest: launchers" finish_beside launchers
+stage "pytest: batch systems" finish_beside batch
 
 if ((${#failed[@]})); then
     printf 'FAILED:' >&2

@@ -111,7 +111,7 @@ def worker(pid_file: str | None, log_level: str, **given: Any) -> None:
     read when nobody answers at the address. Ends with code 0 when the scheduler says so, at the end
     of --lifetime, before the walltime of its batch job is over, and on signals: after SIGTERM,
     SIGUSR1 or SIGUSR2, with which batch systems warn, workers first hand over what only they hold;
-    SIGINT or a second SIGTERM ends them at once.
+    SIGINT, or outside of batch jobs a second SIGTERM, ends them at once.
     """
 
     def work() -> None:

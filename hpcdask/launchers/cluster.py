@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import uuid
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Generator, Hashable, Iterable, Mapping
@@ -492,6 +493,9 @@ def refuse_dashboard(options: Mapping[str, Any]) -> None:
 @atexit.register
 def _close_all() -> None:
     """Let no cluster outlive the program that made it."""
+    # It does not take long, and whoever is impatient would leave jobs and processes behind.
+    with contextlib.suppress(ValueError):  # in another thread, of an embedded interpreter
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     close_all()  # first, or they would complain that the scheduler is gone
     for cluster in list(_clusters):
         # Also one whose end somebody was too impatient to wait for.

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from typing import Any, NoReturn, TypeAlias
 
 from hpcdask import descriptors
+from hpcdask import host as hosts
 from hpcdask.errors import LaunchError
 from hpcdask.service import Service
 
@@ -133,6 +134,9 @@ class Wishes:
         self.leave: asyncio.Future[signal.Signals] = loop.create_future()
         self.end: asyncio.Future[signal.Signals] = loop.create_future()
         self._leaves = leaves
+        # Slurm sends SIGTERM twice to what srun has started: itself, and by srun. No batch system
+        # loses patience that way; it kills.
+        self._heeds_repetition = not hosts.batch_job()
         self._has_sigterm = False
 
     def signalled(self, number: signal.Signals) -> None:
@@ -142,7 +146,8 @@ class Wishes:
             if not self._leaves:
                 return log.info("%s warns of an end to come", number.name)
         else:
-            insists = number == signal.SIGINT or self._has_sigterm or not self._leaves
+            is_repeated = self._has_sigterm and self._heeds_repetition
+            insists = number == signal.SIGINT or is_repeated or not self._leaves
             self._has_sigterm |= number == signal.SIGTERM
         if insists:
             self.to_end(number)
@@ -283,8 +288,8 @@ async def serve(
     with_parent : bool
         End with the parent process, too.
     leaves : bool
-        At SIGTERM, or one of `WARNINGS`, hand over first what others need; a second SIGTERM, or
-        SIGINT, ends all at once.
+        At SIGTERM, or one of `WARNINGS`, hand over first what others need; SIGINT, or a second
+        SIGTERM outside of batch jobs, ends all at once.
     for_good : bool
         As of `stop_signals`.
     deadline : Deadline, optional
@@ -318,7 +323,7 @@ async def serve(
 async def _leave(services: Sequence[Service], wishes: Wishes) -> None:
     """Let services leave at the same time, unless somebody loses patience."""
     number = wishes.leave.result()
-    log.info("%s: leaving; SIGINT or another SIGTERM ends at once", number.name)
+    log.info("%s: leaving; SIGINT ends at once", number.name)
     # After a warning there is time, and others may come; after SIGTERM the end is near.
     warned = number in WARNINGS
     reason = f"its job is to end soon, as {number.name} says" if warned else "asked to end"

@@ -65,6 +65,7 @@ class Ending:
     prepare: Callable[[Bed, Job], None] | None = None
     start: str = "exec"
     command: str = "worker"
+    options: str = ""
     suffix: str = ""  # of the worker's name
 
     @property
@@ -101,7 +102,9 @@ ENDINGS = {
     ),
     "qdel": Ending(f"{GRID_ENGINE},h_rt=600 -notify", "SIGUSR2: leaving; ", cancel),
     "requeue": Ending(f"{SLURM} --time=9", "SIGTERM: leaving; ", requeue),
-    "killed": Ending(f"{SLURM} --time=9", "SIGTERM: leaving; ", cancel),
+    "killed": Ending(
+        f"{SLURM} --time=9", "SIGTERM: leaving; ", cancel, options="--drain-timeout 600"
+    ),
 }
 #: As job scripts have it behind the id of a job: the number of its life, if it is not the first.
 LIFE = "${SLURM_RESTART_COUNT:+r$SLURM_RESTART_COUNT}"
@@ -139,7 +142,9 @@ class Cluster:
         runs = folder / "runs"
         runs.mkdir(parents=True)
         script = folder / f"{name}.sh"
-        options = f"--scheduler-file {self.home.folder}/s.json --nthreads 1"
+        options = f"--scheduler-file {self.home.folder}/s.json --nthreads 1 {ending.options}"
+        # One that is killed cannot clear up its scratch, which goes with the folder of the job.
+        options += f" --local-directory {folder}/scratch"
         script.write_text(
             f"#!/bin/bash\n{ending.script}\n"
             f"export PYTHONPATH={self.home.env['PYTHONPATH']}\n"

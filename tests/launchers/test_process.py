@@ -139,6 +139,25 @@ def test_a_second_signal_ends_them_while_they_leave(number):
     assert service.status == "closed"
 
 
+def test_in_a_batch_job_a_second_sigterm_changes_nothing(monkeypatch):
+    """Slurm sends one itself to what srun has started, and srun hands another one on."""
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    service = Pretender()
+
+    async def main():
+        living = await signalled(service, signal.SIGTERM)
+        while service.left_because is None:
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait({living}, timeout=0.05)
+        assert service.status == "running"
+        service.may_leave.set()
+        await asyncio.wait_for(living, 5)
+
+    run(main())
+    assert service.status == "closed"
+
+
 @pytest.mark.parametrize("number", WARNINGS)
 def test_at_a_warning_they_leave_and_one_more_changes_nothing(number):
     service = Pretender()
