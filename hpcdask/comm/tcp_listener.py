@@ -149,9 +149,7 @@ class TCPListener(Listener):
             comm = TCPComm(sock, self.options)
         except Exception as exc:  # whatever a stranger causes costs its own connection only
             reason = str(exc) or repr(exc)
-            if isinstance(exc, (asyncio.TimeoutError, TimeoutError)):
-                reason = f"no handshake within {self._patience:g} s"
-            elif isinstance(exc, EOFError):
+            if isinstance(exc, EOFError):
                 reason = f"it hung up during the handshake, after {exc}"
             self._refusals.note(peer, reason)
             return False
@@ -172,13 +170,16 @@ class TCPListener(Listener):
         examining = self._loop.create_task(self._examine(sock))
         try:
             while not examining.done():
-                left = started + self._patience - self._loop.time()
+                patience = self._patience  # others have come or gone meanwhile
+                left = started + patience - self._loop.time()
                 if left <= 0:
-                    raise TimeoutError
+                    raise TimeoutError(f"no handshake within {patience:g} s")
                 await asyncio.wait({examining}, timeout=left)
             examining.result()
         finally:
             examining.cancel()
+            # Its socket is closed next, and the number may be that of another connection then.
+            await asyncio.gather(examining, return_exceptions=True)
 
     async def _examine(self, sock: socket.socket) -> None:
         listener = handshake.Listener(self.options.token)
