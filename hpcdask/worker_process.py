@@ -3,9 +3,9 @@
 ``python -m hpcdask.worker_process FD`` reads its configuration, one line of JSON, from stdin, and
 writes one line to the file descriptor FD once it has registered or failed. A second line on stdin
 has the parameters of `Worker.leave`: the worker hands over what only it holds, and ends. When stdin
-ends, the nanny is gone, and so is the worker. SIGTERM lets it leave, too; SIGINT or a second
-SIGTERM ends it. SIGUSR1 and SIGUSR2, by which batch systems warn all processes of a job, are for
-the nanny.
+ends, the nanny is gone, and so is the worker. SIGTERM lets it leave, too; SIGINT ends it. SIGTERM
+says no more than that however often it comes: batch systems send it to all processes of a job, so
+that it may follow what the nanny says. SIGUSR1 and SIGUSR2, their warnings, are for the nanny.
 
 Exit codes: `ENDED_AS_ASKED` if it was asked to end, by its nanny, a signal or the scheduler; 1 if
 it could not start, or lost its scheduler, so that a nanny which has not lost it starts another.
@@ -57,14 +57,8 @@ class _Wishes:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.leave: asyncio.Future[dict[str, Any]] = loop.create_future()  # how
         self.end: asyncio.Future[None] = loop.create_future()
-        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        loop.add_signal_handler(signal.SIGTERM, self.to_leave, "SIGTERM")
         loop.add_signal_handler(signal.SIGINT, self.to_end)
-
-    def _on_sigterm(self) -> None:
-        if self.leave.done():
-            self.to_end()
-        else:
-            self.to_leave("SIGTERM")
 
     def to_leave(self, reason: str, **how: Any) -> None:
         if not self.leave.done():

@@ -49,6 +49,25 @@ def test_what_runs_on_it_ends_there_and_what_waits_runs_elsewhere(home: Home, na
         assert cluster.n_runs == 6, "no task has run twice"
 
 
+def test_a_worker_whose_nanny_has_sigterm_first_leaves_as_well(home: Home) -> None:
+    """A batch system signals all processes of a job, of which the nanny may be the quickest."""
+    go_on = home.folder / "go on"
+    with DrainedCluster(home) as cluster:
+        client, a = cluster.client, cluster.workers["a"]
+        result = client.submit(note_and_fill, cluster.runs, 0, 10_000, workers="a")
+        running = client.submit(note_and_wait, cluster.runs, 1, go_on, workers="a")
+        wait_until(lambda: cluster.n_runs == 2, 20)
+        [worker] = (p for p in a.processes() if "hpcdask.worker_process" in p.cmdline())
+        a.process.send_signal(signal.SIGTERM)
+        a.line("leaving the cluster")
+        for _ in range(2):
+            worker.send_signal(signal.SIGTERM)
+        go_on.touch()
+        assert a.code(LIMIT + 10) == 0
+        assert client.gather([result, running], timeout=30) == [bytes(10_000), 1]
+        assert cluster.n_runs == 2, "no task has run twice"
+
+
 def test_a_worker_whose_task_takes_too_long_ends_with_0(home: Home, nanny: str) -> None:
     go_on = home.folder / "go on"
     with DrainedCluster(home, nanny, 0.5) as cluster:

@@ -91,7 +91,8 @@ def test_nothing_is_left_of_killed_clients(
     (slow / "sbatch").write_text(
         "#!/bin/bash\n"
         f'answer=$({shutil.which("sbatch")} "$@") || exit\n'
-        f'case "$*" in *--test-only*) ;; *x68.sbatch) touch {slow}/waits; sleep 3 ;; esac\n'
+        f'case "$*" in *--test-only*) ;; *x68.sbatch) touch {slow}/waits\n'
+        f"while [[ ! -e {slow}/go ]]; do sleep 0.1; done ;; esac\n"
         'echo "$answer"\n'
     )
     (slow / "sbatch").chmod(0o755)
@@ -103,6 +104,7 @@ def test_nothing_is_left_of_killed_clients(
     assert len(submits.queue()) == 70
     for owner in (submits, works):
         owner.kill()
+    (slow / "go").touch()
     for owner in (submits, works):
         wait_until(lambda o=owner: not o.queue(), PATIENCE, "an empty queue")
         owner.command.all_gone(PATIENCE)
