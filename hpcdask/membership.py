@@ -372,7 +372,7 @@ class Membership:
             self._scheduler.wants_to_leave(self._watched.get(nanny, ""), message)
             self._scheduler.flush()
         elif kind in (CallReturned, Failure):
-            self._scheduler.requests.call_answered(message)
+            self._scheduler.requests.calls.answered(message)
 
     def _vouched_for(self, nanny: str) -> None:
         """A worker that cannot speak, since code of a task keeps the interpreter, is at work."""

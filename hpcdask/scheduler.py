@@ -14,7 +14,6 @@ from typing import Any
 from hpcdask import config, descriptors, network
 from hpcdask import host as hosts
 from hpcdask._version import __version__
-from hpcdask.client_requests import REQUESTS, ClientRequests
 from hpcdask.comm import Comm, Listener, listen
 from hpcdask.comm.addresses import Address, parse_address, parse_host
 from hpcdask.comm.options import CommOptions
@@ -56,6 +55,7 @@ from hpcdask.rendezvous import (
     resolve_token,
     write_scheduler_file,
 )
+from hpcdask.requests import ClientRequests
 from hpcdask.service import Service
 
 log = logging.getLogger("hpcdask.scheduler")
@@ -467,7 +467,7 @@ class Scheduler(Service):
         elif kind is WorkerLeaving:
             self.wants_to_leave(address, message)
         elif kind in (CallReturned, Failure):
-            self.requests.call_answered(message)
+            self.requests.calls.answered(message)
 
     def client_said(self, name: str, comm: Comm, message: Message) -> None:
         """Deal with a message of a client."""
@@ -475,7 +475,7 @@ class Scheduler(Service):
         event = _CLIENT_EVENTS.get(kind)
         if event is not None:
             event(self.state, self.now(), name, message)
-        elif kind in REQUESTS:
+        elif kind in self.requests.answers:
             self._spawn(self._answer(name, comm, message))
         elif kind is KeepUntilDone:
             self.state.kept_until_done(self.now(), message)

@@ -79,9 +79,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     # The parts of a scheduler that know who is connected with it, and answer its clients.
     "membership": ABOVE_SHELLS | COMMON | {"scheduler", "reachability"},
     "reachability": ABOVE_SHELLS | COMMON | {"scheduler"},
-    "client_requests": ABOVE_SHELLS | COMMON | {"scheduler"},
+    "requests": ABOVE_SHELLS | COMMON | {"scheduler"},
     **dict.fromkeys(
-        SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange", "membership", "client_requests"}
+        SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange", "membership", "requests"}
     ),
     # The process that a nanny starts: a worker and its log.
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},

@@ -247,10 +247,10 @@ async def _worker_logs(
 ) -> dict[str, list[tuple[str, str]]]:
     function = dumps((logs.recent, (), {}))
     addresses = [worker.address for worker in dask_scheduler.state.find_workers(names)]
-    ask = dask_scheduler.requests.call_worker
-    answers = await asyncio.gather(*(ask(address, function) for address in addresses))
+    comms = [(address, dask_scheduler.workers[address]) for address in addresses]
+    answers = await dask_scheduler.requests.calls.call_all(comms, function)
     return {
         address: loads(answer)
-        for address, answer in zip(addresses, answers, strict=True)
+        for address, answer in answers
         if not isinstance(answer, TaskError)  # one that ends in this moment has no log to show
     }

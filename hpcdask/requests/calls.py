@@ -1,0 +1,77 @@
+"""Calls of functions on workers and nannies, and their outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from hpcdask.comm import Comm
+from hpcdask.errors import CommClosedError
+from hpcdask.messages import Blob, CallFunction, CallOutcomes, Message, TaskError
+from hpcdask.peers import RequestFailedError, Requests
+from hpcdask.tracebacks import to_task_error
+
+#: Each type of request, and the coroutine function that answers a client's, by the client's id.
+Answers = dict[type[Any], Callable[[str, Any], Coroutine[Any, Any, Message]]]
+
+
+class Calls:
+    """Calls functions in other processes of the cluster, over their connections.
+
+    Parameters
+    ----------
+    spawn : callable
+        Runs a coroutine that ends with the scheduler at the latest.
+    """
+
+    def __init__(self, spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]) -> None:
+        self._spawn = spawn
+        self._requests = Requests()
+
+    def answered(self, message: Message) -> None:
+        """A worker or a nanny has returned from a call."""
+        self._requests.answered(message)
+
+    async def call_all(
+        self, comms: Iterable[tuple[str, Comm]], function: Blob, wait: bool = True
+    ) -> list[tuple[str, Blob | TaskError]]:
+        """Call it in several processes at the same time; without `wait` return nothing."""
+        begun = [(address, await self._begin(comm, function, wait)) for address, comm in comms]
+        if not wait:
+            return []
+        return [(address, await _outcome(address, future)) for address, future in begun]
+
+    async def _begin(self, comm: Comm, function: Blob, wait: bool) -> asyncio.Future[Any]:
+        """Send a call; its future fails if the connection ends before the answer."""
+        number, future = self._requests.new()
+        comm.send(CallFunction(number, function))
+        if not wait:
+            future.cancel()
+            return future
+
+        async def watch() -> None:
+            await comm.wait_closed()
+            if not future.done():
+                future.set_exception(CommClosedError(f"{comm.peer} ended before it answered"))
+
+        watcher = self._spawn(watch())
+        future.add_done_callback(lambda _: watcher.cancel())
+        return future
+
+
+async def _outcome(address: str, future: asyncio.Future[Any]) -> Any:
+    try:
+        return (await future).value
+    except RequestFailedError as exc:
+        return exc.error
+    except Exception as exc:
+        return to_task_error(exc, worker=address)
+
+
+def outcomes(request: int, answers: Iterable[tuple[str, Blob | TaskError]]) -> CallOutcomes:
+    """What a client is told of calls."""
+    answers = list(answers)
+    returned = tuple((a, value) for a, value in answers if not isinstance(value, TaskError))
+    raised = tuple((a, value) for a, value in answers if isinstance(value, TaskError))
+    return CallOutcomes(request, returned, raised)
