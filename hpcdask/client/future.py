@@ -62,8 +62,8 @@ class FutureState:
             waiter(self)
 
     def lost(self) -> None:
-        """It is computed again."""
-        if self.status == "finished":
+        """It is computed again: its value was lost, or it failed and is tried once more."""
+        if self.status in ("finished", "error"):
             self.status, self.value = "pending", None
 
     def when_done(self, waiter: Callable[[FutureState], None]) -> None:
@@ -291,7 +291,8 @@ class Future:
 
         async def traceback() -> TracebackType | None:
             state = await self._wait(self.client._seconds(timeout))
-            return None if state.error is None else to_traceback(state.error)
+            has_failed = state.status == "error"
+            return to_traceback(state.error) if has_failed and state.error is not None else None
 
         return self.client._maybe_sync(traceback())
 

@@ -164,6 +164,13 @@ SCHEMA: tuple[Setting, ...] = (
         "Whether idle workers get tasks that others have not started.",
     ),
     Setting(
+        "scheduler.transition-log-length",
+        kinds.COUNT,
+        0,
+        "Moves of tasks that are remembered for Client.story; each takes the scheduler a "
+        "microsecond more.",
+    ),
+    Setting(
         "scheduler.preload",
         kinds.LIST,
         (),

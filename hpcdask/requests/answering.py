@@ -10,6 +10,8 @@ from hpcdask.messages import Failure, Message
 from hpcdask.peers import RequestFailedError
 from hpcdask.requests.calls import Answers, Calls
 from hpcdask.requests.cluster import ClusterRequests
+from hpcdask.requests.data import DataRequests
+from hpcdask.requests.diagnostics import DiagnosticRequests
 from hpcdask.tracebacks import to_task_error
 
 if TYPE_CHECKING:
@@ -36,7 +38,11 @@ class ClientRequests:
         self, scheduler: Scheduler, spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
     ) -> None:
         self.calls = Calls(spawn)
-        families = (ClusterRequests(scheduler, self.calls, spawn),)
+        families = (
+            ClusterRequests(scheduler, self.calls, spawn),
+            DataRequests(scheduler),
+            DiagnosticRequests(scheduler),
+        )
         self.answers: Answers = {}
         for family in families:
             self.answers |= family.answers
