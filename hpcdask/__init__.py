@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from hpcdask import config as config
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
+    from hpcdask.client.executor import ClientExecutor
     from hpcdask.client.future import Future
+    from hpcdask.client.progress import progress
     from hpcdask.client.rpc import rpc
+    from hpcdask.client.task_stream import get_task_stream
     from hpcdask.client.waiting import (
         ALL_COMPLETED,
         FIRST_COMPLETED,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
         RemoteError,
         RendezvousError,
         RendezvousTimeoutError,
+        ReplicationError,
         SerializationError,
         SubmitError,
         TokenError,
@@ -63,7 +67,10 @@ _WHERE = {
     "Client": "client.client",
     "default_client": "client.current",
     "get_client": "client.current",
+    "ClientExecutor": "client.executor",
     "Future": "client.future",
+    "get_task_stream": "client.task_stream",
+    "progress": "client.progress",
     "ALL_COMPLETED": "client.waiting",
     "FIRST_COMPLETED": "client.waiting",
     "DoneAndNotDoneFutures": "client.waiting",
@@ -87,6 +94,7 @@ _WHERE = {
     "RemoteError": "errors",
     "RendezvousError": "errors",
     "RendezvousTimeoutError": "errors",
+    "ReplicationError": "errors",
     "SerializationError": "errors",
     "SubmitError": "errors",
     "TokenError": "errors",
@@ -116,6 +124,7 @@ __all__ = [
     "AuthenticationError",
     "CancelledError",
     "Client",
+    "ClientExecutor",
     "CommClosedError",
     "ConfigError",
     "DoneAndNotDoneFutures",
@@ -134,6 +143,7 @@ __all__ = [
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "ReplicationError",
     "SSHCluster",
     "Scheduler",
     "SerializationError",
@@ -151,8 +161,10 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_stream",
     "get_worker",
     "initialize",
+    "progress",
     "rejoin",
     "rpc",
     "secede",

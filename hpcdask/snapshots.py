@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hpcdask.core.explaining import explain
-from hpcdask.core.records import WorkerRecord
+from hpcdask.core.records import Task, WorkerRecord
 from hpcdask.core.scheduler_state import SchedulerState
 
 
@@ -103,4 +103,26 @@ def worker_identity(worker: WorkerRecord) -> dict[str, Any]:
         "nanny": info.nanny or None,
         "last_seen": worker.last_seen,
         "metrics": {} if metrics is None else metrics._asdict(),
+    }
+
+
+def task_record(task: Task) -> dict[str, Any]:
+    """What is known of one task, but for its code, arguments and value."""
+    restriction, function = task.lane.restriction, task.function
+    return {
+        "state": task.state,
+        "function": "" if function is None else function.prefix.name,
+        "priority": list(task.priority),
+        "attempt": task.attempt,
+        "retries": task.retries,
+        "failures": task.failures,
+        "nbytes": task.nbytes,
+        "waiting_for": task.missing,
+        "waiters": task.waiters,
+        "worker": "" if task.worker is None else task.worker.address,
+        "who_has": [worker.address for worker in task.who_has],
+        "wanted_by": [client.name for client in task.wanted_by],
+        "dependencies": [dependency.key for dependency in task.dependencies],
+        "restriction": None if restriction is None else restriction._asdict(),
+        "failed": "" if task.error is None else f"{task.error.key} on {task.error.worker}",
     }

@@ -9,6 +9,9 @@ from typing import Any
 
 from hpcdask.client import collecting, graphs, scattering
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
+from hpcdask.client.data_calls import DataCalls
+from hpcdask.client.diagnostics import Diagnostics
+from hpcdask.client.front_doors import FrontDoors
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
@@ -23,13 +26,12 @@ from hpcdask.errors import WaitTimeoutError
 from hpcdask.messages import CancelKeys, SubmitTasks, TaskSpec
 from hpcdask.wire.serialize import loads
 
-#: Keywords of distributed's `submit` that are no arguments of the function, and that mean nothing
-#: here; and those that would mean something which this version cannot do.
-_MEANINGLESS = {"fifo_timeout"}
+#: Keywords of distributed's `submit` that are no arguments of the function, and that would mean
+#: something which this version cannot do.
 _UNSUPPORTED = {"actor", "actors"}
 
 
-class Client(ClusterCalls):
+class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.
@@ -88,6 +90,7 @@ class Client(ClusterCalls):
         resources: dict[str, float] | None = None,
         retries: int = 0,
         priority: float = 0,
+        fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         pure: bool = True,
         **kwargs: Any,
@@ -110,7 +113,10 @@ class Client(ClusterCalls):
         retries : int
             How often it is tried again if it raises.
         priority : float
-            Higher ones run first.
+            Higher ones run first. Of equal ones those that were submitted first do, but clients
+            take turns.
+        fifo_timeout
+            Means nothing here, and is accepted for programs that give it.
         allow_other_workers : bool
             Whether others may run it where none of `workers` is there.
         pure : bool
@@ -171,6 +177,7 @@ class Client(ClusterCalls):
         resources: dict[str, float] | None = None,
         retries: int = 0,
         priority: float = 0,
+        fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         pure: bool = True,
         batch_size: int | None = None,
@@ -186,18 +193,27 @@ class Client(ClusterCalls):
             Beginning of the keys, or a key for each.
         batch_size : int, optional
             Tasks per message.
-        workers, resources, retries, priority, allow_other_workers, pure, **kwargs
+        workers, resources, retries, priority, fifo_timeout, allow_other_workers, pure, **kwargs
             As for `submit`; ``kwargs`` are given to every call.
 
         Returns
         -------
         list of Future
 
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no iterable, or a keyword has a value that it cannot have.
+
         Examples
         --------
         >>> client.gather(client.map(pow, [2, 3], [10, 2]))
         [1024, 9]
         """
+        if not iterables:
+            raise TypeError("map() needs at least one iterable; submit() calls a function once")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
         if kwargs:
             kwargs = _own_keywords(kwargs)
         if kwargs and not pack_arguments((), kwargs)[1]:
@@ -257,7 +273,9 @@ class Client(ClusterCalls):
         sync: bool = True,
         retries: int = 0,
         priority: float = 0,
+        fifo_timeout: Any = None,
         allow_other_workers: bool = False,
+        asynchronous: bool | None = None,
         direct: bool | None = None,
         timeout: float | str | None = None,
         **unused: Any,
@@ -274,9 +292,9 @@ class Client(ClusterCalls):
             What to compute.
         sync : bool
             Wait for the values; else return futures.
-        workers, resources, retries, priority, allow_other_workers
+        workers, resources, retries, priority, fifo_timeout, allow_other_workers
             As for `submit`; of every task of the graph.
-        direct, timeout
+        direct, timeout, asynchronous
             As for `gather`.
 
         Returns
@@ -314,7 +332,7 @@ class Client(ClusterCalls):
         nested = graphs.rename(keys, dsk, futures)
         if not sync:
             return nested
-        return self.gather(nested, direct=direct, timeout=timeout)
+        return self.gather(nested, direct=direct, asynchronous=asynchronous, timeout=timeout)
 
     def _want_all(self, keys: tuple[str, ...], states: dict[str, FutureState]) -> int:
         """Count a future of each key, and return the number of the want; the lock is held."""
@@ -346,6 +364,8 @@ class Client(ClusterCalls):
             Whether the first error is raised, or values that do not come are left out of lists.
         direct : bool, optional
             As `direct_to_workers` of the client.
+        asynchronous : bool, optional
+            Whether to return an awaitable; so does an asynchronous client.
         timeout : float or str, optional
             Seconds for all of it.
 
@@ -404,6 +424,7 @@ class Client(ClusterCalls):
         direct: bool | None = None,
         hash: bool = True,
         timeout: float | str | None = None,
+        asynchronous: bool | None = None,
     ) -> Any:
         """Put data on the workers.
 
@@ -422,10 +443,18 @@ class Client(ClusterCalls):
         timeout : float or str, optional
             Seconds for all of it. By default only the wait for a first worker has a limit, that of
             the client.
+        asynchronous : bool, optional
+            As for `gather`.
 
         Returns
         -------
         Future, or a list, tuple, set or dict of them as `data` is
+
+        Examples
+        --------
+        >>> [table] = client.scatter([{"a": 1}])
+        >>> client.submit(len, table).result(timeout=10)
+        1
         """
         limit = self._seconds(timeout)
         packed = scattering.pack(data, hash)
@@ -433,11 +462,12 @@ class Client(ClusterCalls):
         work = scattering.scatter(
             self, packed, worker_names(workers), broadcast, direct, limit, patience
         )
-        return self._maybe_sync(work)
+        return self._maybe_sync(work, None, asynchronous)
 
     def cancel(
         self,
         futures: Any,
+        asynchronous: bool | None = None,
         force: bool = False,
         reason: str | None = None,
         msg: str | None = None,
@@ -450,14 +480,24 @@ class Client(ClusterCalls):
         Parameters
         ----------
         futures : future, or nested lists and dicts of them
+        asynchronous : bool, optional
+            As for `gather`.
         force : bool
             Although other clients want them too.
         reason, msg : str, optional
             Told by the error that waiting for them raises.
         timeout : float or str, optional
             Seconds to wait for the scheduler's answer; by default the client's timeout.
+
+        Examples
+        --------
+        >>> future = client.submit(time.sleep, 60)
+        >>> client.cancel([future], reason="no more time")
+        >>> future.cancelled()
+        True
         """
         found: dict[str, FutureState] = {}
+        collecting.refuse_others(futures)
         collecting.find_states(futures, found)
         why = ": ".join(filter(None, (reason, msg))) or "cancelled by the client"
         self._send(CancelKeys(tuple(found), force, why))
@@ -470,7 +510,7 @@ class Client(ClusterCalls):
                     state.end("cancelled")
 
         limit = self._timeout if timeout is None else self._seconds(timeout)
-        return self._maybe_sync(until_told(), limit)
+        return self._maybe_sync(until_told(), limit, asynchronous)
 
 
 def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -481,8 +521,7 @@ def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
                 f"this version cannot do {name}=; to give a function an argument of that name, "
                 "wrap it in functools.partial"
             )
-    reserved = _MEANINGLESS | _UNSUPPORTED
-    return {name: value for name, value in kwargs.items() if name not in reserved}
+    return {name: value for name, value in kwargs.items() if name not in _UNSUPPORTED}
 
 
 def _map_keys(key: Any, count: int) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
 import logging
 import os
 import threading
@@ -13,6 +11,7 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -24,14 +23,17 @@ from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
+from hpcdask.client.registry import clients, defaults
 from hpcdask.client.retained import Retained
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
+    AskTaskStream,
     AwaitWorkers,
     ClientClosing,
+    CountLeft,
     GatherKeys,
     Inspect,
     KeepUntilDone,
@@ -60,11 +62,15 @@ _RELEASES = 2500
 C = TypeVar("C", bound="Connection")
 
 #: Requests that may be made twice.
-_MERE_QUESTIONS = {AwaitWorkers, GatherKeys, Inspect, LocateKeys, PlanScatter}
-
-#: Clients of this process, and those that set themselves as default, the latest last.
-clients: weakref.WeakSet[Any] = weakref.WeakSet()
-defaults: list[weakref.ref[Any]] = []
+_MERE_QUESTIONS = {
+    AskTaskStream,
+    AwaitWorkers,
+    CountLeft,
+    GatherKeys,
+    Inspect,
+    LocateKeys,
+    PlanScatter,
+}
 
 
 class Connection:
@@ -176,6 +182,7 @@ class Connection:
         self._closing: asyncio.Task[None] | None = None
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
+        self._is_of_parent = False  # whether it was made before this process was forked
         self._is_internal = False  # whether it is a launcher's, and of no interest to users
         clients.add(self)
 
@@ -381,11 +388,19 @@ class Connection:
         return timeout if timeout is None else hosts.parse_timedelta(timeout)
 
     def _sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
+        if self._is_of_parent:  # in this process its loop does not run
+            work.close()
+            self._check_open()
         return run_sync(self.loop, work, timeout)
 
-    def _maybe_sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
-        """An awaitable for asynchronous clients, else what it gives."""
-        if self.asynchronous:
+    def _maybe_sync(
+        self,
+        work: Coroutine[Any, Any, Any],
+        timeout: float | None = None,
+        asynchronous: bool | None = None,
+    ) -> Any:
+        """An awaitable for asynchronous clients, or if one is asked for; else what it gives."""
+        if self.asynchronous or asynchronous:
             return limited(work, timeout)
         return self._sync(work, timeout)
 
@@ -574,6 +589,8 @@ class Connection:
 
     def _keep_no_more(self, state: FutureState) -> None:
         if self._kept.pop(state.key, None) is not None:
+            if state.status == "error":  # nobody else may ever ask for it
+                self._callbacks.put(partial(_tell_of_failure, state))
             self._let_go(state.key)
 
     def _future(self: Any, state: FutureState) -> Future:
@@ -607,19 +624,11 @@ class Connection:
             raise WaitTimeoutError(f"{late}{why}") from None
 
 
+def _tell_of_failure(state: FutureState) -> None:
+    log.warning("%s, which was fired and forgotten, failed: %r", state.key, state.exception())
+
+
 def _retrieve(starting: asyncio.Task[Any]) -> None:
     """What uses the client tells of its failure."""
     if not starting.cancelled():
         starting.exception()
-
-
-@atexit.register
-def close_all() -> None:
-    """Let no client, nor a cluster that it made, outlive the program; but for a launcher's own."""
-    for client in list(clients):
-        if client._is_open and not client._asynchronous and not client._is_internal:
-            with contextlib.suppress(Exception):
-                client.close(timeout=5)
-
-
-os.register_at_fork(after_in_child=clients.clear)  # they are the parent's

@@ -297,8 +297,23 @@ class Future:
         return self.client._maybe_sync(traceback())
 
     def cancel(self, reason: str | None = None, msg: str | None = None) -> Any:
-        """Stop computing it; see `Client.cancel`."""
+        """Stop computing it, for this reason; see `Client.cancel`."""
         return self.client.cancel([self], reason=reason, msg=msg)
+
+    def retry(self, timeout: float | str | None = None) -> Any:
+        """Run its task again, which has failed; see `Client.retry`."""
+        return self.client.retry([self], timeout=timeout)
+
+    @property
+    def executor(self) -> Client:
+        """The client, by an older name."""
+        return self.client
+
+    @property
+    def type(self) -> type[Any] | None:
+        """Type of the value, if that is here already; large values stay on their workers."""
+        value = self._state.value
+        return type(loads(value)) if self.status == "finished" and value is not None else None
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
         """Call ``fn(future)`` once it is done, in the thread that the client's callbacks share."""

@@ -381,6 +381,18 @@ SCHEMA: tuple[Setting, ...] = (
         "Most data that it asks another for at a time; a single value may be larger.",
     ),
     Setting(
+        "worker.profile.enabled",
+        kinds.SWITCH,
+        True,
+        "Whether the stacks of running tasks are looked at now and then, for Client.profile.",
+    ),
+    Setting(
+        "worker.profile.interval",
+        kinds.INTERVAL,
+        "20ms",
+        "How often, at the most: looking never takes more than a hundredth of the time.",
+    ),
+    Setting(
         "worker.preload",
         kinds.LIST,
         (),

@@ -235,6 +235,11 @@ class Rebalancing(CopyPlan):
         return Round([], unwanted, {copy.task.key: 1 for copy in self._pending})
 
     @property
+    def n_left(self) -> int:
+        """Values that may yet move."""
+        return len(self._pending)
+
+    @property
     def n_moved(self) -> int:
         """Values that are where they should be."""
         return self.n_planned - len(self._sources)

@@ -118,7 +118,7 @@ def _no_worker(state: Transitions, task: Task) -> Iterable[str]:
     if lacking:
         have = [f"{_called(w)} has {_amounts(task.lane, w)}" for w in lacking[:_NAMED]]
         more = f", and {len(lacking) - _NAMED} more lack it" if len(lacking) > _NAMED else ""
-        yield f"{', '.join(have)}{more}."
+        yield f"Of these {', '.join(have)}{more}."
     yield "It is kept until a worker joins that may run it."
 
 
@@ -210,8 +210,7 @@ def _restricted(lane: Lane) -> Iterable[str]:
     if lane.restriction.workers:
         others = ", others only while none of these is there"
         yield (
-            f"It may run on {_some(lane.restriction.workers)} only"
-            f"{others if lane.prefers else ''}."
+            f"It may run on {_some(lane.restriction.workers)} only{others if lane.prefers else ''}."
         )
     if lane.resources:
         needs = ", ".join(f"{name}={amount:g}" for name, amount in lane.resources)

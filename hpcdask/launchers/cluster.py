@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from hpcdask import host as hosts
 from hpcdask import logs
 from hpcdask.client.client import Client
-from hpcdask.client.connection import close_all
 from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
+from hpcdask.client.registry import close_all
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.launchers.adaptive import Adaptive as _Adaptive

@@ -159,8 +159,7 @@ class ClusterRequests:
     async def _await_back(
         self, old: Iterable[RegisterWorker], nannies: set[str], timeout: float
     ) -> set[str]:
-        """Wait until these nannies have workers that are none of the old ones; return who has not.
-        """
+        """Wait until nannies have workers that are none of the old ones; return who has not."""
         # By process, since one that listens on a fixed port has the address of the last.
         ended = {(info.nanny, info.pid) for info in old}
 

@@ -45,7 +45,7 @@ class DataRequests:
         workers = [w for w in self._state.named_workers(msg.workers) if not w.is_leaving]
         plan = Rebalancing(self._state.workers, workers, set(msg.keys))
         await self._carry_out(plan, msg.timeout)
-        return Reply(msg.request, (plan.n_moved, plan.n_planned - plan.n_moved))
+        return Reply(msg.request, (plan.n_moved, plan.n_left))
 
     async def _carry_out(self, plan: Replication | Rebalancing, timeout: float) -> Round:
         """Have copies made and dropped until all is done, nothing goes on, or time is over."""
