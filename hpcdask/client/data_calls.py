@@ -9,7 +9,7 @@ from hpcdask.client import collecting
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
 from hpcdask.client.future import Future, FutureState
 from hpcdask.client.loop import CarriedError
-from hpcdask.errors import ReplicationError, WaitTimeoutError
+from hpcdask.errors import LostDataError, ReplicationError, WaitTimeoutError
 from hpcdask.messages import BalanceKeys, CopyKeys, RetryKeys
 
 #: Seconds that the scheduler may take to say that something has not happened in time.
@@ -40,6 +40,11 @@ class DataCalls(ClusterCalls):
         timeout : float or str, optional
             Seconds to wait for the scheduler's answer, not for the tasks; by default the client's.
 
+        Raises
+        ------
+        LostDataError
+            If the scheduler knows none of them: it was replaced after they had failed.
+
         Examples
         --------
         >>> import os
@@ -53,7 +58,13 @@ class DataCalls(ClusterCalls):
         found = _found(futures)
 
         async def work() -> None:
-            await self._ask(RetryKeys, tuple(found))
+            has_failed = any(state.status == "error" for state in found.values())
+            count = (await self._ask(RetryKeys, tuple(found))).value
+            if has_failed and not count:
+                raise LostDataError(
+                    f"{next(iter(found))} cannot be retried: the scheduler that knew it is gone; "
+                    "submit it again"
+                )
 
         limit = self._timeout if timeout is None else self._seconds(timeout)
         return self._maybe_sync(work(), limit, asynchronous)

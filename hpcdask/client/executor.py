@@ -35,6 +35,8 @@ _CONDITIONS = frozenset(
 )
 #: Keywords that `Client.submit` takes for itself, and that a function may have as well.
 _TAKEN = _CONDITIONS | {"actor", "actors", "key"}
+#: Values of `map` that leave the cluster together.
+_RELEASED_TOGETHER = 256
 
 
 class ClientExecutor(concurrent.futures.Executor):
@@ -357,6 +359,7 @@ class _Results(Iterator[Any]):
         #: In order of the calls: a future, or why there is none.
         self._slots: deque[Future | Exception] = deque()
         self._parts: list[_Part] = []
+        self._taken: list[Future] = []  # of values that were given out
         self._is_fed = self._is_dropped = False
 
     def begin(self) -> None:
@@ -435,19 +438,28 @@ class _Results(Iterator[Any]):
         try:
             if isinstance(slot, Exception):
                 raise slot
-            return self._value_of(slot)
+            value = self._value_of(slot)
         except BaseException:
             self._end()
             raise
-        finally:
-            if isinstance(slot, Future):
-                slot.release()
-            del slot
+        self._taken.append(slot)
+        if slot._state.value is None or len(self._taken) >= _RELEASED_TOGETHER:  # None: it is large
+            self._release_taken()
+        return value
+
+    def _release_taken(self) -> None:
+        """Let the cluster drop values that were given out; together, as each call has its price."""
+        for future in self._taken:
+            future.release()
+        self._taken.clear()
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
 
     def _next_slot(self) -> Future | Exception:
+        if self._slots:
+            return self._slots.popleft()
+        self._release_taken()
         self._executor._refuse_on_loop("iterating over the results of map()")
         with lent_thread(), self._changed:
             for piece in slices(self._left()):
@@ -461,8 +473,12 @@ class _Results(Iterator[Any]):
 
     def _value_of(self, future: Future) -> Any:
         state = future._state
-        if state.status == "pending" and not Latch([state]).wait(self._left()):
-            raise concurrent.futures.TimeoutError(f"{future.key} is not done within the timeout")
+        if state.status == "pending":
+            self._release_taken()
+            self._executor._refuse_on_loop("iterating over the results of map()")
+            if not Latch([state]).wait(self._left()):
+                text = f"{future.key} is not done within the timeout"
+                raise concurrent.futures.TimeoutError(text)
         exc = state.exception()
         if exc is not None:
             raise exc
@@ -477,6 +493,7 @@ class _Results(Iterator[Any]):
 
     def _end(self) -> None:
         """One has failed: nobody asks for the others."""
+        self._release_taken()
         self.drop()
         with self._changed:
             self._slots.clear()

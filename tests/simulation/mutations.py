@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hpcdask.core import returning
+from hpcdask.core import copying, retrying, returning
 from hpcdask.core.functions import Functions
 from hpcdask.core.lanes import Lane, Lanes
 from hpcdask.core.records import ClientRecord, Task, WorkerRecord
@@ -47,6 +47,32 @@ def replace(patch: Patch, owner: type, name: str, make: Callable[..., Any]) -> N
 
 
 # -- The scheduler ------------------------------------------------------------------------------
+
+
+@breakage
+def what_failed_for_an_input_is_not_retried_with_it(patch: Patch) -> None:
+    closure = retrying._closure
+    patch.setattr(retrying, "_closure", lambda tasks, neighbours: closure(tasks, lambda task: ()))
+
+
+@breakage
+def the_last_copy_of_a_value_is_dropped(patch: Patch) -> None:
+    patch.setattr(copying, "_others_hold", lambda task, worker: True)
+
+
+@breakage
+def values_are_freed_where_they_are_to_go(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def unwanted(self: Any, now: float, copies: Any) -> None:
+            wrong = [copying.Copy(c.task, next(iter(c.task.who_has), c.worker)) for c in copies]
+            right(self, now, wrong)
+            for task, worker in copies:  # the books say otherwise
+                if worker in task.who_has and len(task.who_has) > 1:
+                    task.drop_holder(worker)
+
+        return unwanted
+
+    replace(patch, SchedulerState, "copies_unwanted", make)
 
 
 @breakage
