@@ -58,9 +58,9 @@ class DataCalls(ClusterCalls):
         found = _found(futures)
 
         async def work() -> None:
-            has_failed = any(state.status == "error" for state in found.values())
             count = (await self._ask(RetryKeys, tuple(found))).value
-            if has_failed and not count:
+            # Those that run again are pending by now.
+            if not count and any(state.status == "error" for state in found.values()):
                 raise LostDataError(
                     f"{next(iter(found))} cannot be retried: the scheduler that knew it is gone; "
                     "submit it again"

@@ -23,9 +23,16 @@ _SHARE = 20
 
 
 class Count:
-    """How much there is to do and has been done, by the name of a function."""
+    """How much there is to do and has been done, by the name of a function.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    at_least : int
+        How much there is: as many as futures, of which some may be done at the first look.
+    """
+
+    def __init__(self, at_least: int = 0) -> None:
+        self._at_least = at_least
         self.total: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
 
@@ -36,10 +43,14 @@ class Count:
             self.total[name] = max(self.total[name], count)
 
     @property
-    def share(self) -> float:
-        """Part of all that is done."""
-        total = self.total.total()
-        return 1.0 if not total else 1 - self.left.total() / total
+    def n_all(self) -> int:
+        """How much there is."""
+        return max(self.total.total(), self._at_least)
+
+    @property
+    def n_done(self) -> int:
+        """How much of it is done."""
+        return self.n_all - self.left.total()
 
     def done(self, name: str) -> tuple[int, int]:
         """How many of how many."""
@@ -121,14 +132,12 @@ async def _follow(
     client: Client, states: list[FutureState], interval: float, show: Callable[[Count], None]
 ) -> None:
     """Ask again and again what is left, until all futures are done."""
-    count = Count()
+    count = Count(len(states))
     keys = tuple([state.key for state in states])
     while True:
         is_over = all([state.status != "pending" for state in states])
         start = time.monotonic()
         count.update({} if is_over else (await client._ask(CountLeft, keys)).value)
-        if is_over and not count.total:
-            count.total["all"] = len(states)  # they were done before the first look
         show(count)
         if is_over:
             return
@@ -150,13 +159,10 @@ class TextBar:
 
     def show(self, count: Count) -> None:
         """Draw it."""
-        total = count.total.total()
-        done = total - count.left.total()
+        done, all_, width = count.n_done, count.n_all, self._width
+        marks = "#" * (width * done // all_)
         seconds = time.monotonic() - self._start
-        marks = "#" * int(self._width * count.share)
-        self._line = (
-            f"[{marks:<{self._width}}] | {count.share:4.0%} | {done}/{total} | {seconds:.1f}s"
-        )
+        self._line = f"[{marks:<{width}}] | {done / all_:4.0%} | {done}/{all_} | {seconds:.1f}s"
         if self._is_terminal:
             self._file.write(f"\r{self._line}")
             self._file.flush()
@@ -201,8 +207,7 @@ def _show_in_notebook(
 def as_html(count: Count, multi: bool) -> str:
     """A bar for each function, or one for all."""
     rows = [(name, *count.done(name)) for name in sorted(count.total)] if multi else []
-    total = count.total.total()
-    rows = rows or [("all", total - count.left.total(), total)]
+    rows = rows or [("all", count.n_done, count.n_all)]
     return "".join(
         f"<div><progress value='{done}' max='{of}'></progress> "
         f"{html.escape(name)}: {done} of {of}</div>"

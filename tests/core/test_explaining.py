@@ -22,10 +22,8 @@ from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.messages import Restriction, SubmitTasks, TaskSpec
 
 
-def restricted(
-    state: SchedulerState, restriction: Restriction, *keys: str, needs: str = ""
-) -> None:
-    specs = tuple(TaskSpec(key, 0, b"", (needs,) if needs else ()) for key in keys)
+def restricted(state: SchedulerState, restriction: Restriction, *keys: str) -> None:
+    specs = tuple(TaskSpec(key, 0, b"", ()) for key in keys)
     msg = SubmitTasks(9, (F,), specs, None, 0, 0.0, 0, True, 0, restriction)
     state.tasks_submitted(0.0, "c", msg)
 
