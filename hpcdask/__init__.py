@@ -25,6 +25,13 @@ if TYPE_CHECKING:
         wait,
     )
     from hpcdask.client.worker_client import worker_client
+    from hpcdask.coordination.event import Event
+    from hpcdask.coordination.lock import Lock
+    from hpcdask.coordination.multilock import MultiLock
+    from hpcdask.coordination.queue import Queue
+    from hpcdask.coordination.rlock import RLock
+    from hpcdask.coordination.semaphore import Semaphore
+    from hpcdask.coordination.variable import Variable
     from hpcdask.errors import (
         AuthenticationError,
         CommClosedError,
@@ -73,6 +80,13 @@ _WHERE = {
     "rpc": "client.rpc",
     "wait": "client.waiting",
     "worker_client": "client.worker_client",
+    "Event": "coordination.event",
+    "Lock": "coordination.lock",
+    "MultiLock": "coordination.multilock",
+    "Queue": "coordination.queue",
+    "RLock": "coordination.rlock",
+    "Semaphore": "coordination.semaphore",
+    "Variable": "coordination.variable",
     "AuthenticationError": "errors",
     "CommClosedError": "errors",
     "ConfigError": "errors",
@@ -119,6 +133,7 @@ __all__ = [
     "CommClosedError",
     "ConfigError",
     "DoneAndNotDoneFutures",
+    "Event",
     "Future",
     "FutureCancelledError",
     "HandshakeError",
@@ -127,20 +142,26 @@ __all__ = [
     "KilledWorker",
     "LaunchError",
     "LocalCluster",
+    "Lock",
     "LostDataError",
+    "MultiLock",
     "Nanny",
     "ProcessInterface",
     "ProtocolError",
+    "Queue",
+    "RLock",
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
     "SSHCluster",
     "Scheduler",
+    "Semaphore",
     "SerializationError",
     "SpecCluster",
     "SubmitError",
     "TimeoutError",
     "TokenError",
+    "Variable",
     "WaitTimeoutError",
     "Worker",
     "WorkerStartError",

@@ -35,6 +35,7 @@ from hpcdask.messages import (
     KeepUntilDone,
     KeysAdded,
     KeysDropped,
+    LogEvent,
     Message,
     NotAcquired,
     RegisterNanny,
@@ -466,8 +467,20 @@ class Scheduler(Service):
             self.state.data_missing(self.now(), address, message)
         elif kind is WorkerLeaving:
             self.wants_to_leave(address, message)
+        elif kind is LogEvent:
+            self.requests.topics.logged(message.topics, message.message)
         elif kind in (CallReturned, Failure):
             self.requests.calls.answered(message)
+
+    def client_lost(self, name: str) -> None:
+        """A client is gone for good: what it wanted and held is free."""
+        self.state.client_lost(self.now(), name)
+        self.requests.client_lost(name)
+        self.flush()
+
+    def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
+        """Log an event, of one topic or several; see `Client.log_event`."""
+        self.requests.topics.log((topic,) if isinstance(topic, str) else topic, msg)
 
     def client_said(self, name: str, comm: Comm, message: Message) -> None:
         """Deal with a message of a client."""
@@ -475,6 +488,8 @@ class Scheduler(Service):
         event = _CLIENT_EVENTS.get(kind)
         if event is not None:
             event(self.state, self.now(), name, message)
+        elif kind in self.requests.events:
+            self.requests.events[kind](name, message)
         elif kind in self.requests.answers:
             self._spawn(self._answer(name, comm, message))
         elif kind is KeepUntilDone:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpcdask.client import collecting, graphs, scattering
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
+from hpcdask.client.datasets import DatasetCalls
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
@@ -19,6 +20,7 @@ from hpcdask.client.submission import (
     pack_function,
     pure_key,
 )
+from hpcdask.client.topic_calls import TopicCalls
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.messages import CancelKeys, SubmitTasks, TaskSpec
 from hpcdask.wire.serialize import loads
@@ -29,7 +31,7 @@ _MEANINGLESS = {"fifo_timeout"}
 _UNSUPPORTED = {"actor", "actors"}
 
 
-class Client(ClusterCalls):
+class Client(ClusterCalls, TopicCalls, DatasetCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.
