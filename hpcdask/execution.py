@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
-from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Raised, Ran
+from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Postponed, Raised, Ran
+from hpcdask.errors import Reschedule
 from hpcdask.messages import Blob
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.arguments import loads_arguments
@@ -52,8 +53,9 @@ def runs_task() -> bool:
 
 
 def coroutine_is_of(worker: object) -> None:
-    """Let `current_worker` give `worker` in the running asyncio task."""
+    """Let `current_worker` give `worker` in the running asyncio task, which is none of a task."""
     _worker.set(worker)
+    _place.set(None)  # who has asked for it may be one
 
 
 @contextlib.contextmanager
@@ -139,9 +141,19 @@ class Place:
     `rejoin`. Several parts of a coroutine task may wait at a time, and some go on after its end.
     """
 
-    __slots__ = ("_away", "_is_lent", "_is_over", "_n_waits", "_seceded_at", "_threads")
+    __slots__ = (
+        "_away",
+        "_is_lent",
+        "_is_over",
+        "_n_waits",
+        "_seceded_at",
+        "_threads",
+        "attempt",
+        "key",
+    )
 
-    def __init__(self, threads: TaskThreads) -> None:
+    def __init__(self, threads: TaskThreads, key: str, attempt: int) -> None:
+        self.key, self.attempt = key, attempt
         self._threads = threads
         self._n_waits = 0
         self._is_lent = False
@@ -333,7 +345,7 @@ class TaskThreads:
             if run in self._abandoned:
                 outcome = NotStarted()
             else:
-                place = current.place = Place(self)
+                place = current.place = Place(self, task.key, task.attempt)
                 outcome = self._outcome(task, place)
                 place.end()
             self._outcomes.append((task.key, task.attempt, outcome))
@@ -390,6 +402,8 @@ class TaskThreads:
                 value = self._finish(value, place)
             duration = perf_counter() - start - place.seconds_away()
             return Ran(value, sizeof(value), duration, _small(value) if task.wanted else None)
+        except Reschedule:
+            return Postponed()
         except BaseException as exc:  # SystemExit and KeyboardInterrupt, too, are only this task's
             error = to_task_error(exc, task.key, self._address)
             exc.__traceback__ = None  # it holds the frames, and they the inputs

@@ -71,11 +71,12 @@ class TaskSpec(NamedTuple):
 
 
 class Restriction(NamedTuple):
-    """Where tasks may run, and what of a worker's resources each takes while it runs."""
+    """Where tasks may run, what of a worker's resources each takes, and whether it lasts there."""
 
     workers: tuple[str, ...]  # addresses, names or hosts; empty: anywhere
     allow_others: bool  # where none of these is there
     resources: tuple[tuple[str, float], ...]  # name, amount; sorted by name
+    actor: bool = False  # their values stay on the worker that made them, and end with it
 
 
 class HeldValue(NamedTuple):
@@ -414,6 +415,27 @@ class RetireWorkers(NamedTuple):
     timeout: float  # seconds; what has not moved by then is lost
 
 
+class CallActorThrough(NamedTuple):
+    """client -> scheduler: I cannot reach the actor's worker, ask it for me.
+
+    Answered as `CallActor`, of which it has the fields.
+    """
+
+    request: int
+    address: str
+    actor: Version
+    name: str
+    arguments: Blob | None
+
+
+class TakeReturnedThrough(NamedTuple):
+    """client -> scheduler: pass this `TakeReturned` on. Answered by `Reply`."""
+
+    request: int
+    address: str
+    receipt: int
+
+
 class Shutdown(NamedTuple):
     """client -> scheduler: end workers, nannies and yourself."""
 
@@ -522,6 +544,13 @@ class TaskErred(NamedTuple):
     key: str
     attempt: int
     error: TaskError
+
+
+class TaskRescheduled(NamedTuple):
+    """worker -> scheduler: the task wants to be run again, elsewhere or later."""
+
+    key: str
+    attempt: int
 
 
 class KeysAdded(NamedTuple):
@@ -661,6 +690,31 @@ class StoreKeys(NamedTuple):
     values: tuple[StoredValue, ...]
 
 
+class CallActor(NamedTuple):
+    """anyone -> worker: call a method of an actor. Answered by `ActorReturned`."""
+
+    request: int
+    actor: Version
+    name: str
+    arguments: Blob | None  # pickle of (args, kwargs); None: give the attribute's value
+
+
+class ActorReturned(NamedTuple):
+    """worker -> whoever called."""
+
+    request: int
+    value: Blob
+    futures: tuple[str, ...]  # keys of those within it, of which the worker keeps futures as well
+    receipt: int  # to be told, by `TakeReturned`, that it need not any more; 0 if there are none
+
+
+class TakeReturned(NamedTuple):
+    """whoever called -> worker: I hold the futures that you returned. Answered by `Reply`."""
+
+    request: int
+    receipt: int
+
+
 # -- The doctor: rank 0 and the other ranks of one `hpc-dask doctor` -------------------------------
 
 
@@ -761,6 +815,12 @@ OPCODES: tuple[type[Any], ...] = (
     Examine,
     Examined,
     OutOfReach,
+    TaskRescheduled,
+    CallActor,
+    ActorReturned,
+    TakeReturned,
+    CallActorThrough,
+    TakeReturnedThrough,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

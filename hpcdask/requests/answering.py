@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.messages import Failure, Message
 from hpcdask.peers import RequestFailedError
+from hpcdask.requests.actors import ActorRequests
 from hpcdask.requests.calls import Answers, Calls
 from hpcdask.requests.cluster import ClusterRequests
 from hpcdask.tracebacks import to_task_error
@@ -36,7 +37,10 @@ class ClientRequests:
         self, scheduler: Scheduler, spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
     ) -> None:
         self.calls = Calls(spawn)
-        families = (ClusterRequests(scheduler, self.calls, spawn),)
+        families = (
+            ClusterRequests(scheduler, self.calls, spawn),
+            ActorRequests(scheduler),
+        )
         self.answers: Answers = {}
         for family in families:
             self.answers |= family.answers

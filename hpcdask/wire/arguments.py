@@ -28,8 +28,29 @@ class Input:
         return _value_of, (self.key,)
 
 
+class Stored:
+    """What stands in a worker's table for a value that tasks and clients get in another form."""
+
+    __slots__ = ()
+
+    def given(self) -> Any:
+        """Return what a task or a client gets."""
+        raise NotImplementedError
+
+
 def _value_of(key: str) -> Any:
-    return _inputs.get()[key]
+    return given(_inputs.get()[key])
+
+
+def given(value: Any) -> Any:
+    """Return a value in the form in which tasks and clients get it."""
+    # By its type, since a value may lie about its class, and at length.
+    return value.given() if issubclass(type(value), Stored) else value
+
+
+def loads_value(blob: Blob) -> Any:
+    """Rebuild the value of a key for who has asked for it."""
+    return given(loads(blob))
 
 
 def loads_arguments(blob: Blob, inputs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
