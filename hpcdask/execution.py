@@ -35,7 +35,7 @@ _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
 T = TypeVar("T")
 
-#: What the task in this thread belongs to: `.worker` and `.place`.
+#: What the task in this thread belongs to: `.worker` and `.place`; of an actor's method `.turn`.
 current = threading.local()
 #: The same of a coroutine task, which runs on the loop among others.
 _worker: ContextVar[Any] = ContextVar("worker", default=None)
@@ -70,9 +70,12 @@ def on_behalf_of(worker: object) -> Iterator[None]:
 
 
 def lent_thread() -> contextlib.AbstractContextManager[None]:
-    """While a task waits, its place may serve other tasks; elsewhere this does nothing."""
-    place = current_place()
-    return _NOTHING_LENT if place is None else place.lent()
+    """While a task waits, its place may serve other tasks; elsewhere this does nothing.
+
+    Nor may what an actor's method waits for have to wait for that method.
+    """
+    lender = current_place() or getattr(current, "turn", None)
+    return _NOTHING_LENT if lender is None else lender.lent()
 
 
 _NOTHING_LENT = contextlib.nullcontext()

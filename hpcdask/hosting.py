@@ -2,16 +2,22 @@
 
 An actor's methods run one at a time in a thread of its own, in the order in which they were called.
 Its coroutine methods begin in their order on the worker's loop, and wait for none of the others.
+
+Actors may call each other in a circle. So a call that comes of a method of the very actor that it
+is for does not wait for that method to end, but only until it waits for something itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import inspect
 import itertools
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextvars import ContextVar
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +43,11 @@ if TYPE_CHECKING:
     from hpcdask.comm import Comm
 
 
+#: Keys of the actors in a method of which the calling code runs, or was called from, the first
+#: first; one may be there several times.
+callers: ContextVar[tuple[str, ...]] = ContextVar("callers", default=())
+
+
 class Here(NamedTuple):
     """Arguments (args, kwargs), or what a method has returned, within this process."""
 
@@ -59,7 +70,34 @@ class Call(NamedTuple):
     home: ActorHome
     name: str
     arguments: Here | Blob
+    callers: tuple[str, ...]
     outcome: concurrent.futures.Future[Outcome]
+
+
+class Turn:
+    """Held by that one of an actor's methods which runs, but not while it waits."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        current.turn = self
+
+    def __exit__(self, *exc: object) -> None:
+        current.turn = None
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let others have it while the method waits."""
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
 
 
 class ActorHome(Stored):
@@ -78,9 +116,9 @@ class ActorHome(Stored):
     __slots__ = (
         "__weakref__",
         "_beginning",
-        "_calls",
-        "_has_thread",
+        "_lines",
         "_lock",
+        "_turn",
         "instance",
         "version",
         "worker",
@@ -88,38 +126,44 @@ class ActorHome(Stored):
 
     def __init__(self, worker: Any, version: Version, instance: Any) -> None:
         self.worker, self.version, self.instance = worker, version, instance
-        self._calls: SimpleQueue[Call | None] = SimpleQueue()
+        #: Calls to come, by how many methods of this very actor they came of; a thread serves each.
+        self._lines: dict[int, SimpleQueue[Call | None]] = {}
         self._lock = threading.Lock()
-        self._has_thread = False
+        self._turn = Turn()
         self._beginning = asyncio.Lock()  # of coroutine methods, one after the other
 
     def __del__(self) -> None:
-        self._calls.put(None)
+        for line in self._lines.values():
+            line.put(None)
 
     def pack(self, value: Any) -> Packed:
         """Pickle what a method has returned."""
         raise NotImplementedError
 
-    def call(self, name: str, arguments: Here | Blob) -> concurrent.futures.Future[Outcome]:
+    def call(
+        self, name: str, arguments: Here | Blob, callers: tuple[str, ...]
+    ) -> concurrent.futures.Future[Outcome]:
         """Have a method called in its turn.
 
         Its outcome is in the form in which the arguments are: pickled or not.
         """
         outcome: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
         outcome.set_running_or_notify_cancel()  # who waits no more must not cancel it
-        call = Call(self, name, arguments, outcome)
+        call = Call(self, name, arguments, (*callers, self.version.key), outcome)
         if inspect.iscoroutinefunction(getattr(type(self.instance), name, None)):
             asyncio.run_coroutine_threadsafe(self._run_coroutine(call), self.worker.loop)
             return outcome
-        with self._lock:
-            if not self._has_thread:
-                self._has_thread = True
-                work = threading.Thread(
-                    target=_work, args=(self._calls, self.worker), name="hpcdask-actor", daemon=True
-                )
-                work.start()
-        self._calls.put(call)
+        self._line(callers.count(self.version.key)).put(call)
         return outcome
+
+    def _line(self, depth: int) -> SimpleQueue[Call | None]:
+        with self._lock:
+            line = self._lines.get(depth)
+            if line is None:
+                line = self._lines[depth] = SimpleQueue()
+                work = partial(_work, line, self.worker)
+                threading.Thread(target=work, name="hpcdask-actor", daemon=True).start()
+            return line
 
     async def read(self, name: str) -> Packed:
         """The value of an attribute, now: whatever runs is not waited for."""
@@ -135,19 +179,18 @@ class ActorHome(Stored):
 
     def run(self, call: Call) -> None:
         """Run a method that is no coroutine function; whatever comes of it is its outcome."""
+        callers.set(call.callers)
         try:
             args, kwargs = _arguments(call.arguments)
-            value = getattr(self.instance, call.name)(*args, **kwargs)
+            with self._turn:
+                value = getattr(self.instance, call.name)(*args, **kwargs)
             if inspect.iscoroutine(value):
                 work = self._await(call, value)
                 asyncio.run_coroutine_threadsafe(work, self.worker.loop)
-                return
-            call.outcome.set_result(self._result(call, value))
+            else:
+                call.outcome.set_result(Here(value) if _is_here(call) else self.pack(value))
         except BaseException as exc:  # sys.exit() ends only the call
             self._raised(call, exc)
-
-    def _result(self, call: Call, value: Any) -> Outcome:
-        return Here(value) if type(call.arguments) is Here else self.pack(value)
 
     def _raised(self, call: Call, exc: BaseException) -> None:
         call.outcome.set_result(to_task_error(exc, self.version.key, self.worker.address))
@@ -157,6 +200,7 @@ class ActorHome(Stored):
 
     async def _run_coroutine(self, call: Call) -> None:
         coroutine_is_of(self.worker)
+        callers.set(call.callers)
         try:
             async with self._beginning:
                 args, kwargs = await self._loaded(call.arguments)
@@ -170,10 +214,7 @@ class ActorHome(Stored):
         coroutine_is_of(self.worker)
         try:
             value = await coroutine
-            if type(call.arguments) is Here:
-                call.outcome.set_result(Here(value))
-            else:
-                call.outcome.set_result(await self._packed(value))
+            call.outcome.set_result(Here(value) if _is_here(call) else await self._packed(value))
         except BaseException as exc:  # a SystemExit would end the loop
             self._raised(call, exc)
 
@@ -194,15 +235,19 @@ class ActorHome(Stored):
         return await in_thread(self.pack, value)
 
 
-def _work(calls: SimpleQueue[Call | None], worker: Any) -> None:
+def _work(line: SimpleQueue[Call | None], worker: Any) -> None:
     """Run the calls of an actor until it is let go of; the thread itself must not hold it."""
     current.worker = worker
     while True:
-        call = calls.get()
+        call = line.get()
         if call is None:
             return
         call.home.run(call)
         del call
+
+
+def _is_here(call: Call) -> bool:
+    return isinstance(call.arguments, Here)
 
 
 def _arguments(arguments: Here | Blob) -> Any:
@@ -250,7 +295,7 @@ class Hosting:
         elif message.arguments is None:
             self._spawn(self._read(comm, message, home))
         else:
-            outcome = home.call(message.name, message.arguments)
+            outcome = home.call(message.name, message.arguments, message.callers)
             self._spawn(self._answer(comm, message, outcome))
 
     async def _read(self, comm: Comm, message: CallActor, home: ActorHome) -> None:

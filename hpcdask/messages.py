@@ -426,6 +426,7 @@ class CallActorThrough(NamedTuple):
     actor: Version
     name: str
     arguments: Blob | None
+    callers: tuple[str, ...]
 
 
 class TakeReturnedThrough(NamedTuple):
@@ -697,6 +698,7 @@ class CallActor(NamedTuple):
     actor: Version
     name: str
     arguments: Blob | None  # pickle of (args, kwargs); None: give the attribute's value
+    callers: tuple[str, ...]  # keys of actors in a method of which it was called, the first first
 
 
 class ActorReturned(NamedTuple):

@@ -97,7 +97,10 @@ def to_traceback(error: TaskError) -> TracebackType | None:
     result: TracebackType | None = None
     for filename, line, name in reversed(error.frames):
         result = _frame(filename, line, name, result)
-    return result
+    try:
+        return result
+    finally:
+        del result  # as in `to_exception`
 
 
 def _frame(filename: str, line: int, name: str, below: TracebackType | None) -> TracebackType:
@@ -113,4 +116,7 @@ def _frame(filename: str, line: int, name: str, below: TracebackType | None) -> 
     except RuntimeError as exc:
         own = exc.__traceback__ and exc.__traceback__.tb_next
     assert own is not None
-    return TracebackType(below, own.tb_frame, own.tb_lasti, line)
+    try:
+        return TracebackType(below, own.tb_frame, own.tb_lasti, line)
+    finally:
+        del own, below

@@ -14,7 +14,7 @@ from hpcdask.client.loop import CarriedError, is_in_loop, wait_for_result
 from hpcdask.client.submission import pack_function, pack_with_futures
 from hpcdask.errors import CommClosedError, LostActorError
 from hpcdask.execution import current_place, current_worker
-from hpcdask.hosting import ActorHome, Here, Packed
+from hpcdask.hosting import ActorHome, Here, Packed, callers
 from hpcdask.messages import (
     ActorReturned,
     Blob,
@@ -130,7 +130,7 @@ class Actor:
         blob, futures = (None, []) if arguments is None else pack_with_futures(arguments.value)
         client = self._future.client
         outcome = ActorFuture(self, name)
-        call = CallActor, self._version, name, blob
+        call = CallActor, self._version, name, blob, callers.get()
         work = self._ask(call, outcome, futures)
         asyncio.run_coroutine_threadsafe(work, client.loop)
         return outcome
@@ -148,7 +148,7 @@ class Actor:
         if held is None or not isinstance(home := held.value, ActorHome):
             raise LostActorError(f"the actor {self.key!r} is not on this worker any more")
         if arguments is not None:
-            return ActorFuture(self, name, home.call(name, arguments))
+            return ActorFuture(self, name, home.call(name, arguments, callers.get()))
         outcome = ActorFuture(self, name)
         outcome.set(Here(getattr(home.instance, name)))
         return outcome
@@ -191,7 +191,10 @@ class Actor:
                     client._unreachable.add(address)
             if asked is None:
                 asked = asyncio.ensure_future(client._ask(_THROUGH[make], address, *fields))
-        return await asked  # type: ignore[no-any-return]
+        try:
+            return await asked  # type: ignore[no-any-return]
+        finally:
+            del asked  # it holds an error that was raised here, and so this frame, and the actor
 
     async def _take(self, receipt: int) -> None:
         """Say that we hold the futures which were returned, when the scheduler knows it."""

@@ -27,7 +27,7 @@ class ActorRequests:
         self.answers: Answers = {CallActorThrough: self._call, TakeReturnedThrough: self._take}
 
     async def _call(self, name: str, msg: CallActorThrough) -> ActorReturned:
-        call = CallActor, msg.actor, msg.name, msg.arguments
+        call = CallActor, msg.actor, msg.name, msg.arguments, msg.callers
         answer: ActorReturned = await self._ask(msg.address, *call)
         return answer._replace(request=msg.request)
 

@@ -13,7 +13,9 @@ from typing import Any
 from hpcdask.messages import Blob
 from hpcdask.wire.serialize import loads
 
-_inputs: ContextVar[Mapping[str, Any]] = ContextVar("inputs")
+#: A list of one. What is begun meanwhile, as a connection may be for a future that is rebuilt, has
+#: this context for as long as it lasts, and would keep the inputs.
+_inputs: ContextVar[list[Mapping[str, Any]]] = ContextVar("inputs")
 
 
 class Input:
@@ -39,7 +41,7 @@ class Stored:
 
 
 def _value_of(key: str) -> Any:
-    return given(_inputs.get()[key])
+    return given(_inputs.get()[0][key])
 
 
 def given(value: Any) -> Any:
@@ -57,9 +59,11 @@ def loads_arguments(blob: Blob, inputs: Mapping[str, Any]) -> tuple[tuple[Any, .
     """Rebuild (args, kwargs) with the values of `inputs` in their places."""
     if not inputs:
         return loads(blob)  # type: ignore[no-any-return]
-    token = _inputs.set(inputs)
+    box = [inputs]
+    token = _inputs.set(box)
     try:
         # The one is `_value_of`.
         return loads(blob, imported=1)  # type: ignore[no-any-return]
     finally:
         _inputs.reset(token)
+        box.clear()
