@@ -13,7 +13,7 @@ from hpcdask.client.future import Future, _unpickled
 from hpcdask.client.loop import CarriedError, is_in_loop, wait_for_result
 from hpcdask.client.submission import pack_function, pack_with_futures
 from hpcdask.errors import CommClosedError, LostActorError
-from hpcdask.execution import current_place, current_worker
+from hpcdask.execution import current_place, current_worker, lent_thread
 from hpcdask.hosting import ActorHome, Here, Packed, callers
 from hpcdask.messages import (
     ActorReturned,
@@ -315,8 +315,11 @@ class ActorFuture:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         async def result() -> Any:
-            # The method runs on if who waits is cancelled.
-            return self._value(await asyncio.shield(asyncio.wrap_future(self._outcome)))
+            # A coroutine task's place serves others meanwhile. The method runs on if who waits is
+            # cancelled.
+            with lent_thread():
+                outcome = await asyncio.shield(asyncio.wrap_future(self._outcome))
+            return self._value(outcome)
 
         return result().__await__()
 

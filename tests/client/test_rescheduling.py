@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_task_finds_the_worker_that_it_wants(client: Client, tmp_path: Path) -
     assert client.gather(futures, timeout=20) == [1] * len(futures)
     for log in tmp_path.iterdir():
         places = log.read_text().split()
-        assert all(a != b for a, b in zip(places, places[1:], strict=False)), places
+        assert all(a != b for a, b in itertools.pairwise(places)), places
 
 
 def test_what_a_task_waits_for_may_have_been_submitted_after_it(client: Client, gate: Path) -> None:
