@@ -69,11 +69,12 @@ class TaskSpec(NamedTuple):
 
 
 class Restriction(NamedTuple):
-    """Where tasks may run, and what of a worker's resources each takes while it runs."""
+    """Where tasks may run, what of a worker's resources each takes, and whether it lasts there."""
 
     workers: tuple[str, ...]  # addresses, names or hosts; empty: anywhere
     allow_others: bool  # where none of these is there
     resources: tuple[tuple[str, float], ...]  # name, amount; sorted by name
+    actor: bool = False  # their values stay on the worker that made them, and end with it
 
 
 class HeldValue(NamedTuple):
@@ -440,6 +441,28 @@ class RetireWorkers(NamedTuple):
     timeout: float  # seconds; what has not moved by then is lost
 
 
+class CallActorThrough(NamedTuple):
+    """client -> scheduler: I cannot reach the actor's worker, ask it for me.
+
+    Answered as `CallActor`, of which it has the fields.
+    """
+
+    request: int
+    address: str
+    actor: Version
+    name: str
+    arguments: Blob | None
+    callers: tuple[str, ...]
+
+
+class TakeReturnedThrough(NamedTuple):
+    """client -> scheduler: pass this `TakeReturned` on. Answered by `Reply`."""
+
+    request: int
+    address: str
+    receipt: int
+
+
 class Shutdown(NamedTuple):
     """client -> scheduler: end workers, nannies and yourself."""
 
@@ -797,6 +820,13 @@ class TaskErred(NamedTuple):
     error: TaskError
 
 
+class TaskRescheduled(NamedTuple):
+    """worker -> scheduler: the task wants to be run again, elsewhere or later."""
+
+    key: str
+    attempt: int
+
+
 class KeysAdded(NamedTuple):
     """worker -> scheduler: copies that I fetched and keep."""
 
@@ -934,6 +964,32 @@ class StoreKeys(NamedTuple):
     values: tuple[StoredValue, ...]
 
 
+class CallActor(NamedTuple):
+    """anyone -> worker: call a method of an actor. Answered by `ActorReturned`."""
+
+    request: int
+    actor: Version
+    name: str
+    arguments: Blob | None  # pickle of (args, kwargs); None: give the attribute's value
+    callers: tuple[str, ...]  # keys of actors in a method of which it was called, the first first
+
+
+class ActorReturned(NamedTuple):
+    """worker -> whoever called."""
+
+    request: int
+    value: Blob
+    futures: tuple[str, ...]  # keys of those within it, of which the worker keeps futures as well
+    receipt: int  # to be told, by `TakeReturned`, that it need not any more; 0 if there are none
+
+
+class TakeReturned(NamedTuple):
+    """whoever called -> worker: I hold the futures that you returned. Answered by `Reply`."""
+
+    request: int
+    receipt: int
+
+
 # -- The doctor: rank 0 and the other ranks of one `hpc-dask doctor` -------------------------------
 
 
@@ -1066,6 +1122,12 @@ OPCODES: tuple[type[Any], ...] = (
     EventsLogged,
     Subscribe,
     Unsubscribe,
+    TaskRescheduled,
+    CallActor,
+    ActorReturned,
+    TakeReturned,
+    CallActorThrough,
+    TakeReturnedThrough,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

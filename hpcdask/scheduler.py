@@ -45,6 +45,7 @@ from hpcdask.messages import (
     SubmitTasks,
     TaskErred,
     TaskFinished,
+    TaskRescheduled,
     ThreadsLent,
     WantKeys,
     WorkerLeaving,
@@ -387,6 +388,11 @@ class Scheduler(Service):
         if n_lost:
             text = "worker %s takes %d values along that no other worker is there to take over: %s"
             log.warning(text, address, n_lost, reason)
+        worker = self.state.workers.get(address)
+        actors = self.state.actors_of(worker) if worker is not None else []
+        if actors:
+            text = "worker %s takes %d actors along, %s among them, which end with it: %s"
+            log.warning(text, address, len(actors), actors[0].key, reason)
 
     async def retire(
         self, addresses: Iterable[str], timeout: float, patience: float | None = None
@@ -510,6 +516,7 @@ class Scheduler(Service):
 _WORKER_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None]] = {
     TaskFinished: SchedulerState.task_finished,
     TaskErred: SchedulerState.task_erred,
+    TaskRescheduled: SchedulerState.task_rescheduled,
     KeysAdded: SchedulerState.keys_added,
     KeysDropped: SchedulerState.keys_dropped,
     GivenBack: SchedulerState.given_back,

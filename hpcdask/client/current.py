@@ -28,8 +28,15 @@ def default_client() -> Client | None:
     return None
 
 
-def get_client(address: str | None = None, timeout: float | str | None = None) -> Client:
-    """Return the current client: in a task that of its worker, else the default one.
+def get_client(
+    address: str | None = None,
+    timeout: float | str | None = None,
+    resolve_address: bool = True,
+) -> Client:
+    """Return the current client: in a task or an actor that of its worker, else the default one.
+
+    A task may wait for tasks that it submits, and these for theirs: while it waits another task
+    runs in its place. So they all end, on a single thread too.
 
     Parameters
     ----------
@@ -37,6 +44,8 @@ def get_client(address: str | None = None, timeout: float | str | None = None) -
         Of a scheduler, which it must be connected to; else a new client is made.
     timeout : float or str, optional
         Seconds to reach the scheduler.
+    resolve_address : bool
+        Means nothing here: names of hosts are resolved when they are dialled.
 
     Raises
     ------

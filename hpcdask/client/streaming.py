@@ -39,7 +39,12 @@ class Conditions(NamedTuple):
 
 
 def conditions(
-    priority: Any, retries: Any, workers: Any, allow_other_workers: Any, resources: Any
+    priority: Any,
+    retries: Any,
+    workers: Any,
+    allow_other_workers: Any,
+    resources: Any,
+    actor: bool = False,
 ) -> Conditions:
     """Check here what would make a message that the scheduler refuses with all else.
 
@@ -48,7 +53,7 @@ def conditions(
     TypeError, ValueError
         If one of them is not what it should be.
     """
-    restriction = restriction_of(workers, allow_other_workers, resources)
+    restriction = restriction_of(workers, allow_other_workers, resources, actor)
     return Conditions(float(priority or 0), operator.index(retries or 0), restriction)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.messages import Failure, Message
 from hpcdask.peers import RequestFailedError
+from hpcdask.requests.actors import ActorRequests
 from hpcdask.requests.calls import Answers, Calls, Events
 from hpcdask.requests.cluster import ClusterRequests
 from hpcdask.requests.coordination import CoordinationRequests
@@ -48,8 +49,13 @@ class ClientRequests:
         self.coordination = CoordinationRequests(scheduler)
         length = scheduler.settings["scheduler.events-log-length"]
         self.topics = TopicRequests(scheduler, length)
+        families = (
+            ClusterRequests(scheduler, self.calls, spawn),
+            ActorRequests(scheduler),
+            self.topics,
+        )
         self.answers: Answers = {}
-        for family in (ClusterRequests(scheduler, self.calls, spawn), self.topics):
+        for family in families:
             self.answers |= family.answers
         self.events: Events = {**self.coordination.events, **self.topics.events}
 
