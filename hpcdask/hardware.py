@@ -6,12 +6,9 @@ import os
 import tempfile
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hpcdask.messages import Version
-
-if TYPE_CHECKING:
-    from hpcdask.worker import Worker
 
 #: Bytes that are copied in memory, and written to disk and read, at a time.
 MEMORY_SIZES = (2_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -28,7 +25,7 @@ def _copier(size: int) -> Callable[[], object]:
     return lambda: bytearray(data)
 
 
-def disk(duration: float, dask_worker: Worker) -> dict[int, float]:
+def disk(duration: float, dask_worker: Any) -> dict[int, float]:
     """Bytes per second that are written to the scratch folder, by the size of the files."""
     with tempfile.TemporaryDirectory(dir=dask_worker.local_directory) as folder:
         return {size: _rate(_writer(folder, size), size, duration) for size in DISK_SIZES}
@@ -58,7 +55,7 @@ def _rate(work: Callable[[], object], size: int, duration: float) -> float:
 
 
 async def network(
-    address: str, versions: dict[int, Version], duration: float, dask_worker: Worker
+    address: str, versions: dict[int, Version], duration: float, dask_worker: Any
 ) -> dict[int, float]:
     """Bytes per second that are fetched from another worker, by the size of the values there."""
     peers = dask_worker._exchange._peers

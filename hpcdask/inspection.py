@@ -12,12 +12,9 @@ from collections import Counter
 from collections.abc import Iterator
 from time import perf_counter
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hpcdask.execution import TaskThreads
-
-if TYPE_CHECKING:
-    from hpcdask.worker import Worker
 
 #: The frame that has a run's `task`, `start` and threads (`self`), and the one of a coroutine task.
 _OUTCOME: CodeType = TaskThreads._outcome.__code__
@@ -67,7 +64,7 @@ def _frames_of_coroutine(coroutine: Any) -> list[FrameType]:
     return frames
 
 
-def call_stacks(keys: tuple[str, ...], dask_worker: Worker) -> dict[str, list[str]]:
+def call_stacks(keys: tuple[str, ...], dask_worker: Any) -> dict[str, list[str]]:
     """Stacks of the tasks that run, by key, as lines of a traceback; of `keys`, or of all."""
     return {
         run.key: _lines(run.frames)
@@ -81,7 +78,7 @@ def _lines(frames: list[FrameType]) -> list[str]:
     return traceback.StackSummary.extract(pairs).format()
 
 
-async def account(key: str, dask_worker: Worker) -> str:
+async def account(key: str, dask_worker: Any) -> str:
     """Say in a sentence or two what has become of a task that was sent to this worker.
 
     A coroutine, so that it runs on the event loop, where nothing changes meanwhile.
@@ -122,7 +119,7 @@ def _inputs(inputs: list[Any]) -> Iterator[str]:
         yield f"{count} {words.get(state, state)}, as {some.key!r}{source}{tried}"
 
 
-def _busy(running: list[Run], worker: Worker) -> str:
+def _busy(running: list[Run], worker: Any) -> str:
     if not running:
         return f"None of its {worker.nthreads} threads runs a task in this moment."
     longest = min(running, key=lambda run: run.start)
@@ -136,7 +133,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
-async def dump(dask_worker: Worker) -> dict[str, Any]:
+async def dump(dask_worker: Any) -> dict[str, Any]:
     """The worker's state as plain data, for `Client.dump_cluster_state`."""
     state = dask_worker.state
     tasks = {

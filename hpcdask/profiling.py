@@ -21,7 +21,6 @@ from hpcdask.threads import in_thread
 
 if TYPE_CHECKING:
     from hpcdask.execution import TaskThreads
-    from hpcdask.worker import Worker
 
 #: A look may take one part in so many of the time.
 _SHARE = 100
@@ -207,9 +206,7 @@ class Profiler:
         return merge(found)
 
 
-def profile_of(
-    name: str | None, start: float | None, stop: float | None, dask_worker: Worker
-) -> Tree:
+def profile_of(name: str | None, start: float | None, stop: float | None, dask_worker: Any) -> Tree:
     """Called on a worker: what its profiler has seen."""
     profiler = dask_worker._threads.profiler
     return new_tree() if profiler is None else profiler.tree(name, start, stop)

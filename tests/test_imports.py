@@ -48,9 +48,14 @@ COMMON = {
     "worker_class",
     "feeding",
     "stdio",
+    # What workers and schedulers are asked now and then.
+    "inspection",
+    "profiling",
+    "versions",
+    "hardware",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
-ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS
+ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS | {"hosting"}
 ABOVE_EDGES = ABOVE_CLIENT | {"client", "coordination", "plugins"}
 ANYTHING = None
 
@@ -74,8 +79,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "sizing": {"errors", "grants", "host", "world"},
     "rendezvous": {"errors", "threads", "trusted_files", "world"},
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
-    # The part of a worker that moves data.
-    "exchange": ABOVE_SHELLS | COMMON,
+    # The parts of a worker that move data, and that call actors.
+    "exchange": ABOVE_SHELLS | COMMON | {"hosting"},
+    "hosting": ABOVE_SHELLS | COMMON,
     # The parts of a scheduler that know who is connected with it, and answer its clients.
     "membership": ABOVE_SHELLS | COMMON | {"scheduler", "reachability"},
     "reachability": ABOVE_SHELLS | COMMON | {"scheduler"},

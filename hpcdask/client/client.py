@@ -10,6 +10,7 @@ from typing import Any
 from hpcdask.client import collecting, graphs, scattering
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
 from hpcdask.client.data_calls import DataCalls
+from hpcdask.client.datasets import DatasetCalls
 from hpcdask.client.diagnostics import Diagnostics
 from hpcdask.client.front_doors import FrontDoors
 from hpcdask.client.future import Future, FutureState, Latch
@@ -22,16 +23,13 @@ from hpcdask.client.submission import (
     pack_function,
     pure_key,
 )
+from hpcdask.client.topic_calls import TopicCalls
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.messages import CancelKeys, SubmitTasks, TaskSpec
-from hpcdask.wire.serialize import loads
-
-#: Keywords of distributed's `submit` that are no arguments of the function, and that would mean
-#: something which this version cannot do.
-_UNSUPPORTED = {"actor", "actors"}
+from hpcdask.messages import CancelKeys, Function, SubmitTasks, TaskSpec
+from hpcdask.wire.arguments import loads_value
 
 
-class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
+class Client(DataCalls, Diagnostics, FrontDoors, TopicCalls, DatasetCalls, ClusterCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.
@@ -92,7 +90,9 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
         priority: float = 0,
         fifo_timeout: Any = None,
         allow_other_workers: bool = False,
-        pure: bool = True,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool | None = None,
         **kwargs: Any,
     ) -> Future:
         """Run ``func(*args, **kwargs)`` on the cluster.
@@ -119,8 +119,12 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
             Means nothing here, and is accepted for programs that give it.
         allow_other_workers : bool
             Whether others may run it where none of `workers` is there.
-        pure : bool
-            Whether equal calls are the same task, which runs once.
+        actor, actors : bool
+            Whether the object that `func` returns, which is a class as a rule, shall stay on its
+            worker: the future's value is an `Actor` then.
+        pure : bool, optional
+            Whether equal calls are the same task, which runs once. By default they are, but for
+            actors.
 
         Returns
         -------
@@ -131,16 +135,16 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
         >>> client.submit(max, [3, 5, 4]).result()
         5
         """
-        if kwargs:
-            kwargs = _own_keywords(kwargs)
-        function = pack_function(func)
+        is_actor = actor or actors
+        pure = not is_actor if pure is None else pure
+        function = _pack_callable(func, is_actor)
         arguments, dependencies = pack_arguments(args, kwargs)
         is_named = key is not None
         if key is None:
             key = pure_key(function, arguments) if pure else fresh_key(function.name)
         else:
             key = graphs.key_name(key)
-        how = conditions(priority, retries, workers, allow_other_workers, resources)
+        how = conditions(priority, retries, workers, allow_other_workers, resources, is_actor)
         with self._lock:
             self._check_open()
             if is_named and self._released:
@@ -179,7 +183,9 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
         priority: float = 0,
         fifo_timeout: Any = None,
         allow_other_workers: bool = False,
-        pure: bool = True,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[Future]:
@@ -193,7 +199,8 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
             Beginning of the keys, or a key for each.
         batch_size : int, optional
             Tasks per message.
-        workers, resources, retries, priority, fifo_timeout, allow_other_workers, pure, **kwargs
+        workers, resources, retries, priority, fifo_timeout, allow_other_workers, actor, actors, \
+        pure, **kwargs
             As for `submit`; ``kwargs`` are given to every call.
 
         Returns
@@ -214,18 +221,18 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
             raise TypeError("map() needs at least one iterable; submit() calls a function once")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
-        if kwargs:
-            kwargs = _own_keywords(kwargs)
         if kwargs and not pack_arguments((), kwargs)[1]:
             # Without futures among them they are pickled once, with the function.
             func, kwargs = partial(func, **kwargs), {}
-        function = pack_function(func)
+        is_actor = actor or actors
+        pure = not is_actor if pure is None else pure
+        function = _pack_callable(func, is_actor)
         calls: Iterable[tuple[Any, ...]] = zip(*iterables)  # noqa: B905 - the shortest decides
         names = None
         if key is not None and not isinstance(key, str):
             calls = list(calls)
             names = _map_keys(key, len(calls))
-        how = conditions(priority, retries, workers, allow_other_workers, resources)
+        how = conditions(priority, retries, workers, allow_other_workers, resources, is_actor)
         futures: list[Future] = []
         with Submission(self, how) as submission:
             for chunk, is_final in chunked(calls, batch_size or CHUNK):
@@ -312,9 +319,8 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
         >>> client.get({"x": 1, "y": (abs, -2), "z": (max, "x", "y")}, "z")
         2
         """
-        unknown = _own_keywords(unused)
-        if unknown:
-            raise TypeError(f"get() has no keyword {sorted(unknown)[0]!r}")
+        if unused:
+            raise TypeError(f"get() has no keyword {sorted(unused)[0]!r}")
         how = conditions(priority, retries, workers, allow_other_workers, resources)
         graph = graphs.Graph(dsk, keys)
         states: dict[str, FutureState] = {}
@@ -388,7 +394,7 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
 
         def rebuilt(blobs: list[Any]) -> Any:
             pairs = zip(found, blobs, strict=True)
-            values = {k: loads(blob) for k, blob in pairs if blob is not collecting.SKIPPED}
+            values = {k: loads_value(blob) for k, blob in pairs if blob is not collecting.SKIPPED}
             return collecting.replaced(futures, values)
 
         seconds = self._seconds(timeout)
@@ -513,15 +519,12 @@ class Client(DataCalls, Diagnostics, FrontDoors, ClusterCalls):
         return self._maybe_sync(until_told(), limit, asynchronous)
 
 
-def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords that are for the function; refuse those that we cannot serve."""
-    for name in _UNSUPPORTED & kwargs.keys():
-        if kwargs[name]:
-            raise TypeError(
-                f"this version cannot do {name}=; to give a function an argument of that name, "
-                "wrap it in functools.partial"
-            )
-    return {name: value for name, value in kwargs.items() if name not in _UNSUPPORTED}
+def _pack_callable(func: Callable[..., Any], actor: bool) -> Function:
+    if not actor:
+        return pack_function(func)
+    from hpcdask.client.actor import pack_actor  # few programs have any
+
+    return pack_actor(func)
 
 
 def _map_keys(key: Any, count: int) -> list[str]:

@@ -16,7 +16,7 @@ from hpcdask.client.loop import is_in_loop, slices
 from hpcdask.client.streaming import CHUNK, conditions
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.execution import lent_thread
-from hpcdask.wire.serialize import loads
+from hpcdask.wire.arguments import loads_value
 
 if TYPE_CHECKING:
     from hpcdask.client.client import Client
@@ -66,9 +66,11 @@ class ClientExecutor(concurrent.futures.Executor):
                 f"get_executor() has no keyword {unknown[0]!r}; it takes "
                 f"{', '.join(sorted(_CONDITIONS))}"
             )
-        given = {"allow_other_workers": False, **conditions_}
         names = ("priority", "retries", "workers", "allow_other_workers", "resources")
-        conditions(*map(given.get, names))  # say here what is wrong with them
+        priority, retries, workers, others, resources = map(conditions_.get, names)
+        conditions(
+            priority, retries, workers, others, resources
+        )  # say here what is wrong with them
         self._client: Client = client
         self._conditions = {"pure": False, **conditions_}
         self._changed = threading.Condition()
@@ -245,7 +247,7 @@ class ClientExecutor(concurrent.futures.Executor):
             if exc is None:
                 if blob is SKIPPED or blob is None:  # what is wrong with it comes out here
                     [blob] = self._client._sync(self._client._blobs([state], "raise", None, None))
-                self._end(call, loads(blob), None)
+                self._end(call, loads_value(blob), None)
                 return
         except BaseException as problem:  # whatever rebuilding a value raises
             exc = problem
@@ -489,7 +491,7 @@ class _Results(Iterator[Any]):
                 [blob] = self._client._sync(work)
             except WaitTimeoutError as late:
                 raise concurrent.futures.TimeoutError(str(late)) from None
-        return loads(blob)
+        return loads_value(blob)
 
     def _end(self) -> None:
         """One has failed: nobody asks for the others."""

@@ -17,7 +17,7 @@ from hpcdask.errors import FutureCancelledError, WaitTimeoutError
 from hpcdask.execution import lent_thread, runs_task
 from hpcdask.messages import Blob, TaskError
 from hpcdask.tracebacks import to_exception, to_traceback
-from hpcdask.wire.serialize import loads
+from hpcdask.wire.arguments import loads_value
 
 if TYPE_CHECKING:
     from hpcdask.client.client import Client
@@ -258,15 +258,15 @@ class Future:
                 timeout = max(timeout - (time.monotonic() - start), 0.0)
         value = state.value
         if state.status == "finished" and value is not None:
-            return loads(value)
-        return loads(client._sync(self._blob(timeout)))
+            return loads_value(value)
+        return loads_value(client._sync(self._blob(timeout)))
 
     async def _blob(self, timeout: float | None) -> Blob:
         blobs = await self.client._blobs([self._state], "raise", timeout, None)
         return blobs[0]  # type: ignore[no-any-return]
 
     async def _result(self, timeout: float | None = None) -> Any:
-        return loads(await uncarried(self._blob(timeout)))
+        return loads_value(await uncarried(self._blob(timeout)))
 
     async def _wait(self, timeout: float | None = None) -> FutureState:
         await self.client._all_done([self._state], timeout)
@@ -313,7 +313,7 @@ class Future:
     def type(self) -> type[Any] | None:
         """Type of the value, if that is here already; large values stay on their workers."""
         value = self._state.value
-        return type(loads(value)) if self.status == "finished" and value is not None else None
+        return type(loads_value(value)) if self.status == "finished" and value is not None else None
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
         """Call ``fn(future)`` once it is done, in the thread that the client's callbacks share."""

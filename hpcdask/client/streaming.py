@@ -41,7 +41,12 @@ class Conditions(NamedTuple):
 
 
 def conditions(
-    priority: Any, retries: Any, workers: Any, allow_other_workers: Any, resources: Any
+    priority: Any,
+    retries: Any,
+    workers: Any,
+    allow_other_workers: Any,
+    resources: Any,
+    actor: bool = False,
 ) -> Conditions:
     """Check here what would make a message that the scheduler refuses with all else.
 
@@ -50,7 +55,7 @@ def conditions(
     TypeError, ValueError
         If one of them is not what it should be.
     """
-    restriction = restriction_of(workers, allow_other_workers, resources)
+    restriction = restriction_of(workers, allow_other_workers, resources, actor)
     if retries is not None and (not hasattr(retries, "__index__") or operator.index(retries) < 0):
         raise _wrong(retries, "retries must be a whole number from 0 up", "__index__")
     if priority is not None and (not isinstance(priority, Real) or math.isnan(priority)):

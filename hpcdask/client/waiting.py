@@ -15,7 +15,7 @@ from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.execution import lent_thread
-from hpcdask.wire.serialize import loads
+from hpcdask.wire.arguments import loads_value
 
 ALL_COMPLETED = "ALL_COMPLETED"
 FIRST_COMPLETED = "FIRST_COMPLETED"
@@ -310,7 +310,7 @@ def _by_client(futures: list[Future]) -> dict[Client, list[Future]]:
 
 
 def _pair(future: Future, blob: Any) -> tuple[Future, Any]:
-    return future, future._state.exception() if blob is SKIPPED else loads(blob)
+    return future, future._state.exception() if blob is SKIPPED else loads_value(blob)
 
 
 class Batches:

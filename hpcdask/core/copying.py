@@ -50,7 +50,8 @@ class Copying(Retirement):
         """Workers are to drop these; the last copy of a value stays."""
         freed: dict[WorkerRecord, list[Version]] = {}
         for task, worker in copies:
-            if worker in task.who_has and _others_hold(task, worker):
+            is_home = task.lane.is_actor  # all other copies only tell where that is
+            if worker in task.who_has and _others_hold(task, worker) and not is_home:
                 task.drop_holder(worker)
                 freed.setdefault(worker, []).append(Version(task.key, task.attempt))
         for worker, versions in freed.items():
@@ -281,6 +282,7 @@ def _movable(worker: WorkerRecord, keys: set[str]) -> list[Task]:
         for task in held
         if len(task.who_has) == 1
         and task.nbytes
+        and not task.lane.is_actor
         and not any(d.worker is worker for d in islice(task.dependents, _MAX_LOOKED_AT))
     )
     return nlargest(_MAX_LOOKED_AT, islice(alone, _MAX_LOOKED_AT), key=lambda task: task.nbytes)

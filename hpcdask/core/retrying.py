@@ -23,6 +23,8 @@ class Retrying(Transitions):
         asked = [self.tasks[key] for key in keys if key in self.tasks]
         failed = _closure(asked, lambda task: task.dependencies)
         failed = _closure(failed, lambda task: task.dependents)
+        # Lost data and lost actors cannot be computed again.
+        failed = [task for task in failed if task.function is not None]
         for task in failed:
             self._move(task, "released")
             task.error, task.failures = None, 0
