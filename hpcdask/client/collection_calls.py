@@ -51,7 +51,7 @@ class CollectionCalls(ClusterCalls):
         fifo_timeout : float or str
             Means nothing here: tasks of all submissions take turns.
         actors : bool or list of collections
-            Not for collections: a `ValueError`, if it is true. Use ``submit(..., actor=True)``.
+            Refused, if it is true.
         traverse : bool
             Whether collections are looked for in lists, tuples, sets and dicts too, each of which
             is one value then.
@@ -187,6 +187,7 @@ actors
         >>> client.get({"x": 1, "y": (abs, -2), "z": (max, "x", "y")}, "z")
         2
         """
+        _refuse_actors(unused.get("actor"), "actor")
         unknown = unused.keys() - _OF_OTHER_SCHEDULERS
         if unknown:
             raise TypeError(f"get() has no keyword {sorted(unknown)[0]!r}")
@@ -240,6 +241,6 @@ def _is_plain(dsk: Any) -> bool:
     return spec is None or not any([isinstance(value, spec.GraphNode) for value in dsk.values()])
 
 
-def _refuse_actors(actors: Any) -> None:
+def _refuse_actors(actors: Any, keyword: str = "actors") -> None:
     if actors:
-        raise ValueError("collections cannot be actors; use submit(..., actor=True)")
+        raise TypeError(f"this version cannot do {keyword}= of graphs and collections")

@@ -17,6 +17,7 @@ What a program has configured is left as it is, but for ``scheduler``, as distri
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -80,14 +81,21 @@ def _wait(x: Any, timeout: Any = None, return_when: str = "ALL_COMPLETED") -> An
 
 def _await(self: Any) -> Generator[Any, Any, Any]:
     """``await collection``: wait for its futures, and give it back."""
+    from hpcdask.client.loop import is_in_loop
     from hpcdask.client.waiting import futures_of
 
     futures = futures_of(self)
     if not futures:
         return _original_await(self)  # type: ignore[no-any-return]
 
+    client = futures[0].client
+
     async def settled() -> Any:
-        await futures[0].client._all_done([future._state for future in futures], None)
+        done = client._all_done([future._state for future in futures], None)
+        if is_in_loop(client.loop):
+            await done
+        else:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(done, client.loop))
         return self
 
     return settled().__await__()
