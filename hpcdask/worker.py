@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from hpcdask import config, network, sizing
+from hpcdask import config, network, sizing, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.calls import call
@@ -227,6 +227,7 @@ class Worker(Service):
         self._tell_size()
         self._join(link)
         self._threads.start()
+        with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
 
@@ -371,6 +372,7 @@ class Worker(Service):
         return bool(self.state.tasks or self.state.nbytes)
 
     async def _close(self, reason: str) -> None:
+        with_dask.leave(self)
         self._stop_listening()
         if self._client is not None:
             await self._client._close()

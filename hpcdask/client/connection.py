@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from hpcdask import config
+from hpcdask import config, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
@@ -251,6 +251,7 @@ class Connection:
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
+        with_dask.enter(self)
 
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
@@ -305,6 +306,7 @@ class Connection:
 
     def _give_up(self, reason: str) -> None:
         """Nothing will come any more."""
+        with_dask.leave(self)
         self._requests.fail(CommClosedError(reason))
         with self._lock:  # who is just submitting has noted its futures by then
             states = list(self._futures.values())
