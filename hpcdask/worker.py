@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from hpcdask import config, network, sizing
+from hpcdask import config, network, sizing, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.calls import call
@@ -230,6 +230,7 @@ class Worker(Service):
         if self.settings["worker.profile.enabled"]:
             interval = self.settings["worker.profile.interval"]
             self._threads.profile(lambda: self.state.executing > 0, interval)
+        with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
 
@@ -374,6 +375,7 @@ class Worker(Service):
         return bool(self.state.tasks or self.state.nbytes)
 
     async def _close(self, reason: str) -> None:
+        with_dask.leave(self)
         self._stop_listening()
         if self._client is not None:
             await self._client._close()

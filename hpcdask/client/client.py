@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from hpcdask.client import collecting, graphs, scattering
-from hpcdask.client.cluster_calls import ClusterCalls, worker_names
+from hpcdask.client.cluster_calls import worker_names
+from hpcdask.client.collection_calls import CollectionCalls
 from hpcdask.client.data_calls import DataCalls
 from hpcdask.client.datasets import DatasetCalls
 from hpcdask.client.diagnostics import Diagnostics
@@ -29,7 +30,7 @@ from hpcdask.messages import CancelKeys, Function, SubmitTasks, TaskSpec
 from hpcdask.wire.arguments import loads_value
 
 
-class Client(DataCalls, Diagnostics, FrontDoors, TopicCalls, DatasetCalls, ClusterCalls):
+class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, TopicCalls, DatasetCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.
@@ -269,87 +270,6 @@ class Client(DataCalls, Diagnostics, FrontDoors, TopicCalls, DatasetCalls, Clust
             state.refs += 1
             futures.append(self._future(state))
         return tuple(new)
-
-    def get(
-        self,
-        dsk: dict[Any, Any],
-        keys: Any,
-        *,
-        workers: Any = None,
-        resources: dict[str, float] | None = None,
-        sync: bool = True,
-        retries: int = 0,
-        priority: float = 0,
-        fifo_timeout: Any = None,
-        allow_other_workers: bool = False,
-        asynchronous: bool | None = None,
-        direct: bool | None = None,
-        timeout: float | str | None = None,
-        **unused: Any,
-    ) -> Any:
-        """Compute a graph.
-
-        Parameters
-        ----------
-        dsk : dict
-            Key -> task. A task is a tuple ``(callable, argument, ...)``, an object of
-            ``dask._task_spec``, or anything else, which stands for itself; arguments that are keys
-            of the graph stand for their values.
-        keys : key or nested lists of keys
-            What to compute.
-        sync : bool
-            Wait for the values; else return futures.
-        workers, resources, retries, priority, fifo_timeout, allow_other_workers
-            As for `submit`; of every task of the graph.
-        direct, timeout, asynchronous
-            As for `gather`.
-
-        Returns
-        -------
-        object
-            The values, nested as `keys` are.
-
-        Raises
-        ------
-        ValueError
-            If the graph has a cycle, or lacks a key.
-
-        Examples
-        --------
-        >>> client.get({"x": 1, "y": (abs, -2), "z": (max, "x", "y")}, "z")
-        2
-        """
-        if unused:
-            raise TypeError(f"get() has no keyword {sorted(unused)[0]!r}")
-        how = conditions(priority, retries, workers, allow_other_workers, resources)
-        graph = graphs.Graph(dsk, keys)
-        states: dict[str, FutureState] = {}
-        with Submission(self, how) as submission:
-            for functions, specs, is_final in graph.packed():
-                with self._lock:
-                    self._check_open()
-                    # Keys of graphs are short, and those of the last graph may be the same.
-                    self._release_keys()
-                    want = self._want_all(graph.wanted, states) if is_final else 0
-                    wanted = graph.wanted if is_final else ()
-                    submission.send(functions, specs, wanted, is_final, want)
-                submission.keep_pace()
-        futures = {key: self._future(state) for key, state in states.items()}
-        nested = graphs.rename(keys, dsk, futures)
-        if not sync:
-            return nested
-        return self.gather(nested, direct=direct, asynchronous=asynchronous, timeout=timeout)
-
-    def _want_all(self, keys: tuple[str, ...], states: dict[str, FutureState]) -> int:
-        """Count a future of each key, and return the number of the want; the lock is held."""
-        self._wants += 1
-        for key in keys:
-            state = self._futures.get(key)
-            if state is None or state.status == "cancelled":
-                state = self._wanted(key, state)
-            states[key] = state
-            state.refs += 1
-        return self._wants
 
     # -- Getting values ---------------------------------------------------------------------------
 

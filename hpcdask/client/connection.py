@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
-from hpcdask import config
+from hpcdask import config, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
@@ -252,6 +252,7 @@ class Connection:
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
+        with_dask.enter(self)
 
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
@@ -306,6 +307,7 @@ class Connection:
 
     def _give_up(self, reason: str) -> None:
         """Nothing will come any more."""
+        with_dask.leave(self)
         self._requests.fail(CommClosedError(reason))
         with self._lock:  # who is just submitting has noted its futures by then
             states = list(self._futures.values())

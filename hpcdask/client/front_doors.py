@@ -65,10 +65,16 @@ class FrontDoors(Connection):
             yield self
 
     def futures_of(self, futures: Any) -> list[Future]:
-        """All futures in nested lists, tuples, sets and dicts; see `hpcdask.futures_of`."""
+        """All futures in containers and collections; see `hpcdask.futures_of`.
+
+        Raises
+        ------
+        FutureCancelledError
+            If some were cancelled.
+        """
         from hpcdask.client.waiting import futures_of
 
-        return futures_of(futures)
+        return futures_of(futures, self)  # type: ignore[arg-type]
 
     def get_executor(self, **conditions: Any) -> ClientExecutor:
         """Return an executor, as those of `concurrent.futures`, that runs calls on the cluster.

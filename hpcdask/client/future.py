@@ -200,6 +200,9 @@ class Future:
 
     __slots__ = ("__weakref__", "_state", "client", "key")
 
+    #: Tells dask that in a graph it stands for its value.
+    __dask_future__ = True
+
     def __init__(self, key: str, client: Client | None = None) -> None:
         if client is None:
             from hpcdask.client.current import get_client
@@ -340,6 +343,9 @@ class Future:
 
         note_pickled(self)
         return _unpickled, (self.key, self.client.scheduler_id, self.client.scheduler_address)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "hpcdask.Future", self.key
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hpcdask.client.client import Client
-from hpcdask.client.collecting import SKIPPED, refuse_others
+from hpcdask.client.collecting import SKIPPED, futures_of_collection, refuse_others
 from hpcdask.client.future import Future, FutureState, Latch, until_done
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
-from hpcdask.errors import WaitTimeoutError
+from hpcdask.errors import FutureCancelledError, WaitTimeoutError
 from hpcdask.execution import lent_thread
 from hpcdask.wire.arguments import loads_value
 
@@ -28,15 +28,43 @@ class DoneAndNotDoneFutures(NamedTuple):
     not_done: set[Future]
 
 
-def futures_of(value: Any) -> list[Future]:
-    """All futures in nested lists, tuples, sets and dicts."""
+def futures_of(o: Any, client: Client | None = None) -> list[Future]:
+    """All futures in nested lists, tuples, sets and dicts, and in dask collections among these.
+
+    Parameters
+    ----------
+    o : object
+    client : Client, optional
+        If given, cancelled futures are an error.
+
+    Raises
+    ------
+    FutureCancelledError
+        Names those that were cancelled, if there is a `client`.
+
+    Examples
+    --------
+    >>> import dask.bag
+    >>> bag = client.persist(dask.bag.from_sequence([1, 2], npartitions=2))
+    >>> len(futures_of(bag))
+    2
+    """
+    futures = _futures_in(o)
+    cancelled = [future for future in futures if client is not None and future.cancelled()]
+    if cancelled:
+        some = ", ".join([f"{future.key} ({future._state.reason})" for future in cancelled[:3]])
+        raise FutureCancelledError(f"{len(cancelled)} futures were cancelled: {some}")
+    return futures
+
+
+def _futures_in(value: Any) -> list[Future]:
     if isinstance(value, Future):
         return [value]
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (list, tuple, set, frozenset)):
-        return []
-    return [future for item in value for future in futures_of(item)]
+        return futures_of_collection(value)
+    return [future for item in value for future in _futures_in(item)]
 
 
 def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COMPLETED) -> Any:
