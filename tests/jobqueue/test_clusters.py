@@ -98,6 +98,8 @@ def test_a_lost_job_is_replaced_and_one_too_many_hands_over(queue):
         cluster.scale(1)  # the idle one ends
         wait_until(lambda: ids(cluster) == ["1_2"], PATIENCE)
         wait_until(lambda: queue.commands("cancel") == ["1_1", "2_1"], PATIENCE)
+        wait_until(lambda: ids(cluster, "retired") == ["2_1"], PATIENCE)
+        assert ids(cluster, "cancelled") == ["1_1"], "which somebody else has ended"
         assert only_there.result(timeout=PATIENCE) == pid
         assert not busy.done()
 
