@@ -103,8 +103,6 @@ class Keeper:
         on_end: Callable[[str, bool], None] = lambda reason, is_anothers: None,
     ) -> None:
         limits = limits or Limits()
-        if not queue.system.has_arrays:
-            limits = replace(limits, max_array=1)
         used = max((each.request for each in folder.submissions()), default=0)
         self.controller = Controller(limits, first_request=used + 1)
         self.pools: dict[str, Job] = {}

@@ -287,6 +287,16 @@ def test_what_an_adaptive_cluster_is_refused_is_told_once_for_each_try(queue, ca
     assert len(queue.commands("submit")) == caplog.text.count('unknown queue "nope"') == 3
 
 
+def test_more_jobs_than_an_array_may_have_are_several(queue, monkeypatch):
+    monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__MAX_ARRAY", "2")
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue) as cluster:
+        cluster.scale(jobs=5)
+        wait_until(lambda: len(ids(cluster, "pending")) == 5, PATIENCE)
+        names = [Path(path).stem for path in queue.commands("submit")]
+        assert names == ["workers-1x2", "workers-2x2", "workers-3x1"]
+
+
 def test_scripts_of_jobs_that_have_ended_are_removed_while_the_cluster_goes_on(queue):
     with QueueCluster(queue) as cluster:
         folder = Path(cluster.scheduler_file).parent
