@@ -21,7 +21,14 @@ from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
-from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
+from hpcdask.client.loop import (
+    CarriedError,
+    is_in_loop,
+    is_of_parent,
+    limited,
+    run_sync,
+    shared_loop,
+)
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.retained import Retained
@@ -256,7 +263,7 @@ class Connection:
         limit = self._timeout if timeout is None else self._seconds(timeout)
         if self.asynchronous:
             return limited(self._close(), limit)
-        if self._closing is not None and self._closing.done():
+        if is_of_parent(self.loop) or (self._closing is not None and self._closing.done()):
             return None
         return self._sync(self._close(), limit)
 
@@ -622,4 +629,15 @@ def close_all() -> None:
                 client.close(timeout=5)
 
 
-os.register_at_fork(after_in_child=clients.clear)  # they are the parent's
+def _leave_to_parent() -> None:
+    """Let nothing wait in a fork for what only the parent hears of."""
+    for client in list(clients):
+        if is_of_parent(client.loop):
+            client.status, client._ending = (
+                "closed",
+                "this process is a fork of the one that has it",
+            )
+    clients.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
