@@ -20,7 +20,14 @@ from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
-from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
+from hpcdask.client.loop import (
+    CarriedError,
+    is_in_loop,
+    is_of_parent,
+    limited,
+    run_sync,
+    shared_loop,
+)
 from hpcdask.client.operations import Operations
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
@@ -275,7 +282,7 @@ class Connection:
         limit = self._timeout if timeout is None else self._seconds(timeout)
         if self.asynchronous:
             return limited(self._close(), limit)
-        if self._closing is not None and self._closing.done():
+        if is_of_parent(self.loop) or (self._closing is not None and self._closing.done()):
             return None
         return self._sync(self._close(), limit)
 
