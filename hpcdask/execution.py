@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
-from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Raised, Ran
+from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Postponed, Raised, Ran
+from hpcdask.errors import Reschedule
 from hpcdask.messages import Blob
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.arguments import loads_arguments
@@ -29,12 +30,15 @@ SMALL_RESULT = 2048
 #: would not fit into a message.
 _MOST = 2**60
 
+#: Seconds between two looks whether the first task has come.
+_IDLE = 0.2
+
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
 T = TypeVar("T")
 
-#: What the task in this thread belongs to: `.worker` and `.place`.
+#: What the task in this thread belongs to: `.worker` and `.place`; of an actor's method `.turn`.
 current = threading.local()
 #: The same of a coroutine task, which runs on the loop among others.
 _worker: ContextVar[Any] = ContextVar("worker", default=None)
@@ -52,8 +56,9 @@ def runs_task() -> bool:
 
 
 def coroutine_is_of(worker: object) -> None:
-    """Let `current_worker` give `worker` in the running asyncio task."""
+    """Let `current_worker` give `worker` in the running asyncio task, which is none of a task."""
     _worker.set(worker)
+    _place.set(None)  # who has asked for it may be one
 
 
 @contextlib.contextmanager
@@ -68,9 +73,12 @@ def on_behalf_of(worker: object) -> Iterator[None]:
 
 
 def lent_thread() -> contextlib.AbstractContextManager[None]:
-    """While a task waits, its place may serve other tasks; elsewhere this does nothing."""
-    place = current_place()
-    return _NOTHING_LENT if place is None else place.lent()
+    """While a task waits, its place may serve other tasks; elsewhere this does nothing.
+
+    Nor may what an actor's method waits for have to wait for that method.
+    """
+    lender = current_place() or getattr(current, "turn", None)
+    return _NOTHING_LENT if lender is None else lender.lent()
 
 
 _NOTHING_LENT = contextlib.nullcontext()
@@ -139,9 +147,19 @@ class Place:
     `rejoin`. Several parts of a coroutine task may wait at a time, and some go on after its end.
     """
 
-    __slots__ = ("_away", "_is_lent", "_is_over", "_n_waits", "_seceded_at", "_threads")
+    __slots__ = (
+        "_away",
+        "_is_lent",
+        "_is_over",
+        "_n_waits",
+        "_seceded_at",
+        "_threads",
+        "attempt",
+        "key",
+    )
 
-    def __init__(self, threads: TaskThreads) -> None:
+    def __init__(self, threads: TaskThreads, key: str, attempt: int) -> None:
+        self.key, self.attempt = key, attempt
         self._threads = threads
         self._n_waits = 0
         self._is_lent = False
@@ -258,11 +276,26 @@ class TaskThreads:
         self._returns: dict[int, concurrent.futures.Future[None]] = {}  # not done; by their id
         self._lent_is_due = False
         self._closed = False
+        self._closing = threading.Event()  # the same, to wait for
+        self.profiler: Any = None  # of a worker that keeps a profile, once a task has run
 
     def start(self) -> None:
         """Start the threads."""
         for _ in range(self._nthreads):
             self._start_thread()
+
+    def profile(self, is_busy: Callable[[], bool], interval: float) -> None:
+        """Look at what the tasks do every `interval` seconds, while there are any."""
+
+        def run() -> None:
+            while not self._closing.wait(_IDLE):
+                if is_busy():
+                    from hpcdask.profiling import Profiler  # a worker without tasks needs it not
+
+                    self.profiler = Profiler(self, is_busy, interval, self._closing)
+                    self.profiler.run()
+
+        threading.Thread(target=run, name="hpcdask-profile", daemon=True).start()
 
     def submit(self, task: Execute) -> None:
         """Queue a run."""
@@ -278,6 +311,7 @@ class TaskThreads:
 
     def close(self) -> None:
         """Let the threads end after what they are running."""
+        self._closing.set()
         with self.lock:
             self._closed = True
             for _ in range(self._n_running):
@@ -333,7 +367,7 @@ class TaskThreads:
             if run in self._abandoned:
                 outcome = NotStarted()
             else:
-                place = current.place = Place(self)
+                place = current.place = Place(self, task.key, task.attempt)
                 outcome = self._outcome(task, place)
                 place.end()
             self._outcomes.append((task.key, task.attempt, outcome))
@@ -390,6 +424,8 @@ class TaskThreads:
                 value = self._finish(value, place)
             duration = perf_counter() - start - place.seconds_away()
             return Ran(value, sizeof(value), duration, _small(value) if task.wanted else None)
+        except Reschedule:
+            return Postponed()
         except BaseException as exc:  # SystemExit and KeyboardInterrupt, too, are only this task's
             error = to_task_error(exc, task.key, self._address)
             exc.__traceback__ = None  # it holds the frames, and they the inputs

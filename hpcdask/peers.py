@@ -122,6 +122,10 @@ class Peer:
 
     async def ask(self, make: Any, *fields: Any) -> Any:
         """Send the request ``make(number, *fields)`` and wait for its answer."""
+        return await self.begin(make, *fields)
+
+    def begin(self, make: Any, *fields: Any) -> asyncio.Future[Any]:
+        """Send a request, and return the future of its answer."""
         if self.comm.closed:
             raise CommClosedError(f"connection with {self.comm.peer} is closed")
         number, future = self.requests.new()
@@ -129,7 +133,7 @@ class Peer:
         if self._look is None:
             self._progress, self._quiet = self.comm.progress, 0
             self._look_later()
-        return await future
+        return future
 
     def close(self, reason: str) -> None:
         """Hang up; what is waited for fails at once."""
@@ -175,6 +179,7 @@ class Peers:
         self.options = options
         self._connect_timeout = connect_timeout
         self._peers: dict[str, asyncio.Task[Peer]] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def fetch(self, address: str, versions: Iterable[Version]) -> KeyValues:
         """Ask a worker for values.
@@ -193,6 +198,21 @@ class Peers:
         for some in _portions(values):
             answer = await peer.ask(StoreKeys, some)
             assert type(answer) is Reply
+
+    def turn(self, address: str) -> asyncio.Lock:
+        """What to hold while a request begins that must not overtake one before it."""
+        return self._turns.setdefault(address, asyncio.Lock())
+
+    async def begin(self, address: str, make: Any, *fields: Any) -> asyncio.Future[Any]:
+        """Send the request ``make(number, *fields)`` to a worker; return the answer's future.
+
+        Raises
+        ------
+        CommClosedError
+            If it cannot be reached.
+        """
+        peer = await self._peer(address)
+        return peer.begin(make, *fields)
 
     async def prove(self, address: str, timeout: float) -> None:
         """Find out whether a worker can be reached, and hang up.
@@ -221,6 +241,7 @@ class Peers:
 
     def forget(self, address: str) -> None:
         """Close the connection with a worker that is gone."""
+        self._turns.pop(address, None)
         task = self._peers.pop(address, None)
         if task is not None:
             _close(task)

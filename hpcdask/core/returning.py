@@ -26,6 +26,7 @@ from hpcdask.messages import (
     TaskDone,
     TaskErred,
     TaskFinished,
+    TaskRescheduled,
     TaskSpec,
     Version,
 )
@@ -162,13 +163,13 @@ class Returning(Departing, abc.ABC):
             return False
         if task.lane.resources:  # which others may have been given
             return False
-        self._move(task, "processing")
         task.attempt, task.worker = run.attempt, worker
+        self._move(task, "processing")
         self._occupy(task, worker)
         return True
 
     def _kept_run_ended(
-        self, now: float, worker: WorkerRecord, msg: TaskFinished | TaskErred
+        self, now: float, worker: WorkerRecord, msg: TaskFinished | TaskErred | TaskRescheduled
     ) -> None:
         """A run has ended before anybody has come for it."""
         kept_by, run = self._runs.get(msg.key, (None, None))

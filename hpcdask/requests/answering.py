@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.messages import Failure, Message
 from hpcdask.peers import RequestFailedError
+from hpcdask.requests.actors import ActorRequests
 from hpcdask.requests.calls import Answers, Calls, Events
 from hpcdask.requests.cluster import ClusterRequests
 from hpcdask.requests.coordination import CoordinationRequests
+from hpcdask.requests.data import DataRequests
+from hpcdask.requests.diagnostics import DiagnosticRequests
 from hpcdask.requests.topics import TopicRequests
 from hpcdask.tracebacks import to_task_error
 
@@ -48,8 +51,15 @@ class ClientRequests:
         self.coordination = CoordinationRequests(scheduler)
         length = scheduler.settings["scheduler.events-log-length"]
         self.topics = TopicRequests(scheduler, length)
+        families = (
+            ClusterRequests(scheduler, self.calls, spawn),
+            ActorRequests(scheduler),
+            self.topics,
+            DataRequests(scheduler),
+            DiagnosticRequests(scheduler),
+        )
         self.answers: Answers = {}
-        for family in (ClusterRequests(scheduler, self.calls, spawn), self.topics):
+        for family in families:
             self.answers |= family.answers
         self.events: Events = {**self.coordination.events, **self.topics.events}
 
