@@ -25,7 +25,8 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
         yield client
     desk = cluster.scheduler.requests.coordination.desk
     wait_until(lambda: not cluster.scheduler.state.tasks, 20, "the scheduler forgets all tasks")
-    wait_until(lambda: not desk.leases._of_client and not desk._open, 20, "nothing is held")
+    tables = desk.leases._of_client, desk._open, desk.queues._handles
+    wait_until(lambda: all(client.id not in table for table in tables), 20, "it holds nothing")
 
 
 @pytest.fixture

@@ -206,33 +206,29 @@ def test_what_a_client_held_is_free_when_it_closes(cluster: LocalCluster, client
             pass
 
 
-def hold_for_ever(kind: type, arguments: tuple[Any, ...], first: bool) -> int:
-    """Hold it until this process dies, unless another one did before."""
-    kind(*arguments).acquire()
-    if first and not Event("held").is_set():
+def hold_for_ever(locks: list[Any]) -> int:
+    """Hold all until this process dies, unless another one has before."""
+    for lock in locks:
+        lock.acquire()
+    if not Event("held").is_set():
         Event("held").set()
         time.sleep(300)
+    for lock in locks:
+        lock.release()
     return os.getpid()
 
 
-@pytest.mark.parametrize("kind", [Lock, Semaphore])
-def test_the_lock_of_a_worker_that_died_goes_at_once_to_the_run_that_takes_its_place(
-    cluster: LocalCluster, client: Client, kind: type
+def test_the_locks_of_a_worker_that_died_go_at_once_to_the_run_that_takes_its_place(
+    cluster: LocalCluster, client: Client
 ) -> None:
     """Long before a client that only has lost its connection would be given up."""
-    arguments = (1, "dead") if kind is Semaphore else ("dead",)
-    future = client.submit(hold_for_ever, kind, arguments, True)
-    event = Event("held")
-    assert event.wait(timeout=20) is True
+    locks = [Lock("dead"), RLock("dead"), MultiLock(["dead"]), Semaphore(1, "dead")]
+    future = client.submit(hold_for_ever, locks)
+    assert Event("held").wait(timeout=20) is True
     (worker,) = [w for w in cluster.scheduler.state.workers.values() if w.processing]
     os.kill(worker.info.pid, signal.SIGKILL)
     assert future.result(timeout=30) != worker.info.pid
-    event.clear()
-    client.restart(timeout=60)  # the second run has not given it back; its process ends now
-    with kind(*arguments) as lock:
-        pass
-    if kind is Semaphore:
-        lock.close()
+    Event("held").clear()
 
 
 def test_the_lock_of_a_program_that_is_killed_is_free_after_the_grace() -> None:
@@ -307,9 +303,8 @@ def test_locks_and_asynchronous_clients(cluster: LocalCluster) -> None:
     async def check() -> None:
         async with Client(cluster.scheduler_address, token=cluster._token, asynchronous=True):
             lock = await Lock("x")
-            with pytest.raises(TypeError, match="needs 'async with'"):
-                with lock:
-                    pass
+            with pytest.raises(TypeError, match="needs 'async with'"), lock:
+                pass
             async with lock:
                 assert await lock.locked() is True
                 assert await Lock("x").acquire(timeout=0.01) is False
