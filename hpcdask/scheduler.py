@@ -96,7 +96,7 @@ class Scheduler(Service):
     auth : bool
         False lets anybody in who can reach the port, and says so.
     idle_timeout : float or str, optional
-        End after so many seconds without tasks.
+        End after so many seconds without tasks and actors.
     dial_back : bool, optional
         Whether a worker is let in only if it can be reached from here at the address that it
         advertises, since others could not fetch values from it either.
@@ -388,10 +388,10 @@ class Scheduler(Service):
             text = "worker %s takes %d values along that no other worker is there to take over: %s"
             log.warning(text, address, n_lost, reason)
         worker = self.state.workers.get(address)
-        actors = self.state.actors_of(worker) if worker is not None else []
-        if actors:
+        if worker is not None and worker.actors:
+            some, number = next(iter(worker.actors)).key, len(worker.actors)
             text = "worker %s takes %d actors along, %s among them, which end with it: %s"
-            log.warning(text, address, len(actors), actors[0].key, reason)
+            log.warning(text, address, number, some, reason)
 
     async def retire(
         self, addresses: Iterable[str], timeout: float, patience: float | None = None

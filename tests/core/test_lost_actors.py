@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 from core_helpers import A, B, C, F, computed, finish, free, release, sent, started, submit
 
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.errors import LostActorError
+from hpcdask.launchers.stock import take_stock
 from hpcdask.messages import (
     CloseWorker,
     ComputeTask,
@@ -83,13 +85,24 @@ def test_what_needs_a_lost_actor_fails_now_and_later() -> None:
     assert failed(sent(state)["c"]).keys() == {"y"}
 
 
+def test_a_worker_with_an_actor_is_not_idle() -> None:
+    state, home, other = with_actor(A, B)
+    assert state.has_work
+    stock = {
+        worker.name: worker.is_busy for worker in take_stock(SimpleNamespace(state=state)).workers
+    }
+    assert stock == {f"name of {home}": True, f"name of {other}": False}
+    release(state, "a")
+    assert not state.has_work
+
+
 def test_a_copy_is_no_actor() -> None:
     state, home, other = with_actor(A, B)
     version = Version("a", state.tasks["a"].attempt)
     state.keys_added(1.0, other, KeysAdded((version,)))
     state.worker_lost(2.0, other)
     assert sent(state) == {}
-    assert state.actors_of(state.workers[home]) == [state.tasks["a"]]
+    assert list(state.workers[home].actors) == [state.tasks["a"]]
 
 
 def test_a_worker_that_says_it_has_lost_an_actor_has() -> None:
