@@ -296,6 +296,7 @@ class Membership:
         if self.workers.get(address) is not comm:
             return  # it has come back meanwhile
         self._scheduler.peers.forget(address)
+        self._scheduler.actor_peers.forget(address)
         planned = leaves_on_purpose or self._is_closing
         level = logging.INFO if planned else logging.WARNING
         log.log(level, "Remove worker %s at %s: %s", hello.name, address, reason)

@@ -222,6 +222,7 @@ class Scheduler(Service):
             log.warning("authentication is off: anybody who reaches this port can run code as you")
         self.options = CommOptions.configured(token, self.settings)
         self.peers = Peers(self.options)
+        self.actor_peers = Peers(self.options, is_patient=True)
         await self._listen()
         self._look_at_descriptors()
         if self.scheduler_file is not None:
@@ -312,6 +313,7 @@ class Scheduler(Service):
             listener.close()
         if hasattr(self, "peers"):
             self.peers.close()
+            self.actor_peers.close()
         # Nannies first, or they would replace the workers that end.
         for comm, _ in list(self.nannies.values()):
             comm.send(CloseNanny(reason))

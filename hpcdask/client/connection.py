@@ -72,6 +72,7 @@ class Connection:
 
     loop: asyncio.AbstractEventLoop
     _peers: Peers
+    _actor_peers: Peers  # by which actors are called
     _starting: asyncio.Task[Any] | None
 
     def __init__(
@@ -239,13 +240,19 @@ class Connection:
         """Listen to a scheduler, the first one or another."""
         if link.options != self._options:
             if self._options is not None:
-                self._peers.close()
+                self._hang_up()
             self._options = link.options
-            self._peers = Peers(link.options, connect_timeout=min(self._timeout, 5.0))
+            limit = min(self._timeout, 5.0)
+            self._peers = Peers(link.options, limit)
+            self._actor_peers = Peers(link.options, limit, is_patient=True)
         self._link = link
         self._scheduler_ids.add(link.registered.scheduler_id)
         self._unreachable.clear()
         link.comm.start(self._on_batch, self._on_closed)
+
+    def _hang_up(self) -> None:
+        self._peers.close()
+        self._actor_peers.close()
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
@@ -280,7 +287,7 @@ class Connection:
                 defaults.remove(reference)
         if self._link is not None:
             self._link.comm.close()
-            self._peers.close()
+            self._hang_up()
         self._give_up("the client was closed")
         if self._owns_cluster and self.cluster is not None:
             await self.cluster._close()
