@@ -177,7 +177,7 @@ class Connection:
         self._closing: asyncio.Task[None] | None = None
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
-        self._is_internal = False  # whether it is a launcher's, and of no interest to users
+        self._is_internal = False  # whether it is a launcher's or worker's, of no interest to users
         clients.add(self)
 
     @classmethod
@@ -194,6 +194,7 @@ class Connection:
         )
         if worker.place.scheduler_file:
             client._way_back = worker.place
+        client._is_internal = True  # the worker says what has happened, and closes it
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client

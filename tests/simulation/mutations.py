@@ -31,7 +31,7 @@ FIRST_SEEDS = {
     "a_leaving_worker_ends_before_its_values_are_safe": 16,
     "a_dropped_value_still_counts_as_held": 8,
     "an_old_copy_counts_as_the_present_value": 19,
-    "a_value_is_believed_to_be_of_any_life_of_its_key": 34,
+    "a_value_is_believed_to_be_of_any_life_of_its_key": 274,
 }
 
 
