@@ -137,7 +137,10 @@ class Actor:
     def _check(self) -> None:
         state = self._future._state
         if state.status == "error":
-            raise state.exception() or AssertionError(state.status)
+            why = state.exception()
+            if isinstance(why, LostActorError):
+                raise why
+            raise LostActorError(f"the actor {self.key!r} is gone: {why}")
         if state.status == "cancelled":
             raise LostActorError(f"the actor {self.key!r} is gone: {state.reason}")
 

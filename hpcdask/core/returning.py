@@ -139,10 +139,13 @@ class Returning(Departing, abc.ABC):
                 return False
             task.add_holder(worker)
             return True
-        if task.state == "erred":
-            return False
         if task.lane.is_actor and not value.definition:
             return False  # a copy, which only knows where the actor was
+        if task.state == "erred":
+            if not task.lane.is_actor or task.attempt != value.attempt:
+                return False
+            self._move(task, "released")  # an actor that was only out of touch
+            task.error = None
         if task.state == "released":  # nothing that it needs has been demanded for it
             self._move(task, "memory")
             task.attempt, task.nbytes = value.attempt, value.nbytes or task.nbytes
