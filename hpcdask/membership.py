@@ -323,6 +323,7 @@ class Membership:
         if self.workers.get(address) is not comm:
             return  # it has come back meanwhile
         self._scheduler.peers.forget(address)
+        self._scheduler.actor_peers.forget(address)
         planned = leaves_on_purpose or self._is_closing or address in self.ending
         self.ending.discard(address)
         level = logging.INFO if planned else logging.WARNING

@@ -98,7 +98,7 @@ class Scheduler(Service):
     auth : bool
         False lets anybody in who can reach the port, and says so.
     idle_timeout : float or str, optional
-        End after so many seconds without tasks.
+        End after so many seconds without tasks and actors.
     dial_back : bool, optional
         Whether a worker is let in only if it can be reached from here at the address that it
         advertises, since others could not fetch values from it either.
@@ -227,6 +227,7 @@ class Scheduler(Service):
             log.warning("authentication is off: anybody who reaches this port can run code as you")
         self.options = CommOptions.configured(token, self.settings)
         self.peers = Peers(self.options)
+        self.actor_peers = Peers(self.options, is_patient=True)
         await self._listen()
         self._look_at_descriptors()
         if self.scheduler_file is not None:
@@ -317,6 +318,7 @@ class Scheduler(Service):
             listener.close()
         if hasattr(self, "peers"):
             self.peers.close()
+            self.actor_peers.close()
         # Nannies first, or they would replace the workers that end.
         for comm, _ in list(self.nannies.values()):
             comm.send(CloseNanny(reason))
@@ -402,10 +404,10 @@ class Scheduler(Service):
             text = "worker %s takes %d values along that no other worker is there to take over: %s"
             log.warning(text, address, n_lost, reason)
         worker = self.state.workers.get(address)
-        actors = self.state.actors_of(worker) if worker is not None else []
-        if actors:
+        if worker is not None and worker.actors:
+            some, number = next(iter(worker.actors)).key, len(worker.actors)
             text = "worker %s takes %d actors along, %s among them, which end with it: %s"
-            log.warning(text, address, len(actors), actors[0].key, reason)
+            log.warning(text, address, number, some, reason)
 
     async def retire(
         self, addresses: Iterable[str], timeout: float, patience: float | None = None

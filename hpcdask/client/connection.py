@@ -92,6 +92,7 @@ class Connection:
 
     loop: asyncio.AbstractEventLoop
     _peers: Peers
+    _actor_peers: Peers  # by which actors are called
     _starting: asyncio.Task[Any] | None
 
     def __init__(
@@ -199,7 +200,7 @@ class Connection:
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
         self._is_of_parent = False  # whether it was made before this process was forked
-        self._is_internal = False  # whether it is a launcher's, and of no interest to users
+        self._is_internal = False  # whether it is a launcher's or worker's, of no interest to users
         self._process = "", 0  # of a worker's client: the worker's nanny and pid
         clients.add(self)
 
@@ -218,6 +219,7 @@ class Connection:
         if worker.place.scheduler_file:
             client._way_back = worker.place
         client._process = worker.nanny, os.getpid()
+        client._is_internal = True  # the worker says what has happened, and closes it
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client
@@ -265,13 +267,19 @@ class Connection:
         """Listen to a scheduler, the first one or another."""
         if link.options != self._options:
             if self._options is not None:
-                self._peers.close()
+                self._hang_up()
             self._options = link.options
-            self._peers = Peers(link.options, connect_timeout=min(self._timeout, 5.0))
+            limit = min(self._timeout, 5.0)
+            self._peers = Peers(link.options, limit)
+            self._actor_peers = Peers(link.options, limit, is_patient=True)
         self._link = link
         self._scheduler_ids.add(link.registered.scheduler_id)
         self._unreachable.clear()
         link.comm.start(self._on_batch, self._on_closed)
+
+    def _hang_up(self) -> None:
+        self._peers.close()
+        self._actor_peers.close()
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
@@ -307,7 +315,7 @@ class Connection:
                 defaults.remove(reference)
         if self._link is not None:
             self._link.comm.close()
-            self._peers.close()
+            self._hang_up()
         self._give_up("the client was closed")
         if self._owns_cluster and self.cluster is not None:
             await self.cluster._close()

@@ -66,6 +66,11 @@ def values_are_freed_where_they_are_to_go(patch: Patch) -> None:
 
 
 @breakage
+def a_task_that_rests_is_never_woken(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_wake_resting", lambda self: None)
+
+
+@breakage
 def inputs_keep_a_waiter_that_has_run(patch: Patch) -> None:
     patch.setattr(SchedulerState, "_ran", lambda self, task: None)
 
