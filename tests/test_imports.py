@@ -51,7 +51,7 @@ COMMON = {
     "with_dask",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
-ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS
+ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS | {"hosting"}
 ABOVE_EDGES = ABOVE_CLIENT | {"client", "coordination", "plugins", "collections"}
 ANYTHING = None
 
@@ -77,8 +77,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
     # Once dask is imported, and a client or a worker is there for which that matters.
     "with_dask": {"collections"},
-    # The part of a worker that moves data.
-    "exchange": ABOVE_SHELLS | COMMON,
+    # The parts of a worker that move data, and that call actors.
+    "exchange": ABOVE_SHELLS | COMMON | {"hosting"},
+    "hosting": ABOVE_SHELLS | COMMON,
     # The parts of a scheduler that know who is connected with it, and answer its clients.
     "membership": ABOVE_SHELLS | COMMON | {"scheduler", "reachability"},
     "reachability": ABOVE_SHELLS | COMMON | {"scheduler"},
@@ -90,6 +91,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.
     "client": ABOVE_CLIENT | {"launchers", "collections"},
+    "joblib": ABOVE_CLIENT | {"client"},
     "collections": ABOVE_CLIENT | {"client", "__init__"},
     "coordination": ABOVE_CLIENT | {"client"},
     "plugins": ABOVE_CLIENT | {"client", "coordination"},

@@ -40,7 +40,12 @@ class Conditions(NamedTuple):
 
 
 def conditions(
-    priority: Any, retries: Any, workers: Any, allow_other_workers: Any, resources: Any
+    priority: Any,
+    retries: Any,
+    workers: Any,
+    allow_other_workers: Any,
+    resources: Any,
+    actor: bool = False,
 ) -> Conditions:
     """Check here what would make a message that the scheduler refuses with all else.
 
@@ -58,7 +63,7 @@ def conditions(
         workers = workers or said.get("workers")
         allow_other_workers = allow_other_workers or said.get("allow_other_workers")
         resources = resources or said.get("resources")
-    restriction = restriction_of(workers, allow_other_workers, resources)
+    restriction = restriction_of(workers, allow_other_workers, resources, actor)
     return Conditions(float(priority or 0), operator.index(retries or 0), restriction)
 
 

@@ -15,7 +15,7 @@ from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
 from hpcdask.execution import lent_thread
-from hpcdask.wire.serialize import loads
+from hpcdask.wire.arguments import loads_value
 
 ALL_COMPLETED = "ALL_COMPLETED"
 FIRST_COMPLETED = "FIRST_COMPLETED"
@@ -291,7 +291,7 @@ class as_completed:
         errors = "raise" if self.raise_errors else "skip"
         work = future.client._blobs([future._state], errors, self._left(), None)
         [blob] = await uncarried(work)
-        return future, future._state.exception() if blob is SKIPPED else loads(blob)
+        return future, future._state.exception() if blob is SKIPPED else loads_value(blob)
 
 
 __all__ = [
