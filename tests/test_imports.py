@@ -96,6 +96,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.
     "client": ABOVE_CLIENT | {"launchers", "collections"},
+    "joblib": ABOVE_CLIENT | {"client"},
     "collections": ABOVE_CLIENT | {"client", "__init__"},
     "coordination": ABOVE_CLIENT | {"client"},
     "plugins": ABOVE_CLIENT | {"client", "coordination"},
