@@ -11,6 +11,7 @@ from hpcdask._version import __version__
 
 if TYPE_CHECKING:
     from hpcdask import config as config
+    from hpcdask.client.actor import Actor, ActorFuture
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
     from hpcdask.client.future import Future
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
         wait,
     )
     from hpcdask.client.worker_client import worker_client
+    from hpcdask.client.worker_client import worker_client as local_client
+    from hpcdask.coordination.event import Event
+    from hpcdask.coordination.lock import Lock
+    from hpcdask.coordination.multilock import MultiLock
+    from hpcdask.coordination.queue import Queue
+    from hpcdask.coordination.rlock import RLock
+    from hpcdask.coordination.semaphore import Semaphore
+    from hpcdask.coordination.variable import Variable
     from hpcdask.errors import (
         AuthenticationError,
         CommClosedError,
@@ -35,13 +44,16 @@ if TYPE_CHECKING:
         InterfaceNotFoundError,
         KilledWorker,
         LaunchError,
+        LostActorError,
         LostDataError,
         ProtocolError,
         RemoteError,
         RendezvousError,
         RendezvousTimeoutError,
+        Reschedule,
         SerializationError,
         SubmitError,
+        TaskExitError,
         TokenError,
         WaitTimeoutError,
         WorkerStartError,
@@ -56,10 +68,13 @@ if TYPE_CHECKING:
     from hpcdask.scheduler import Scheduler
     from hpcdask.worker import Worker, get_worker
 
+    BaseActorFuture = ActorFuture
     CancelledError = FutureCancelledError
     TimeoutError = WaitTimeoutError
 
 _WHERE = {
+    "Actor": "client.actor",
+    "ActorFuture": "client.actor",
     "Client": "client.client",
     "default_client": "client.current",
     "get_client": "client.current",
@@ -73,6 +88,13 @@ _WHERE = {
     "rpc": "client.rpc",
     "wait": "client.waiting",
     "worker_client": "client.worker_client",
+    "Event": "coordination.event",
+    "Lock": "coordination.lock",
+    "MultiLock": "coordination.multilock",
+    "Queue": "coordination.queue",
+    "RLock": "coordination.rlock",
+    "Semaphore": "coordination.semaphore",
+    "Variable": "coordination.variable",
     "AuthenticationError": "errors",
     "CommClosedError": "errors",
     "ConfigError": "errors",
@@ -82,13 +104,16 @@ _WHERE = {
     "InterfaceNotFoundError": "errors",
     "KilledWorker": "errors",
     "LaunchError": "errors",
+    "LostActorError": "errors",
     "LostDataError": "errors",
     "ProtocolError": "errors",
     "RemoteError": "errors",
     "RendezvousError": "errors",
     "RendezvousTimeoutError": "errors",
+    "Reschedule": "errors",
     "SerializationError": "errors",
     "SubmitError": "errors",
+    "TaskExitError": "errors",
     "TokenError": "errors",
     "WaitTimeoutError": "errors",
     "WorkerStartError": "errors",
@@ -106,19 +131,28 @@ _WHERE = {
     "Worker": "worker",
     "get_worker": "worker",
 }
-#: Other names of the same classes, as dask.distributed has them.
-_ALIASES = {"CancelledError": "FutureCancelledError", "TimeoutError": "WaitTimeoutError"}
+#: Other names of the same things, as dask.distributed has them.
+_ALIASES = {
+    "BaseActorFuture": "ActorFuture",
+    "CancelledError": "FutureCancelledError",
+    "TimeoutError": "WaitTimeoutError",
+    "local_client": "worker_client",
+}
 
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Actor",
+    "ActorFuture",
     "Adaptive",
     "AuthenticationError",
+    "BaseActorFuture",
     "CancelledError",
     "Client",
     "CommClosedError",
     "ConfigError",
     "DoneAndNotDoneFutures",
+    "Event",
     "Future",
     "FutureCancelledError",
     "HandshakeError",
@@ -127,20 +161,29 @@ __all__ = [
     "KilledWorker",
     "LaunchError",
     "LocalCluster",
+    "Lock",
+    "LostActorError",
     "LostDataError",
+    "MultiLock",
     "Nanny",
     "ProcessInterface",
     "ProtocolError",
+    "Queue",
+    "RLock",
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "Reschedule",
     "SSHCluster",
     "Scheduler",
+    "Semaphore",
     "SerializationError",
     "SpecCluster",
     "SubmitError",
+    "TaskExitError",
     "TimeoutError",
     "TokenError",
+    "Variable",
     "WaitTimeoutError",
     "Worker",
     "WorkerStartError",
@@ -153,6 +196,7 @@ __all__ = [
     "get_client",
     "get_worker",
     "initialize",
+    "local_client",
     "rejoin",
     "rpc",
     "secede",

@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
-from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Raised, Ran
+from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Postponed, Raised, Ran
+from hpcdask.errors import Reschedule
 from hpcdask.messages import Blob
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.arguments import loads_arguments
@@ -34,7 +35,7 @@ _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
 T = TypeVar("T")
 
-#: What the task in this thread belongs to: `.worker` and `.place`.
+#: What the task in this thread belongs to: `.worker` and `.place`; of an actor's method `.turn`.
 current = threading.local()
 #: The same of a coroutine task, which runs on the loop among others.
 _worker: ContextVar[Any] = ContextVar("worker", default=None)
@@ -52,8 +53,9 @@ def runs_task() -> bool:
 
 
 def coroutine_is_of(worker: object) -> None:
-    """Let `current_worker` give `worker` in the running asyncio task."""
+    """Let `current_worker` give `worker` in the running asyncio task, which is none of a task."""
     _worker.set(worker)
+    _place.set(None)  # who has asked for it may be one
 
 
 @contextlib.contextmanager
@@ -68,9 +70,12 @@ def on_behalf_of(worker: object) -> Iterator[None]:
 
 
 def lent_thread() -> contextlib.AbstractContextManager[None]:
-    """While a task waits, its place may serve other tasks; elsewhere this does nothing."""
-    place = current_place()
-    return _NOTHING_LENT if place is None else place.lent()
+    """While a task waits, its place may serve other tasks; elsewhere this does nothing.
+
+    Nor may what an actor's method waits for have to wait for that method.
+    """
+    lender = current_place() or getattr(current, "turn", None)
+    return _NOTHING_LENT if lender is None else lender.lent()
 
 
 _NOTHING_LENT = contextlib.nullcontext()
@@ -139,9 +144,19 @@ class Place:
     `rejoin`. Several parts of a coroutine task may wait at a time, and some go on after its end.
     """
 
-    __slots__ = ("_away", "_is_lent", "_is_over", "_n_waits", "_seceded_at", "_threads")
+    __slots__ = (
+        "_away",
+        "_is_lent",
+        "_is_over",
+        "_n_waits",
+        "_seceded_at",
+        "_threads",
+        "attempt",
+        "key",
+    )
 
-    def __init__(self, threads: TaskThreads) -> None:
+    def __init__(self, threads: TaskThreads, key: str, attempt: int) -> None:
+        self.key, self.attempt = key, attempt
         self._threads = threads
         self._n_waits = 0
         self._is_lent = False
@@ -333,7 +348,7 @@ class TaskThreads:
             if run in self._abandoned:
                 outcome = NotStarted()
             else:
-                place = current.place = Place(self)
+                place = current.place = Place(self, task.key, task.attempt)
                 outcome = self._outcome(task, place)
                 place.end()
             self._outcomes.append((task.key, task.attempt, outcome))
@@ -390,6 +405,8 @@ class TaskThreads:
                 value = self._finish(value, place)
             duration = perf_counter() - start - place.seconds_away()
             return Ran(value, sizeof(value), duration, _small(value) if task.wanted else None)
+        except Reschedule:
+            return Postponed()
         except BaseException as exc:  # SystemExit and KeyboardInterrupt, too, are only this task's
             error = to_task_error(exc, task.key, self._address)
             exc.__traceback__ = None  # it holds the frames, and they the inputs

@@ -10,8 +10,6 @@ out once and never again. Key and attempt together say which bytes are meant, so
 comes late, twice, or for a key that was used again is recognised and dropped.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, TypeAlias
 
 PROTOCOL_VERSION = 3
@@ -71,11 +69,12 @@ class TaskSpec(NamedTuple):
 
 
 class Restriction(NamedTuple):
-    """Where tasks may run, and what of a worker's resources each takes while it runs."""
+    """Where tasks may run, what of a worker's resources each takes, and whether it lasts there."""
 
     workers: tuple[str, ...]  # addresses, names or hosts; empty: anywhere
     allow_others: bool  # where none of these is there
     resources: tuple[tuple[str, float], ...]  # name, amount; sorted by name
+    actor: bool = False  # their values stay on the worker that made them, and end with it
 
 
 class HeldValue(NamedTuple):
@@ -128,6 +127,32 @@ class PlacedValue(NamedTuple):
     addresses: tuple[str, ...]
 
 
+class HeldLease(NamedTuple):
+    """A lease that a client holds, or held when it lost the scheduler."""
+
+    lease: int  # number of the request by which it got it
+    kind: str  # "lock", "rlock", "multilock", "semaphore"
+    names: tuple[str, ...]
+    needed: int  # so many of the names it holds
+    limit: int  # leases of each that may be held at a time
+
+
+class QueueHandle(NamedTuple):
+    """How many objects a client has for a queue."""
+
+    queue: str
+    handles: int
+    limit: int  # values that the queue takes; 0: any number
+
+
+class DatasetValue(NamedTuple):
+    """A value that is to be published."""
+
+    name: Plain  # a string, a number, or a tuple of these
+    value: Blob
+    keys: tuple[str, ...]  # of the futures in it
+
+
 class TaskError(NamedTuple):
     """Why a task, or a call, failed."""
 
@@ -147,6 +172,8 @@ class RegisterClient(NamedTuple):
     protocol: int
     version: str
     returns: bool = False  # it had lost the scheduler; all that it holds follows, then `AllTold`
+    nanny: str = ""  # of a worker's client: the nanny that watches its process, and
+    pid: int = 0  # the process, so that it is known when that has died
 
 
 class RegisterWorker(NamedTuple):
@@ -414,6 +441,28 @@ class RetireWorkers(NamedTuple):
     timeout: float  # seconds; what has not moved by then is lost
 
 
+class CallActorThrough(NamedTuple):
+    """client -> scheduler: I cannot reach the actor's worker, ask it for me.
+
+    Answered as `CallActor`, of which it has the fields.
+    """
+
+    request: int
+    address: str
+    actor: Version
+    name: str
+    arguments: Blob | None
+    callers: tuple[str, ...]
+
+
+class TakeReturnedThrough(NamedTuple):
+    """client -> scheduler: pass this `TakeReturned` on. Answered by `Reply`."""
+
+    request: int
+    address: str
+    receipt: int
+
+
 class Shutdown(NamedTuple):
     """client -> scheduler: end workers, nannies and yourself."""
 
@@ -438,6 +487,253 @@ class Failure(NamedTuple):
 
     request: int
     error: TaskError
+
+
+# -- Shared things: client and scheduler ----------------------------------------------------------
+
+# Those with a request number, unless something else is said, are carried out once, however often
+# they are sent, and answered by `Reply`: after a loss of the connection a client sends them again
+# under the number that they had. The scheduler keeps the answer until it is confirmed. False means:
+# not in time.
+
+
+class Confirm(NamedTuple):
+    """client -> scheduler: I have the answer of this request, and hold the futures in it."""
+
+    request: int
+
+
+class GiveUp(NamedTuple):
+    """client -> scheduler: my time is over: if there is no answer to this request, answer False."""
+
+    request: int
+
+
+class Withdraw(NamedTuple):
+    """client -> scheduler: nobody waits for that request any more; undo it. Answered by `Reply`."""
+
+    request: int
+    withdrawn: int
+
+
+class Resume(NamedTuple):
+    """client -> scheduler: after a return: what I wait for, and hold. Before `AllTold`."""
+
+    waiting: tuple[int, ...]  # requests, which will be sent again
+    withdrawn: tuple[int, ...]  # requests; of all others I have the answers
+    leases: tuple[HeldLease, ...]
+    queues: tuple[QueueHandle, ...]
+
+
+class AcquireLease(NamedTuple):
+    """client -> scheduler: let me hold so many of these; the lease has the request's number."""
+
+    request: int
+    kind: str  # as in `HeldLease`, as what follows
+    names: tuple[str, ...]
+    needed: int
+    limit: int
+    declares: bool  # a semaphore that is not there; else it was closed
+
+
+class ReleaseLease(NamedTuple):
+    """client -> scheduler: I hold this no longer. The answer: whether I did."""
+
+    request: int
+    lease: int
+
+
+class CountLeases(NamedTuple):
+    """client -> scheduler: how many leases of this are held?"""
+
+    request: int
+    kind: str
+    name: str
+
+
+class CloseSemaphore(NamedTuple):
+    """client -> scheduler: let nobody use it any more. The answer: how many leases were held."""
+
+    request: int
+    name: str
+
+
+class OpenQueue(NamedTuple):
+    """client -> scheduler: I have one more object for this queue."""
+
+    queue: str
+    limit: int  # as in `QueueHandle`; the first that is not 0 counts
+
+
+class CloseQueue(NamedTuple):
+    """client -> scheduler: I have closed one of these objects; with the last the queue ends."""
+
+    queue: str
+
+
+class PutValue(NamedTuple):
+    """client -> scheduler: put this into a queue, when there is room."""
+
+    request: int
+    queue: str
+    value: Blob
+    keys: tuple[str, ...]  # of the futures in it
+    limit: int
+
+
+class TakeValues(NamedTuple):
+    """client -> scheduler: give me the next values of a queue. Answered by `Values`."""
+
+    request: int
+    queue: str
+    number: int  # -1: as many as there are
+
+
+class CountValues(NamedTuple):
+    """client -> scheduler: how many values are in a queue?"""
+
+    request: int
+    queue: str
+
+
+class SetVariable(NamedTuple):
+    """client -> scheduler."""
+
+    request: int
+    name: str
+    value: Blob
+    keys: tuple[str, ...]
+
+
+class GetVariable(NamedTuple):
+    """client -> scheduler: the value, when there is one. Answered by `Values`."""
+
+    request: int
+    name: str
+
+
+class DeleteVariable(NamedTuple):
+    """client -> scheduler."""
+
+    request: int
+    name: str
+
+
+class ChangeFlag(NamedTuple):
+    """client -> scheduler: set or clear an event."""
+
+    request: int
+    name: str
+    is_set: bool
+
+
+class AskFlag(NamedTuple):
+    """client -> scheduler: is an event set?"""
+
+    request: int
+    name: str
+
+
+class AwaitFlag(NamedTuple):
+    """client -> scheduler: answer when an event is set."""
+
+    request: int
+    name: str
+
+
+class Publish(NamedTuple):
+    """client -> scheduler: keep these for all, all of them or none."""
+
+    request: int
+    datasets: tuple[DatasetValue, ...]
+    override: bool  # those that are there
+
+
+class GetDatasets(NamedTuple):
+    """client -> scheduler: what was published by these names? Answered by `Values`."""
+
+    request: int
+    names: tuple[Plain, ...]
+
+
+class ListDatasets(NamedTuple):
+    """client -> scheduler: which datasets are there?"""
+
+    request: int
+
+
+class Unpublish(NamedTuple):
+    """client -> scheduler: forget these. The answer: how many there were."""
+
+    request: int
+    names: tuple[Plain, ...]
+
+
+class Values(NamedTuple):
+    """scheduler -> client: the values that were asked for; None: there is none."""
+
+    request: int
+    values: tuple[Blob | None, ...]
+
+
+# Of these what is asked once may be lost with the connection, as other requests.
+
+
+class SetMetadata(NamedTuple):
+    """client -> scheduler. Answered by `Reply`."""
+
+    request: int
+    path: tuple[Plain, ...]
+    value: Plain  # a blob, or a tree of dicts with blobs as leaves
+
+
+class GetMetadata(NamedTuple):
+    """client -> scheduler. Answered by `Reply`: as the value of `SetMetadata`."""
+
+    request: int
+    path: tuple[Plain, ...]
+
+
+class LogEvent(NamedTuple):
+    """client, worker -> scheduler: this has happened. To a client answered by `Reply`."""
+
+    request: int
+    topics: tuple[str, ...]
+    message: Blob
+
+
+class EventLogged(NamedTuple):
+    """scheduler -> client: something has happened that belongs to a topic."""
+
+    topic: str
+    time: float  # seconds since the epoch, by the scheduler's clock
+    message: Blob
+
+
+class GetEvents(NamedTuple):
+    """client -> scheduler: what is known of a topic, or of all? Answered by `EventsLogged`."""
+
+    request: int
+    topic: str | None
+
+
+class EventsLogged(NamedTuple):
+    """scheduler -> client."""
+
+    request: int
+    events: tuple[EventLogged, ...]
+
+
+class Subscribe(NamedTuple):
+    """client -> scheduler: tell me of new events of a topic."""
+
+    topic: str
+
+
+class Unsubscribe(NamedTuple):
+    """client -> scheduler."""
+
+    topic: str
 
 
 # -- Worker and scheduler -----------------------------------------------------------------------
@@ -522,6 +818,13 @@ class TaskErred(NamedTuple):
     key: str
     attempt: int
     error: TaskError
+
+
+class TaskRescheduled(NamedTuple):
+    """worker -> scheduler: the task wants to be run again, elsewhere or later."""
+
+    key: str
+    attempt: int
 
 
 class KeysAdded(NamedTuple):
@@ -661,6 +964,32 @@ class StoreKeys(NamedTuple):
     values: tuple[StoredValue, ...]
 
 
+class CallActor(NamedTuple):
+    """anyone -> worker: call a method of an actor. Answered by `ActorReturned`."""
+
+    request: int
+    actor: Version
+    name: str
+    arguments: Blob | None  # pickle of (args, kwargs); None: give the attribute's value
+    callers: tuple[str, ...]  # keys of actors in a method of which it was called, the first first
+
+
+class ActorReturned(NamedTuple):
+    """worker -> whoever called."""
+
+    request: int
+    value: Blob
+    futures: tuple[str, ...]  # keys of those within it, of which the worker keeps futures as well
+    receipt: int  # to be told, by `TakeReturned`, that it need not any more; 0 if there are none
+
+
+class TakeReturned(NamedTuple):
+    """whoever called -> worker: I hold the futures that you returned. Answered by `Reply`."""
+
+    request: int
+    receipt: int
+
+
 # -- The doctor: rank 0 and the other ranks of one `hpc-dask doctor` -------------------------------
 
 
@@ -761,6 +1090,44 @@ OPCODES: tuple[type[Any], ...] = (
     Examine,
     Examined,
     OutOfReach,
+    Confirm,
+    GiveUp,
+    Withdraw,
+    Resume,
+    AcquireLease,
+    ReleaseLease,
+    CountLeases,
+    CloseSemaphore,
+    OpenQueue,
+    CloseQueue,
+    PutValue,
+    TakeValues,
+    CountValues,
+    SetVariable,
+    GetVariable,
+    DeleteVariable,
+    ChangeFlag,
+    AskFlag,
+    AwaitFlag,
+    Publish,
+    GetDatasets,
+    ListDatasets,
+    Unpublish,
+    Values,
+    SetMetadata,
+    GetMetadata,
+    LogEvent,
+    EventLogged,
+    GetEvents,
+    EventsLogged,
+    Subscribe,
+    Unsubscribe,
+    TaskRescheduled,
+    CallActor,
+    ActorReturned,
+    TakeReturned,
+    CallActorThrough,
+    TakeReturnedThrough,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

@@ -47,13 +47,24 @@ class Requests:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
-    def new(self) -> tuple[int, asyncio.Future[Any]]:
-        """Return a fresh number and the future of its answer."""
-        number = next(self._numbers)
+    def new(self, number: int | None = None) -> tuple[int, asyncio.Future[Any]]:
+        """Return a number and the future of its answer.
+
+        Parameters
+        ----------
+        number : int, optional
+            Of a request that is made again; by default it is a fresh one.
+        """
+        if number is None:
+            number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        future.add_done_callback(lambda _: self._waiting.pop(number, None))
+        future.add_done_callback(lambda done: self._forget(number, done))
         return number, future
+
+    def _forget(self, number: int, done: asyncio.Future[Any]) -> None:
+        if self._waiting.get(number) is done:  # and not one that is made again
+            del self._waiting[number]
 
     def __bool__(self) -> bool:
         """Whether something is waited for."""
@@ -111,6 +122,10 @@ class Peer:
 
     async def ask(self, make: Any, *fields: Any) -> Any:
         """Send the request ``make(number, *fields)`` and wait for its answer."""
+        return await self.begin(make, *fields)
+
+    def begin(self, make: Any, *fields: Any) -> asyncio.Future[Any]:
+        """Send a request, and return the future of its answer."""
         if self.comm.closed:
             raise CommClosedError(f"connection with {self.comm.peer} is closed")
         number, future = self.requests.new()
@@ -118,7 +133,7 @@ class Peer:
         if self._look is None:
             self._progress, self._quiet = self.comm.progress, 0
             self._look_later()
-        return await future
+        return future
 
     def close(self, reason: str) -> None:
         """Hang up; what is waited for fails at once."""
@@ -164,6 +179,7 @@ class Peers:
         self.options = options
         self._connect_timeout = connect_timeout
         self._peers: dict[str, asyncio.Task[Peer]] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def fetch(self, address: str, versions: Iterable[Version]) -> KeyValues:
         """Ask a worker for values.
@@ -182,6 +198,21 @@ class Peers:
         for some in _portions(values):
             answer = await peer.ask(StoreKeys, some)
             assert type(answer) is Reply
+
+    def turn(self, address: str) -> asyncio.Lock:
+        """What to hold while a request begins that must not overtake one before it."""
+        return self._turns.setdefault(address, asyncio.Lock())
+
+    async def begin(self, address: str, make: Any, *fields: Any) -> asyncio.Future[Any]:
+        """Send the request ``make(number, *fields)`` to a worker; return the answer's future.
+
+        Raises
+        ------
+        CommClosedError
+            If it cannot be reached.
+        """
+        peer = await self._peer(address)
+        return peer.begin(make, *fields)
 
     async def prove(self, address: str, timeout: float) -> None:
         """Find out whether a worker can be reached, and hang up.
@@ -210,6 +241,7 @@ class Peers:
 
     def forget(self, address: str) -> None:
         """Close the connection with a worker that is gone."""
+        self._turns.pop(address, None)
         task = self._peers.pop(address, None)
         if task is not None:
             _close(task)

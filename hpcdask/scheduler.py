@@ -6,8 +6,8 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,6 +35,7 @@ from hpcdask.messages import (
     KeepUntilDone,
     KeysAdded,
     KeysDropped,
+    LogEvent,
     Message,
     NotAcquired,
     RegisterNanny,
@@ -44,6 +45,7 @@ from hpcdask.messages import (
     SubmitTasks,
     TaskErred,
     TaskFinished,
+    TaskRescheduled,
     ThreadsLent,
     WantKeys,
     WorkerLeaving,
@@ -156,7 +158,7 @@ class Scheduler(Service):
             settings.value("scheduler.preload-argv", preload_argv),
             loop,
         )
-        self.id = f"Scheduler-{uuid.uuid4()}"
+        self.id = f"Scheduler-{secrets.token_hex(16)}"
         self.name = name or self.id
         self.started = time.time()
         self.scheduler_file = None if scheduler_file is None else os.fspath(scheduler_file)
@@ -386,6 +388,11 @@ class Scheduler(Service):
         if n_lost:
             text = "worker %s takes %d values along that no other worker is there to take over: %s"
             log.warning(text, address, n_lost, reason)
+        worker = self.state.workers.get(address)
+        actors = self.state.actors_of(worker) if worker is not None else []
+        if actors:
+            text = "worker %s takes %d actors along, %s among them, which end with it: %s"
+            log.warning(text, address, len(actors), actors[0].key, reason)
 
     async def retire(
         self, addresses: Iterable[str], timeout: float, patience: float | None = None
@@ -466,8 +473,20 @@ class Scheduler(Service):
             self.state.data_missing(self.now(), address, message)
         elif kind is WorkerLeaving:
             self.wants_to_leave(address, message)
+        elif kind is LogEvent:
+            self.requests.topics.logged(message.topics, message.message)
         elif kind in (CallReturned, Failure):
             self.requests.calls.answered(message)
+
+    def client_lost(self, name: str) -> None:
+        """A client is gone for good: what it wanted and held is free."""
+        self.state.client_lost(self.now(), name)
+        self.requests.client_lost(name)
+        self.flush()
+
+    def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
+        """Log an event, of one topic or several; see `Client.log_event`."""
+        self.requests.topics.log((topic,) if isinstance(topic, str) else topic, msg)
 
     def client_said(self, name: str, comm: Comm, message: Message) -> None:
         """Deal with a message of a client."""
@@ -475,6 +494,8 @@ class Scheduler(Service):
         event = _CLIENT_EVENTS.get(kind)
         if event is not None:
             event(self.state, self.now(), name, message)
+        elif kind in self.requests.events:
+            self.requests.events[kind](name, message)
         elif kind in self.requests.answers:
             self._spawn(self._answer(name, comm, message))
         elif kind is KeepUntilDone:
@@ -495,6 +516,7 @@ class Scheduler(Service):
 _WORKER_EVENTS: dict[type[Any], Callable[[SchedulerState, float, str, Any], None]] = {
     TaskFinished: SchedulerState.task_finished,
     TaskErred: SchedulerState.task_erred,
+    TaskRescheduled: SchedulerState.task_rescheduled,
     KeysAdded: SchedulerState.keys_added,
     KeysDropped: SchedulerState.keys_dropped,
     GivenBack: SchedulerState.given_back,

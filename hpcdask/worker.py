@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from hpcdask import config, network, sizing
+from hpcdask import config, network, sizing, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.calls import call
@@ -30,7 +30,7 @@ from hpcdask.dialling import (
 )
 from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
 from hpcdask.exchange import Exchange
-from hpcdask.execution import TaskThreads, current_worker
+from hpcdask.execution import TaskThreads, current_place, current_worker
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AcquireKeys,
@@ -43,6 +43,7 @@ from hpcdask.messages import (
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
+    LogEvent,
     Message,
     RegisterWorker,
     TakeBack,
@@ -55,6 +56,8 @@ from hpcdask.messages import (
 from hpcdask.peers import Peers
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
+from hpcdask.wire.arguments import Stored
+from hpcdask.wire.serialize import dumps
 
 log = logging.getLogger("hpcdask.worker")
 
@@ -191,7 +194,7 @@ class Worker(Service):
         self.address = ""
         self.scheduler_address = ""
         self._scratch = settings.value("worker.local-directory", local_directory)
-        self._nanny = nanny
+        self.nanny = nanny
         self._host, self._interface = parse_host(host), interface
         self._port = settings.value("worker.port", port)
         if host is None and listen_address is None and interface is None:
@@ -224,12 +227,13 @@ class Worker(Service):
         self._tell_size()
         self._join(link)
         self._threads.start()
+        with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
 
     def _tell_size(self) -> None:
         scratch = hosts.find_scratch(self._scratch)
-        if not self._nanny:  # which has told it
+        if not self.nanny:  # which has told it
             what = sizing.in_words(self._size, os.environ, scratch)
             log.info("Worker %s: %s", self.name, what)
         if scratch.complaint:
@@ -287,7 +291,7 @@ class Worker(Service):
             host=network.hostname(),
             pid=os.getpid(),
             local_directory=self.local_directory,
-            nanny=self._nanny,
+            nanny=self.nanny,
             protocol=PROTOCOL_VERSION,
             version=__version__,
             resources=tuple(self.resources.items()),
@@ -368,6 +372,7 @@ class Worker(Service):
         return bool(self.state.tasks or self.state.nbytes)
 
     async def _close(self, reason: str) -> None:
+        with_dask.leave(self)
         self._stop_listening()
         if self._client is not None:
             await self._client._close()
@@ -531,9 +536,52 @@ class Worker(Service):
 
     @property
     def data(self) -> dict[str, Any]:
-        """The values held here, by key."""
-        tasks = self.state.tasks.values()
-        return {task.key: task.value for task in tasks if task.state == "memory"}
+        """The values held here, by key, but for actors."""
+        held = self._held()
+        return {key: value for key, value in held if not issubclass(type(value), Stored)}
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        """The actors that live here, by key: the objects themselves."""
+        held = [(key, value) for key, value in self._held() if issubclass(type(value), Stored)]
+        return {key: value.instance for key, value in held if hasattr(value, "instance")}
+
+    def _held(self) -> list[tuple[str, Any]]:
+        tasks = list(self.state.tasks.values())  # at once: a task may ask in its thread
+        return [(task.key, task.value) for task in tasks if task.state == "memory"]
+
+    def get_current_task(self) -> str:
+        """Return the key of the task that calls this.
+
+        Raises
+        ------
+        ValueError
+            If the calling code runs in no task.
+        """
+        place = current_place()
+        if place is None:
+            raise ValueError("get_current_task() works within a task only")
+        return place.key
+
+    def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
+        """Log an event, from a task for example; see `Client.log_event`.
+
+        Parameters
+        ----------
+        topic : str or iterable of str
+            One or several.
+        msg : object
+            What has happened: anything that can be pickled. While the worker has lost its
+            scheduler, it is lost too.
+        """
+        topics = (topic,) if isinstance(topic, str) else tuple(topic)
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))
+
+    def _say(self, message: Message) -> None:
+        """Tell the scheduler something, behind what it is to be told already."""
+        self.state.outbox.append(message)
+        self._act()
 
     def __repr__(self) -> str:
         return f"<Worker {self.address!r}, {self.nthreads} threads, {self.status}>"

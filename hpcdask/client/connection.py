@@ -7,24 +7,26 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
-import uuid
 import weakref
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from hpcdask import config
+from hpcdask import config, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
+from hpcdask.client.operations import Operations
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.retained import Retained
+from hpcdask.client.subscriptions import Subscriptions
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
@@ -32,7 +34,10 @@ from hpcdask.messages import (
     PROTOCOL_VERSION,
     AwaitWorkers,
     ClientClosing,
+    EventLogged,
     GatherKeys,
+    GetEvents,
+    GetMetadata,
     Inspect,
     KeepUntilDone,
     KeyCancelled,
@@ -60,7 +65,15 @@ _RELEASES = 2500
 C = TypeVar("C", bound="Connection")
 
 #: Requests that may be made twice.
-_MERE_QUESTIONS = {AwaitWorkers, GatherKeys, Inspect, LocateKeys, PlanScatter}
+_MERE_QUESTIONS = {
+    AwaitWorkers,
+    GatherKeys,
+    GetEvents,
+    GetMetadata,
+    Inspect,
+    LocateKeys,
+    PlanScatter,
+}
 
 #: Clients of this process, and those that set themselves as default, the latest last.
 clients: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -128,7 +141,7 @@ class Connection:
         reconnect_timeout: float | str | None = None,
         **cluster_options: Any,
     ) -> None:
-        self.id = f"Client-{name + '-' if name else ''}{uuid.uuid4()}"
+        self.id = f"Client-{name + '-' if name else ''}{secrets.token_hex(16)}"
         self.name = name or self.id
         self._asynchronous = asynchronous
         self.status = "connecting"
@@ -169,6 +182,8 @@ class Connection:
         self._absence: returning.Absence | None = None  # the last one
         self._returning: asyncio.Task[None] | None = None
         self._requests = Requests()
+        self._operations = Operations()  # of locks, queues and what else is shared
+        self._subscriptions = Subscriptions(self)
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
         self._set_as_default = set_as_default
@@ -177,6 +192,7 @@ class Connection:
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
         self._is_internal = False  # whether it is a launcher's, and of no interest to users
+        self._process = "", 0  # of a worker's client: the worker's nanny and pid
         clients.add(self)
 
     @classmethod
@@ -193,6 +209,7 @@ class Connection:
         )
         if worker.place.scheduler_file:
             client._way_back = worker.place
+        client._process = worker.nanny, os.getpid()
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client
@@ -234,6 +251,7 @@ class Connection:
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
+        with_dask.enter(self)
 
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
@@ -249,7 +267,7 @@ class Connection:
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
-        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns)
+        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns, *self._process)
 
     def close(self, timeout: float | str | None = None) -> Any:
         """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""
@@ -275,6 +293,7 @@ class Connection:
                 self._outbox.append(ClientClosing())
             self._flush()
         self.status = "closed"
+        self._subscriptions.close()
         for reference in list(defaults):
             if reference() in (self, None):
                 defaults.remove(reference)
@@ -287,6 +306,7 @@ class Connection:
 
     def _give_up(self, reason: str) -> None:
         """Nothing will come any more."""
+        with_dask.leave(self)
         self._requests.fail(CommClosedError(reason))
         with self._lock:  # who is just submitting has noted its futures by then
             states = list(self._futures.values())
@@ -504,6 +524,8 @@ class Connection:
                 if state is not None and not (message.is_unknown and self._outlives(state)):
                     state.reason = message.reason
                     state.end("cancelled")
+            elif kind is EventLogged:
+                self._subscriptions.happened(message)
             elif kind is SchedulerClosing:
                 assert self._link is not None
                 if self.status != "closed":  # who has asked for it waits for the very end

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from hpcdask import host as hosts
@@ -10,6 +13,9 @@ from hpcdask.client.client import Client
 from hpcdask.client.connection import clients, defaults
 from hpcdask.client.loop import is_in_loop
 from hpcdask.execution import current_worker
+
+#: Whose futures those are that are unpickled just now.
+_receiver: ContextVar[Client | None] = ContextVar("receiver", default=None)
 
 
 def default_client() -> Client | None:
@@ -22,8 +28,15 @@ def default_client() -> Client | None:
     return None
 
 
-def get_client(address: str | None = None, timeout: float | str | None = None) -> Client:
-    """Return the current client: in a task that of its worker, else the default one.
+def get_client(
+    address: str | None = None,
+    timeout: float | str | None = None,
+    resolve_address: bool = True,
+) -> Client:
+    """Return the current client: in a task or an actor that of its worker, else the default one.
+
+    A task may wait for tasks that it submits, and these for theirs: while it waits another task
+    runs in its place. So they all end, on a single thread too.
 
     Parameters
     ----------
@@ -31,6 +44,8 @@ def get_client(address: str | None = None, timeout: float | str | None = None) -
         Of a scheduler, which it must be connected to; else a new client is made.
     timeout : float or str, optional
         Seconds to reach the scheduler.
+    resolve_address : bool
+        Means nothing here: names of hosts are resolved when they are dialled.
 
     Raises
     ------
@@ -65,6 +80,9 @@ def get_client(address: str | None = None, timeout: float | str | None = None) -
 
 def client_of_scheduler(scheduler_id: str, address: str) -> Client:
     """The client that holds a future of that scheduler which was unpickled here."""
+    receiver = _receiver.get()
+    if receiver is not None and scheduler_id in receiver._scheduler_ids:
+        return receiver
     worker = current_worker()
     if worker is not None and worker.scheduler_id == scheduler_id:
         return _client_of(worker)
@@ -73,6 +91,16 @@ def client_of_scheduler(scheduler_id: str, address: str) -> Client:
         if client._is_open and scheduler_id in client._scheduler_ids:
             return client  # type: ignore[no-any-return]
     return get_client(address)
+
+
+@contextlib.contextmanager
+def receiving(client: Client) -> Iterator[None]:
+    """Let futures that are unpickled here belong to the client that they were sent to."""
+    token = _receiver.set(client)
+    try:
+        yield
+    finally:
+        _receiver.reset(token)
 
 
 _of_workers = threading.Lock()

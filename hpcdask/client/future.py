@@ -17,7 +17,7 @@ from hpcdask.errors import FutureCancelledError, WaitTimeoutError
 from hpcdask.execution import lent_thread, runs_task
 from hpcdask.messages import Blob, TaskError
 from hpcdask.tracebacks import to_exception, to_traceback
-from hpcdask.wire.serialize import loads
+from hpcdask.wire.arguments import loads_value
 
 if TYPE_CHECKING:
     from hpcdask.client.client import Client
@@ -200,6 +200,9 @@ class Future:
 
     __slots__ = ("__weakref__", "_state", "client", "key")
 
+    #: Tells dask that in a graph it stands for its value.
+    __dask_future__ = True
+
     def __init__(self, key: str, client: Client | None = None) -> None:
         if client is None:
             from hpcdask.client.current import get_client
@@ -258,15 +261,15 @@ class Future:
                 timeout = max(timeout - (time.monotonic() - start), 0.0)
         value = state.value
         if state.status == "finished" and value is not None:
-            return loads(value)
-        return loads(client._sync(self._blob(timeout)))
+            return loads_value(value)
+        return loads_value(client._sync(self._blob(timeout)))
 
     async def _blob(self, timeout: float | None) -> Blob:
         blobs = await self.client._blobs([self._state], "raise", timeout, None)
         return blobs[0]  # type: ignore[no-any-return]
 
     async def _result(self, timeout: float | None = None) -> Any:
-        return loads(await uncarried(self._blob(timeout)))
+        return loads_value(await uncarried(self._blob(timeout)))
 
     async def _wait(self, timeout: float | None = None) -> FutureState:
         await self.client._all_done([self._state], timeout)
@@ -324,6 +327,9 @@ class Future:
 
         note_pickled(self)
         return _unpickled, (self.key, self.client.scheduler_id, self.client.scheduler_address)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "hpcdask.Future", self.key
 
     def __eq__(self, other: object) -> bool:
         return self is other

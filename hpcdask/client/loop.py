@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from hpcdask.errors import HpcdaskError, WaitTimeoutError
@@ -77,7 +77,7 @@ class CarriedError(Exception):
         return exc
 
 
-async def uncarried(work: Coroutine[Any, Any, T]) -> T:
+async def uncarried(work: Awaitable[T]) -> T:
     """Await `work` and raise a carried error as what it is."""
     try:
         return await work
@@ -110,7 +110,7 @@ def run_sync(
     future = asyncio.run_coroutine_threadsafe(work, loop)
     exc: BaseException | None = None
     try:
-        return _result(future, timeout)
+        return wait_for_result(future, timeout)
     except CarriedError as carried:
         exc = carried.unpack()
     finally:
@@ -142,7 +142,8 @@ def slices(timeout: float | None) -> Iterator[float]:
             return
 
 
-def _result(future: concurrent.futures.Future[T], timeout: float | None) -> T:
+def wait_for_result(future: concurrent.futures.Future[T], timeout: float | None) -> T:
+    """Wait in a thread for what happens on a loop; at the end it is cancelled, if it can be."""
     try:
         with lent_thread():
             for piece in slices(timeout):
@@ -162,9 +163,13 @@ def _result(future: concurrent.futures.Future[T], timeout: float | None) -> T:
 
 
 async def limited(work: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
-    """Await `work` on the loop itself, at most `timeout` seconds; see `run_sync`."""
+    """Await `work` on the loop itself, at most `timeout` seconds; see `run_sync`.
+
+    A coroutine task has a place among its worker's tasks that serves others meanwhile.
+    """
     try:
-        return await asyncio.wait_for(work, timeout)
+        with lent_thread():
+            return await asyncio.wait_for(work, timeout)
     except CarriedError as carried:
         exc = carried.unpack()
     except asyncio.TimeoutError as late:

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hpcdask.client.client import Client
-from hpcdask.client.collecting import SKIPPED
+from hpcdask.client.collecting import SKIPPED, futures_of_collection
 from hpcdask.client.future import Future, FutureState, Latch, until_done
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
-from hpcdask.errors import WaitTimeoutError
+from hpcdask.errors import FutureCancelledError, WaitTimeoutError
 from hpcdask.execution import lent_thread
-from hpcdask.wire.serialize import loads
+from hpcdask.wire.arguments import loads_value
 
 ALL_COMPLETED = "ALL_COMPLETED"
 FIRST_COMPLETED = "FIRST_COMPLETED"
@@ -28,15 +28,43 @@ class DoneAndNotDoneFutures(NamedTuple):
     not_done: set[Future]
 
 
-def futures_of(value: Any) -> list[Future]:
-    """All futures in nested lists, tuples, sets and dicts."""
+def futures_of(o: Any, client: Client | None = None) -> list[Future]:
+    """All futures in nested lists, tuples, sets and dicts, and in dask collections among these.
+
+    Parameters
+    ----------
+    o : object
+    client : Client, optional
+        If given, cancelled futures are an error.
+
+    Raises
+    ------
+    FutureCancelledError
+        Names those that were cancelled, if there is a `client`.
+
+    Examples
+    --------
+    >>> import dask.bag
+    >>> bag = client.persist(dask.bag.from_sequence([1, 2], npartitions=2))
+    >>> len(futures_of(bag))
+    2
+    """
+    futures = _futures_in(o)
+    cancelled = [future for future in futures if client is not None and future.cancelled()]
+    if cancelled:
+        some = ", ".join([f"{future.key} ({future._state.reason})" for future in cancelled[:3]])
+        raise FutureCancelledError(f"{len(cancelled)} futures were cancelled: {some}")
+    return futures
+
+
+def _futures_in(value: Any) -> list[Future]:
     if isinstance(value, Future):
         return [value]
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (list, tuple, set, frozenset)):
-        return []
-    return [future for item in value for future in futures_of(item)]
+        return futures_of_collection(value)
+    return [future for item in value for future in _futures_in(item)]
 
 
 def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COMPLETED) -> Any:
@@ -263,7 +291,7 @@ class as_completed:
         errors = "raise" if self.raise_errors else "skip"
         work = future.client._blobs([future._state], errors, self._left(), None)
         [blob] = await uncarried(work)
-        return future, future._state.exception() if blob is SKIPPED else loads(blob)
+        return future, future._state.exception() if blob is SKIPPED else loads_value(blob)
 
 
 __all__ = [

@@ -26,6 +26,7 @@ from hpcdask.messages import (
     TaskDone,
     TaskErred,
     TaskFinished,
+    TaskRescheduled,
     TaskSpec,
     Version,
 )
@@ -168,7 +169,7 @@ class Returning(Departing, abc.ABC):
         return True
 
     def _kept_run_ended(
-        self, now: float, worker: WorkerRecord, msg: TaskFinished | TaskErred
+        self, now: float, worker: WorkerRecord, msg: TaskFinished | TaskErred | TaskRescheduled
     ) -> None:
         """A run has ended before anybody has come for it."""
         kept_by, run = self._runs.get(msg.key, (None, None))

@@ -553,6 +553,8 @@ class Transitions:
             for holder in list(task.who_has):
                 task.drop_holder(holder)
                 freed.setdefault(holder.address, []).append(Version(task.key, task.attempt))
+            if task.lane.is_actor:
+                self._forget_recipe(task)
         elif task.state == "processing":
             worker = self._take_back(task)
             freed.setdefault(worker.address, []).append(Version(task.key, task.attempt))
@@ -560,6 +562,13 @@ class Transitions:
             self._leave_queue(task)
         self._move(task, "released")
         task.error = None
+
+    def _forget_recipe(self, task: Task) -> None:
+        """An actor has lived: one that is made anew would not know what this one knew."""
+        function, task.function, task.arguments = task.function, None, b""
+        if function is not None:
+            function.uses -= 1
+            self.functions.keep_or_forget(function)
 
     def _forget(self, task: Task) -> None:
         self._move(task, "forgotten")

@@ -25,7 +25,7 @@ def validate_scheduler(state: SchedulerState) -> None:
             missing = [d for d in task.dependencies if d.state != "memory"]
             assert task.missing == len(missing), (task, missing)
             assert task.state in ("waiting", "processing") or not missing, task
-            assert task.state != "waiting" or missing, task
+            assert task.state != "waiting" or missing or task in state.resting, task
             # Sent ahead, of inputs that are being computed at the same worker.
             ahead = task.state == "processing" and task.missing
             assert not ahead or all(d.worker is task.worker for d in missing), (task, missing)

@@ -36,6 +36,7 @@ from hpcdask.messages import (
     SubmitTasks,
     TaskErred,
     TaskFinished,
+    TaskRescheduled,
     ThreadsLent,
     Version,
     WantKeys,
@@ -46,6 +47,7 @@ from hpcdask.messages import (
 OF_WORKER: dict[type[Any], str] = {
     TaskFinished: "task_finished",
     TaskErred: "task_erred",
+    TaskRescheduled: "task_rescheduled",
     KeysAdded: "keys_added",
     KeysDropped: "keys_dropped",
     GivenBack: "given_back",

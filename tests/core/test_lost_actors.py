@@ -1,0 +1,165 @@
+"""Actors as the scheduler sees them: each on one worker, made once, and gone with it."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from core_helpers import A, B, C, F, computed, finish, free, release, sent, started, submit
+
+from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.errors import LostActorError
+from hpcdask.messages import (
+    CloseWorker,
+    ComputeTask,
+    DataMissing,
+    KeysAdded,
+    KeysDropped,
+    Message,
+    Restriction,
+    SubmitTasks,
+    TaskFailed,
+    TaskSpec,
+    Version,
+)
+
+ACTOR = Restriction((), False, (), True)
+
+
+def submit_actor(state: SchedulerState, key: str, *needs: str, submission: int = 9) -> None:
+    spec = TaskSpec(key, 0, b"", needs)
+    msg = SubmitTasks(submission, (F,), (spec,), None, 0, 0.0, 0, True, 0, ACTOR)
+    state.tasks_submitted(0.0, "c", msg)
+
+
+def with_actor(*addresses: str) -> tuple[SchedulerState, str, str]:
+    """A state, where the actor "a" lives, and another worker."""
+    state = started(*addresses)
+    submit_actor(state, "a")
+    found = sent(state)
+    home = next(w for w in found if any(type(m) is ComputeTask for m in found[w]))
+    finish(state, home, "a", nbytes=100)
+    sent(state)
+    return state, home, next(address for address in addresses if address != home)
+
+
+def failed(messages: list[Message]) -> dict[str, str]:
+    """Keys that failed since an actor was lost, and what was said."""
+    found = {}
+    for message in messages:
+        assert type(message) is TaskFailed, message
+        exc = pickle.loads(message.error.exception)  # type: ignore[arg-type]
+        assert isinstance(exc, LostActorError)
+        found[message.key] = str(exc)
+    return found
+
+
+@pytest.mark.parametrize("has_copy", [False, True])
+@pytest.mark.parametrize("planned", [False, True])
+def test_an_actor_ends_with_its_worker_whatever_copies_there_are(
+    has_copy: bool, planned: bool
+) -> None:
+    state, home, other = with_actor(A, B)
+    version = Version("a", state.tasks["a"].attempt)
+    if has_copy:
+        state.keys_added(1.0, other, KeysAdded((version,)))
+    assert sent(state) == {}
+    state.worker_lost(2.0, home, planned, "was killed by SIGKILL")
+    found = sent(state)
+    said = failed(found.pop("c"))
+    assert home in said["a"]
+    assert "was killed by SIGKILL" in said["a"]
+    assert found == ({other: [free(version)]} if has_copy else {})
+    assert state.tasks["a"].state == "erred"
+
+
+def test_what_needs_a_lost_actor_fails_now_and_later() -> None:
+    state, home, _other = with_actor(A, B)
+    submit(state, {"x": ["a"]})
+    state.worker_lost(2.0, home)
+    sent(state)
+    assert state.tasks["x"].state == "erred"
+    submit(state, {"y": ["a"]}, submission=2)
+    assert failed(sent(state)["c"]).keys() == {"y"}
+
+
+def test_a_copy_is_no_actor() -> None:
+    state, home, other = with_actor(A, B)
+    version = Version("a", state.tasks["a"].attempt)
+    state.keys_added(1.0, other, KeysAdded((version,)))
+    state.worker_lost(2.0, other)
+    assert sent(state) == {}
+    assert state.actors_of(state.workers[home]) == [state.tasks["a"]]
+
+
+def test_a_worker_that_says_it_has_lost_an_actor_has() -> None:
+    state, home, _ = with_actor(A, B)
+    state.keys_dropped(1.0, home, KeysDropped((Version("a", state.tasks["a"].attempt),)))
+    assert failed(sent(state)["c"]).keys() == {"a"}
+
+
+def test_an_actor_whose_worker_dies_while_it_is_made_is_made_elsewhere() -> None:
+    state = started(A, B)
+    submit_actor(state, "a")
+    found = sent(state)
+    [home] = [w for w in found if any(type(m) is ComputeTask for m in found[w])]
+    state.worker_lost(1.0, home)
+    assert computed(state, B if home == A else A) == ["a"]
+
+
+def test_an_actor_is_not_made_again_for_what_was_computed_by_it() -> None:
+    state, _home, _other = with_actor(A, B)
+    submit(state, {"x": ["a"]})
+    at = state.tasks["x"].worker
+    assert at is not None
+    finish(state, at.address, "x")
+    release(state, "a")
+    sent(state)
+    assert state.tasks["a"].state == "released"
+    state.keys_dropped(2.0, at.address, KeysDropped((Version("x", state.tasks["x"].attempt),)))
+    found = sent(state)["c"]
+    assert failed(found[1:])["x"].endswith("is not made a second time")  # first that it is lost
+
+
+def test_a_key_may_be_given_to_another_actor() -> None:
+    state, home, other = with_actor(A, B)
+    submit(state, {"x": ["a"]})
+    state.worker_lost(2.0, home)
+    sent(state)
+    submit_actor(state, "a", submission=10)
+    assert computed(state, other) == ["a"]
+
+
+def test_a_leaving_worker_neither_moves_its_actors_nor_waits_for_them() -> None:
+    state, home, _other = with_actor(A, B)
+    assert state.would_give_up(home)
+    state.worker_leaving(1.0, home, "enough")
+    assert sent(state) == {home: [CloseWorker("it has retired")]}
+    assert state.would_lose(home) == 0
+    state.worker_lost(1.1, home, planned=True)
+    assert failed(sent(state)["c"]).keys() == {"a"}
+
+
+def test_an_actor_out_of_reach_of_others_is_left_alone() -> None:
+    state, home, _other = with_actor(A, B, C)
+    attempt = state.tasks["a"].attempt
+    submit(state, {"x": ["a"]})
+    for _ in range(20):
+        task = state.tasks["x"]
+        if task.worker is None:
+            break
+        where = task.worker.address
+        missing = DataMissing("x", task.attempt, Version("a", attempt), home, "no route")
+        state.data_missing(1.0, where, missing)
+    assert state.tasks["x"].state == "erred"
+    assert state.tasks["a"].state == "memory"
+    assert state.tasks["a"].attempt == attempt
+
+
+def test_a_released_actor_is_freed_everywhere() -> None:
+    state, home, other = with_actor(A, B)
+    version = Version("a", state.tasks["a"].attempt)
+    state.keys_added(1.0, other, KeysAdded((version,)))
+    release(state, "a")
+    assert sent(state) == {home: [free(version)], other: [free(version)]}
+    assert not state.tasks
