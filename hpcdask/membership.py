@@ -21,6 +21,7 @@ from hpcdask.messages import (
     Failure,
     Message,
     OutOfReach,
+    PluginFailed,
     Refused,
     RegisterClient,
     Registered,
@@ -167,11 +168,11 @@ class Membership:
         comm.close()
         self.comms.discard(comm)
 
-    def _registered(self) -> Registered:
+    def _registered(self, n_plugins: int = 0) -> Registered:
         interval = max(self._heartbeat, len(self.workers) / _HEARTBEATS_PER_SECOND)
         if self._scheduler.worker_ttl:  # an idle worker says nothing else
             interval = min(interval, self._scheduler.worker_ttl / 4)
-        return Registered(self._scheduler.id, interval)
+        return Registered(self._scheduler.id, interval, n_plugins)
 
     @property
     def _is_closing(self) -> bool:
@@ -181,6 +182,7 @@ class Membership:
 
     def _client_joins(self, comm: Comm, hello: RegisterClient) -> None:
         name, scheduler = hello.client, self._scheduler
+        is_new = name not in self._state.clients
         self._end_absence(name)
         if hello.returns:
             self._state.client_returned(scheduler.now(), name)
@@ -202,14 +204,15 @@ class Membership:
             feed.finish(lambda: self._client_has_gone(name, comm, has_said_goodbye))
 
         comm.start(feed, on_closed)
+        if is_new:
+            scheduler.hooks.call("add_client", scheduler=scheduler, client=name)
 
     def _client_has_gone(self, name: str, comm: Comm, has_said_goodbye: bool) -> None:
         if self.clients.get(name) is not comm:
             return  # it has come back meanwhile
         del self.clients[name], self._feeds[name]
         if has_said_goodbye or not self._client_grace or self._is_closing:
-            self._state.client_lost(self._scheduler.now(), name)
-            self._scheduler.flush()
+            self._client_lost(name)
         else:
             self.absences[name] = self._spawn(self._forget_client(name))
         self.on_client_gone(name)
@@ -228,8 +231,14 @@ class Membership:
         log.info("client %s has vanished; its work is kept for %g s", name, self._client_grace)
         await asyncio.sleep(self._client_grace)
         del self.absences[name]
-        self._state.client_lost(self._scheduler.now(), name)
-        self._scheduler.flush()
+        self._client_lost(name)
+
+    def _client_lost(self, name: str) -> None:
+        """A client is gone for good."""
+        scheduler = self._scheduler
+        self._state.client_lost(scheduler.now(), name)
+        scheduler.flush()
+        scheduler.hooks.call("remove_client", scheduler=scheduler, client=name)
 
     # -- Workers ----------------------------------------------------------------------------------
 
@@ -257,6 +266,7 @@ class Membership:
             self._feeds.pop(address).drop()
             self.workers.pop(address).abort("replaced by a new connection")
             self._state.worker_lost(scheduler.now(), address, planned=True)
+            self._tell_of_loss(address)
         self.workers[address] = comm
         if hello.nanny:
             self._watched[hello.nanny] = address
@@ -273,9 +283,12 @@ class Membership:
             scheduler.worker_said(address, message)
 
         feed = self._feeds[address] = Feed(comm, handle, scheduler.flush)
-        comm.send(self._registered())
+        plugins = scheduler.requests.plugins
+        comm.send(self._registered(plugins.n_missing("worker", hello.plugins)))
+        plugins.equip("worker", address, comm, hello.plugins)  # before any task is sent
         self._state.worker_joined(scheduler.now(), hello)
         scheduler.flush()
+        scheduler.hooks.call("add_worker", scheduler=scheduler, worker=address)
 
         def on_batch(batch: list[Message]) -> None:
             record = self._state.workers.get(address)
@@ -324,6 +337,14 @@ class Membership:
         how = reason if words is None else in_words(words)
         self._state.worker_lost(self._scheduler.now(), hello.address, planned, how)
         self._scheduler.flush()
+        self._tell_of_loss(hello.address)
+
+    def _tell_of_loss(self, address: str) -> None:
+        scheduler = self._scheduler
+        stimulus = f"remove-worker-{scheduler.now()}"
+        scheduler.hooks.call(
+            "remove_worker", scheduler=scheduler, worker=address, stimulus_id=stimulus
+        )
 
     async def until(self, happened: Callable[[], bool], timeout: float) -> bool:
         """Wait for something that workers' coming and going decides."""
@@ -345,7 +366,9 @@ class Membership:
         self.nannies[hello.name] = (comm, hello)
         self.n_nannies_joined += 1
         self.progress.set()
-        comm.send(self._registered())
+        plugins = self._scheduler.requests.plugins
+        comm.send(self._registered(plugins.n_missing("nanny", hello.plugins)))
+        plugins.equip("nanny", hello.name, comm, hello.plugins)
 
         def on_batch(batch: list[Message]) -> None:
             for message in batch:
@@ -373,6 +396,8 @@ class Membership:
             self._scheduler.flush()
         elif kind in (CallReturned, Failure):
             self._scheduler.requests.calls.answered(message)
+        elif kind is PluginFailed:
+            self._scheduler.requests.plugins.failed(message)
 
     def _vouched_for(self, nanny: str) -> None:
         """A worker that cannot speak, since code of a task keeps the interpreter, is at work."""

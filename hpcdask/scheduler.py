@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -37,6 +38,7 @@ from hpcdask.messages import (
     KeysDropped,
     Message,
     NotAcquired,
+    PluginFailed,
     RegisterNanny,
     ReleaseKeys,
     SchedulerClosing,
@@ -56,6 +58,7 @@ from hpcdask.rendezvous import (
     write_scheduler_file,
 )
 from hpcdask.requests import ClientRequests
+from hpcdask.scheduler_plugins import SchedulerPlugins
 from hpcdask.service import Service
 
 log = logging.getLogger("hpcdask.scheduler")
@@ -187,8 +190,10 @@ class Scheduler(Service):
         self._token, self._token_file, self._auth = token, token_file, auth
         self._idle_timeout: float | None = settings.value("scheduler.idle-timeout", idle_timeout)
         self._listeners: list[Listener] = []
+        self.hooks = SchedulerPlugins(self, self._spawn)
         self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
+        self._folder: tuple[str, int] | None = None  # and the descriptor that locks it
 
     @property
     def workers(self) -> dict[str, Comm]:
@@ -206,9 +211,59 @@ class Scheduler(Service):
         return self.members.nannies
 
     @property
+    def local_directory(self) -> str:
+        """Folder for files on this host; made when first asked for, and removed at the end."""
+        if self._folder is None:
+            from hpcdask.worker import own_folder, remove_leftovers
+
+            scratch = hosts.local_directory(self.settings["worker.local-directory"])
+            remove_leftovers(scratch)
+            self._folder = own_folder(scratch, "scheduler")
+        return self._folder[0]
+
+    @property
     def token(self) -> bytes:
         """The cluster token; empty without authentication."""
         return self.options.token or b""
+
+    # -- Plugins ----------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """Plugins of this scheduler, by name."""
+        return self.hooks.plugins
+
+    def add_plugin(
+        self, plugin: Any, *, idempotent: bool = False, name: str | None = None, **kwargs: Any
+    ) -> None:
+        """Tell a plugin of what happens here, from now on.
+
+        For preloads, and functions that run here. Before the scheduler runs, as in ``dask_setup``,
+        the plugin's ``start`` is called once it does.
+
+        Parameters
+        ----------
+        plugin : SchedulerPlugin
+            Any object with some of its methods will do.
+        idempotent : bool
+            Whether to do nothing if there is a plugin of that name. Else it is replaced, with a
+            warning.
+        name : str, optional
+            By default the plugin's own, or a new one.
+        **kwargs
+            Taken and not used, as by dask.distributed.
+        """
+        self.hooks.add(plugin, name, idempotent)
+
+    def remove_plugin(self, name: str) -> None:
+        """Tell a plugin of nothing any more.
+
+        Raises
+        ------
+        ValueError
+            If there is none of that name.
+        """
+        self.hooks.remove(name)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -232,6 +287,7 @@ class Scheduler(Service):
             gc.set_threshold(*_RARE)
             self._spawn(self._collect_garbage())
         log.info("Scheduler at: %s", self.address)
+        await self.hooks.start()
 
     def _listen_at(self, where: int | str) -> None:
         if isinstance(where, str) and not where.isdecimal():
@@ -299,6 +355,7 @@ class Scheduler(Service):
         )
 
     async def _close(self, reason: str) -> None:
+        await self.hooks.call_last("before_close")
         if self.scheduler_file is not None:
             remove_scheduler_file(self.scheduler_file, self.id)
         for comm in list(self.clients.values()):
@@ -317,8 +374,12 @@ class Scheduler(Service):
         for comm in list(self.workers.values()):
             comm.send(CloseWorker(reason))
         await self.members.until(lambda: not self.workers and not self.nannies, _FAREWELL)
+        await self.hooks.call_last("close")
         for comm in list(self.members.comms):
             comm.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder[0], ignore_errors=True)
+            os.close(self._folder[1])
         if self.has_run:
             log.info("Scheduler closed: %s", reason)
 
@@ -432,6 +493,8 @@ class Scheduler(Service):
 
     def flush(self) -> None:
         """Send what the state has to say."""
+        if self.state.moves:
+            self.hooks.moved()
         if self.state.departed and self._dropping is None:
             self._dropping = self._spawn(self._drop_wants())
         outbox = self.state.outbox
@@ -468,6 +531,8 @@ class Scheduler(Service):
             self.wants_to_leave(address, message)
         elif kind in (CallReturned, Failure):
             self.requests.calls.answered(message)
+        elif kind is PluginFailed:
+            self.requests.plugins.failed(message)
 
     def client_said(self, name: str, comm: Comm, message: Message) -> None:
         """Deal with a message of a client."""
@@ -475,6 +540,10 @@ class Scheduler(Service):
         event = _CLIENT_EVENTS.get(kind)
         if event is not None:
             event(self.state, self.now(), name, message)
+            if kind is SubmitTasks and self.hooks.wants_graphs:
+                self.hooks.graph_came(name, message)
+        elif kind in self.requests.events:
+            self.requests.events[kind](name, message)
         elif kind in self.requests.answers:
             self._spawn(self._answer(name, comm, message))
         elif kind is KeepUntilDone:

@@ -64,6 +64,8 @@ class WorkerChild:
         Why another is to follow although this one ends as it was asked to; empty if none is.
     was_stopped : bool
         Its end is our doing.
+    has_started : bool
+        Its worker has registered.
     """
 
     def __init__(self, name: str, environ: Mapping[str, str]) -> None:
@@ -71,7 +73,7 @@ class WorkerChild:
         self.address = self.local_directory = ""
         self.restart_reason = ""
         self.was_stopped = False
-        self._has_started = False
+        self.has_started = False
         self._stderr: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self.process, self._voice = _spawn(name, environ)
         self._life = asyncio.get_running_loop().create_task(self._live(self.process))
@@ -130,7 +132,7 @@ class WorkerChild:
             kind = CutOffAtStartError if status["is_cut_off"] else WorkerStartError
             raise kind(f"worker {self.name} could not start: {status['error']}")
         self.address, self.local_directory = status["address"], status["local_directory"]
-        self._has_started = True
+        self.has_started = True
 
     async def ended(self) -> int:
         """Wait for its end, and until all is cleaned up behind it; return its exit code."""
@@ -152,7 +154,7 @@ class WorkerChild:
 
     async def leave(self, reason: str, limit: float, waits: bool) -> None:
         """Let it end without losing what only it holds, in `limit` seconds at most."""
-        if self._has_started:
+        if self.has_started:
             self._ask_to_leave({"reason": reason, "limit": limit, "waits": waits})
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.ended(), limit + GRACE)
@@ -171,7 +173,7 @@ class WorkerChild:
         if self.process.poll() is None:
             self.was_stopped = True
             # SIGINT means just that, but a young interpreter would print a traceback.
-            self.process.send_signal(signal.SIGINT if self._has_started else signal.SIGTERM)
+            self.process.send_signal(signal.SIGINT if self.has_started else signal.SIGTERM)
 
     async def stop(self, grace: float = GRACE) -> None:
         """End it: ask, then force."""

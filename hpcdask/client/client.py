@@ -11,6 +11,7 @@ from hpcdask.client import collecting, graphs, scattering
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
+from hpcdask.client.plugin_calls import PluginCalls
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.streaming import CHUNK, Submission, chunked, conditions
 from hpcdask.client.submission import (
@@ -29,7 +30,7 @@ _MEANINGLESS = {"fifo_timeout"}
 _UNSUPPORTED = {"actor", "actors"}
 
 
-class Client(ClusterCalls):
+class Client(ClusterCalls, PluginCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.

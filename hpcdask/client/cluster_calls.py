@@ -72,7 +72,7 @@ class ClusterCalls(Connection):
 
         async def work() -> dict[str, Any] | None:
             outcomes = await self._ask(RunOnWorkers, blob, worker_names(workers), wait, nanny)
-            return _called(outcomes, on_error) if wait else None
+            return called(outcomes, on_error) if wait else None
 
         return self._maybe_sync(work(), self._seconds(timeout))
 
@@ -93,7 +93,7 @@ class ClusterCalls(Connection):
 
         async def work() -> Any:
             outcomes = await self._ask(RunOnScheduler, blob, wait)
-            return next(iter(_called(outcomes, "raise").values()), None)
+            return next(iter(called(outcomes, "raise").values()), None)
 
         return self._maybe_sync(work(), self._seconds(timeout))
 
@@ -299,7 +299,8 @@ async def _nothing_asked() -> dict[str, Any]:
     return {}
 
 
-def _called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
+def called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
+    """What each called process has returned; `on_error` as of `Client.run`."""
     results = {address: loads(blob) for address, blob in outcomes.returned}
     for address, error in outcomes.raised:
         if on_error == "raise":

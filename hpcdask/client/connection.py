@@ -24,6 +24,7 @@ from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
+from hpcdask.client.registered import RegisteredPlugins, plugin_failed
 from hpcdask.client.retained import Retained
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
@@ -40,6 +41,7 @@ from hpcdask.messages import (
     LocateKeys,
     Message,
     PlanScatter,
+    PluginFailed,
     RegisterClient,
     ReleaseKeys,
     SchedulerClosing,
@@ -169,6 +171,7 @@ class Connection:
         self._absence: returning.Absence | None = None  # the last one
         self._returning: asyncio.Task[None] | None = None
         self._requests = Requests()
+        self._plugins = RegisteredPlugins()
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
         self._set_as_default = set_as_default
@@ -504,6 +507,8 @@ class Connection:
                 if state is not None and not (message.is_unknown and self._outlives(state)):
                     state.reason = message.reason
                     state.end("cancelled")
+            elif kind is PluginFailed:
+                plugin_failed(message)
             elif kind is SchedulerClosing:
                 assert self._link is not None
                 if self.status != "closed":  # who has asked for it waits for the very end

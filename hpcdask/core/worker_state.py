@@ -284,6 +284,7 @@ class WorkerState(Fetching):
         elif isinstance(outcome, Raised):
             self._hand_back(self._dependents(task))
             self.outbox.append(TaskErred(task.key, task.attempt, outcome.error))
+            self._move(task, "error")
             self._drop_ended(task)
 
     def _executing_to_memory(self, task: HeldTask, ran: Ran) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.messages import Failure, Message
 from hpcdask.peers import RequestFailedError
-from hpcdask.requests.calls import Answers, Calls
+from hpcdask.requests.calls import Answers, Calls, Events
 from hpcdask.requests.cluster import ClusterRequests
+from hpcdask.requests.plugins import PluginRequests
 from hpcdask.tracebacks import to_task_error
 
 if TYPE_CHECKING:
@@ -30,16 +31,22 @@ class ClientRequests:
     ----------
     answers : dict
         Each type of request, and the coroutine function that answers a client's.
+    events : dict
+        Each type of message that is no request, or is one that is not answered at once, and the
+        function that deals with a client's.
+    plugins : PluginRequests
+        Which plugins there are.
     """
 
     def __init__(
         self, scheduler: Scheduler, spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
     ) -> None:
         self.calls = Calls(spawn)
-        families = (ClusterRequests(scheduler, self.calls, spawn),)
+        self.plugins = PluginRequests(scheduler, self.calls, spawn)
         self.answers: Answers = {}
-        for family in families:
+        for family in (ClusterRequests(scheduler, self.calls, spawn), self.plugins):
             self.answers |= family.answers
+        self.events: Events = {**self.plugins.events}
 
     async def answer(self, name: str, message: Any) -> Message:
         """Answer a request; whatever goes wrong is the answer, too."""
