@@ -10,8 +10,6 @@ out once and never again. Key and attempt together say which bytes are meant, so
 comes late, twice, or for a key that was used again is recognised and dropped.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, TypeAlias
 
 PROTOCOL_VERSION = 3

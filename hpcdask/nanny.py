@@ -6,10 +6,10 @@ import asyncio
 import atexit
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import time
-import uuid
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -139,9 +139,9 @@ class Nanny(Service):
         wanted = settings.value("worker.nthreads", nthreads)
         self._size = sizing.size_worker(wanted, memory_limit, sharing)
         self.nthreads = self._size.nthreads
-        self.name = str(name) if name is not None else f"nanny-{uuid.uuid4().hex[:8]}"
+        self.name = str(name) if name is not None else f"nanny-{secrets.token_hex(4)}"
         # Two people may give two workers the same name.
-        self.id = f"{self.name}-{uuid.uuid4().hex[:8]}"
+        self.id = f"{self.name}-{secrets.token_hex(4)}"
         self.address = ""
         self.environment = dict(env or {})
         self._death_timeout: float = settings.value("worker.death-timeout", death_timeout)

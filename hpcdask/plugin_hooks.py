@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from hpcdask.tracebacks import as_text
 
 log = logging.getLogger("hpcdask.plugins")
 
@@ -104,5 +105,4 @@ class Hooks:
 
 def tell(name: str, event: str, exc: BaseException, where: str) -> None:
     """Log that a plugin has raised."""
-    text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__)).rstrip()
-    log.error("plugin %r raised in %s of %s, which goes on:\n%s", name, event, where, text)
+    log.error("plugin %r raised in %s on %s:\n%s", name, event, where, as_text(exc))

@@ -6,9 +6,9 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -159,7 +159,7 @@ class Scheduler(Service):
             settings.value("scheduler.preload-argv", preload_argv),
             loop,
         )
-        self.id = f"Scheduler-{uuid.uuid4()}"
+        self.id = f"Scheduler-{secrets.token_hex(16)}"
         self.name = name or self.id
         self.started = time.time()
         self.scheduler_file = None if scheduler_file is None else os.fspath(scheduler_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import uuid
+import secrets
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,11 @@ class SchedulerPlugins:
 
     def add(self, plugin: Any, name: str | None = None, idempotent: bool = False) -> None:
         """Tell a plugin of events from now on; see `Scheduler.add_plugin`."""
-        name = name or getattr(plugin, "name", None) or f"{type(plugin).__name__}-{uuid.uuid4()}"
+        name = (
+            name
+            or getattr(plugin, "name", None)
+            or f"{type(plugin).__name__}-{secrets.token_hex(8)}"
+        )
         if name in self.plugins:
             if idempotent:
                 return

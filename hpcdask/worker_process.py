@@ -3,9 +3,9 @@
 ``python -m hpcdask.worker_process FD`` reads its configuration, one line of JSON, from stdin, and
 writes one line to the file descriptor FD once it has registered or failed. A second line on stdin
 has the parameters of `Worker.leave`: the worker hands over what only it holds, and ends. When stdin
-ends, the nanny is gone, and so is the worker. SIGTERM lets it leave, too; SIGINT ends it. SIGTERM
-says no more than that however often it comes: batch systems send it to all processes of a job, so
-that it may follow what the nanny says. SIGUSR1 and SIGUSR2, their warnings, are for the nanny.
+ends, the nanny is gone, and so is the worker. SIGTERM lets it leave, too, and may follow what the
+nanny says, since batch systems send it to all processes of a job; SIGINT ends it, and so does a
+second SIGTERM, but in batch jobs. SIGUSR1 and SIGUSR2, their warnings, are for the nanny.
 
 Exit codes: `ENDED_AS_ASKED` if it was asked to end, by its nanny, a signal or the scheduler; 1 if
 it could not start, or lost its scheduler, so that a nanny which has not lost it starts another.
@@ -24,6 +24,7 @@ import threading
 from typing import Any
 
 from hpcdask import config, descriptors, logs
+from hpcdask import host as hosts
 from hpcdask.errors import HpcdaskError, InterfaceNotFoundError
 from hpcdask.service import ENDED_AS_ASKED
 from hpcdask.stdio import print_line_by_line, take_stdin
@@ -57,8 +58,17 @@ class _Wishes:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.leave: asyncio.Future[dict[str, Any]] = loop.create_future()  # how
         self.end: asyncio.Future[None] = loop.create_future()
-        loop.add_signal_handler(signal.SIGTERM, self.to_leave, "SIGTERM")
+        self._heeds_repetition = not hosts.batch_job()  # as a nanny does
+        self._has_sigterm = False
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         loop.add_signal_handler(signal.SIGINT, self.to_end)
+
+    def _on_sigterm(self) -> None:
+        if self._has_sigterm and self._heeds_repetition:
+            self.to_end()
+        else:
+            self._has_sigterm = True
+            self.to_leave("SIGTERM")
 
     def to_leave(self, reason: str, **how: Any) -> None:
         if not self.leave.done():

@@ -7,9 +7,9 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
-import uuid
 import weakref
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable
@@ -130,7 +130,7 @@ class Connection:
         reconnect_timeout: float | str | None = None,
         **cluster_options: Any,
     ) -> None:
-        self.id = f"Client-{name + '-' if name else ''}{uuid.uuid4()}"
+        self.id = f"Client-{name + '-' if name else ''}{secrets.token_hex(16)}"
         self.name = name or self.id
         self._asynchronous = asynchronous
         self.status = "connecting"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import uuid
+import secrets
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -123,7 +123,7 @@ class PluginCalls(Connection):
         async def work() -> dict[str, Any]:
             result: dict[str, Any] = {}
             for kind, pickled, is_idempotent in parts:
-                fields = (kind, name, uuid.uuid4().hex, pickled, is_idempotent, False)
+                fields = (kind, name, secrets.token_hex(8), pickled, is_idempotent, False)
                 outcomes: CallOutcomes = await self._ask(RegisterPlugin, *fields)
                 self._plugins.keep(RegisterPlugin(0, *fields), self.scheduler_id)
                 result |= called(outcomes, "raise")

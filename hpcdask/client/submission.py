@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import uuid
+import secrets
 from collections.abc import Callable
 from contextvars import ContextVar
 from hashlib import blake2b
@@ -20,7 +20,7 @@ _PLAIN = frozenset({int, float, bool, str, type(None), complex})
 #: Futures that are met while an object is pickled: a task must not lose what is inside it.
 _pickled: ContextVar[list[Future] | None] = ContextVar("pickled", default=None)
 
-_random = uuid.uuid4().hex[:16]
+_random = secrets.token_hex(8)
 _numbers = itertools.count(1)
 
 

@@ -9,16 +9,16 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from typing import Any
 
 from hpcdask import config
 from hpcdask.errors import HpcdaskError, JobError, StatusError, SubmitError, WaitTimeoutError
 from hpcdask.jobqueue.clearing import in_short
+from hpcdask.jobqueue.complaints import Complaints
 from hpcdask.jobqueue.controller import (
     Action,
     AskEnds,
@@ -33,23 +33,20 @@ from hpcdask.jobqueue.controller import (
 )
 from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, PoolState
 from hpcdask.jobqueue.job import Job
+from hpcdask.jobqueue.job_logs import JobLogs
+from hpcdask.jobqueue.pacing import STEADY, next_look
 from hpcdask.jobqueue.queue import Queue, UnclearError
 from hpcdask.jobqueue.scheduler_job import SCHEDULER, SchedulerInJob
 from hpcdask.jobqueue.scheduler_watch import SchedulerWatch
+from hpcdask.jobqueue.state_writer import AnothersError, StateWriter
 from hpcdask.jobqueue.status import Phase
 from hpcdask.jobqueue.table import JobRow, JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT
 from hpcdask.launchers.departure import departure
 from hpcdask.launchers.scheduler_access import Member, SchedulerAccess
-from hpcdask.threads import in_thread
 
 log = logging.getLogger("hpcdask.jobqueue")
 
-#: Seconds between two looks at the queue while all jobs run and have their workers, and the longest
-#: while something is expected.
-_STEADY = 30.0
-#: While nothing happens, looks come ever later: after this part of the time it has been so.
-_SLOWER = 1 / 20
 #: Seconds in which a batch system that refuses jobs says so, as a rule.
 _ANSWER = 5.0
 #: Seconds from a submission, or from the end of a worker, to the next look.
@@ -58,37 +55,8 @@ _SOON = 0.5
 _ENDING = (0.1, 1.0)
 #: Seconds for a worker that was idle, and has got a task at the last moment, to end it.
 _UNHURRIED = 24 * 3600.0
-#: Lines of a log that are shown, and bytes of its end that are read for them.
-_TAIL, _TAIL_BYTES = 20, 16384
-#: Seconds that a file server may take to write a small file, when nobody can wait any longer.
-_WRITING = 3.0
-#: Seconds until it is tried again, where it has failed.
-_WRITE_AGAIN = 5.0
 #: Seconds for the scheduler's job to start, before it is said what it waits for.
 _PATIENT = 10.0
-#: Seconds for a log to come: PBS copies it after the end, and file systems of networks are late.
-_LOG_COMES = 3.0
-
-
-def next_look(quiet: float, is_steady: bool, interval: float) -> float:
-    """Seconds until the queue is looked at again.
-
-    Parameters
-    ----------
-    quiet : float
-        Seconds since something has happened last.
-    is_steady : bool
-        Whether nothing is expected: all jobs run, and have their workers.
-    interval : float
-        The shortest, in seconds.
-    """
-    if is_steady:
-        return max(interval, _STEADY)
-    return min(max(interval, quiet * _SLOWER), max(interval, _STEADY))
-
-
-class _AnothersError(Exception):
-    """The cluster is kept by somebody else."""
 
 
 class Keeper:
@@ -142,12 +110,13 @@ class Keeper:
         self.pools: dict[str, Job] = {}
         self._kinds: dict[str, Job] = {}  # those that were, too
         self.members: dict[str, Member] = {}
-        self._told: dict[str, tuple[int, bool]] = {}  # by pool, of failed starts
+        self._complaints = Complaints(state.name, queue.system.title, self.controller)
         self._state, self._queue, self._folder = state, queue, folder
         self._scheduler, self._interval, self._workers = scheduler, interval, workers
         self._on_end = on_end
         self._has_adopted = not state.pools  # or there is nothing to adopt
-        self._heard: list[str] = []  # scripts whose jobs are known, but not on disk yet
+        self._logs = JobLogs(self._kinds)
+        self._file = StateWriter(folder, state.owner, self._current_state)
         self._watch: SchedulerWatch | None = None  # of a scheduler in a job
         if isinstance(scheduler, SchedulerInJob):
             self._watch = SchedulerWatch(scheduler, self.controller, self._tell)
@@ -156,19 +125,15 @@ class Keeper:
         self._listeners: set[asyncio.Task[SubmitError | None]] = set()  # are waited for
         self._one_submission, self._one_look = asyncio.Lock(), asyncio.Lock()
         self._unhurried: set[str] = set()  # jobs whose workers may end what they run
-        self._hopeless: set[str] = set()  # jobs of which it was told that they never run
         self._news = asyncio.Event()
         self._look_due = math.inf
         self._look_moved = asyncio.Event()
         self._last_event = self.now()
-        self._unsaved = asyncio.Event()
-        self._writing: asyncio.Future[None] | None = None  # of the state file, in a thread
 
     def start(self) -> None:
         """Begin to look at the queue and at the workers."""
         for work in (self._watch_members(), self._watch_queue(), self._keep_time(), self._save()):
             self._spawn(work)
-        self._unsaved.set()
 
     # -- What is wanted ---------------------------------------------------------------------------
 
@@ -181,13 +146,13 @@ class Keeper:
         self.controller.add_pool(name, shape)
         if self._watch is not None:
             self._watch.hold(name)
-        self._unsaved.set()
+        self._file.changed()
 
     def remove_pool(self, name: str) -> None:
         """Have a kind of job no more; those that there are end."""
         self._tell(self.controller.scale, name, 0)
         del self.pools[name]
-        self._unsaved.set()
+        self._file.changed()
 
     async def adopt(self) -> None:
         """Take over the jobs that a former keeper has left, before the start."""
@@ -199,7 +164,7 @@ class Keeper:
                 log.warning("nobody knows what came of %s", self._folder.path / submission.script)
             elif submission.pool in unheard:
                 unheard[submission.pool] += ids
-                self._heard.append(submission.script)
+                self._file.heard(submission.script)
         for name, former in pools.items():
             ids = list(dict.fromkeys([*former.jobs, *unheard[name]]))
             self._tell(self.controller.adopt, name, ids, leaving=former.leaving)
@@ -253,7 +218,7 @@ class Keeper:
             JobRow.of(
                 each,
                 n_workers=self._kinds[each.pool].n_workers,
-                logs=self._logs_of(each.pool, each.id),
+                logs=self._logs.paths(each.pool, each.id),
                 is_live=each.id in self.controller.jobs,
             )
             for each in self.controller.rows(self.now())
@@ -262,9 +227,6 @@ class Keeper:
     def live(self) -> list[Row]:
         """Those that may be in the queue, without a look for their logs in slow file systems."""
         return self.controller.rows(self.now(), n_ended=0)
-
-    def _logs_of(self, pool: str, id: str) -> Sequence[str]:
-        return [os.fspath(path) for path in self._kinds[pool].log_paths(id)]
 
     def n_workers(self, pool: str | None = None) -> int:
         """Workers that have registered: all that there are, or those in jobs of a pool."""
@@ -289,7 +251,7 @@ class Keeper:
         while (n_there := self.n_workers(pool)) < n_workers:
             news = self._news
             if why := self.controller.why_not(self.now(), n_workers, pool):
-                raise JobError(await self._with_log(why))
+                raise JobError(await self._logs.after(why, self.controller))
             left = deadline - self.now()
             if left <= 0:
                 raise WaitTimeoutError(
@@ -312,7 +274,9 @@ class Keeper:
         while self._watch is not None and not self._watch.is_there:
             news = self._news
             if why := self.controller.why_not(self.now(), 1):
-                raise JobError(await self._with_log(f"there is no scheduler: {why}"))
+                raise JobError(
+                    await self._logs.after(f"there is no scheduler: {why}", self.controller)
+                )
             state = summary([job for job in self.jobs() if job.pool == SCHEDULER and job.is_live])
             if state != told and self.now() - since > _PATIENT:
                 told = state
@@ -331,42 +295,10 @@ class Keeper:
             words.append(f"which may have changed, since {trouble}")
         return ", and ".join(words)
 
-    async def _with_log(self, why: str) -> str:
-        """`why`, and what the last job that has failed wrote last."""
-        failed = [
-            job
-            for job in self.controller.history
-            if not job.has_reported or (job.status.end and job.status.end.is_failure)
-        ]
-        if not failed:
-            return why
-        pool, id = failed[-1].pool, failed[-1].id
-        deadline = self.now() + _LOG_COMES
-        while True:  # of some systems its name is known when it is there
-            paths, text = await in_thread(self._read_log, pool, id)
-            if text or self.now() >= deadline:
-                break
-            await asyncio.sleep(_SOON)
-        if text:
-            return f"{why}\nThe last lines of {' and '.join(paths)}:\n{text}"
-        return (
-            f"{why}\nIt has left no log in {' or '.join(paths) or self.pools[pool].log_directory}."
-        )
-
-    def _read_log(self, pool: str, id: str) -> tuple[Sequence[str], str]:
-        """Where the log of a job is, and its last lines."""
-        paths = self._logs_of(pool, id)
-        return paths, _tail(paths)
-
     async def job_logs(self) -> dict[str, str]:
         """Last lines of the logs of all jobs that are known, by "job" and their id."""
         rows = self.controller.rows(self.now())
-
-        def read() -> dict[str, str]:
-            texts = {each.id: self._read_log(each.pool, each.id)[1] for each in rows}
-            return {f"job {id}": text for id, text in texts.items() if text}
-
-        return await in_thread(read)
+        return await self._logs.of((each.pool, each.id) for each in rows)
 
     # -- What happens -----------------------------------------------------------------------------
 
@@ -385,30 +317,12 @@ class Keeper:
         self.controller.outbox.clear()
         for action in actions:
             self._act(action)
-        self._say_troubles()
-        self._unsaved.set()
+        self._complaints.of_starts()
+        self._file.changed()
         news, self._news = self._news, asyncio.Event()
         news.set()
         if self._watch is not None and self._watch.is_over:
             self._on_end("its scheduler has ended", False)
-
-    def _say_troubles(self) -> None:
-        """Say once of each failed start that it has, and when no more are tried.
-
-        Programs that wait for a result, or adapt, would wait without a word.
-        """
-        for name, pool in self.controller.pools.items():
-            troubles, told = pool.troubles, self._told.get(name, (0, False))
-            self._told[name] = (troubles.starts.n, troubles.has_stopped)
-            title = (
-                f"{self._state.name}, pool {name!r}" if len(self.pools) > 1 else self._state.name
-            )
-            if troubles.has_stopped:
-                if not told[1]:
-                    log.error("%s: %s", title, pool.troubles.in_words())
-            elif troubles.starts.n > told[0]:
-                text = "%s: a start has failed, which is tried %d times: %s"
-                log.warning(text, title, troubles.limits.max_failures, troubles.starts.why)
 
     async def _watch_members(self) -> None:
         """Tell at once who comes and goes."""
@@ -449,7 +363,7 @@ class Keeper:
             if left <= 0:
                 self._tell(self.controller.tick)
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(news.wait(), max(min(left, _STEADY), 0.01))
+                await asyncio.wait_for(news.wait(), max(min(left, STEADY), 0.01))
 
     async def _watch_queue(self) -> None:
         """Look at the queue again and again, never twice at the same time."""
@@ -458,7 +372,7 @@ class Keeper:
             if left > 0:
                 self._look_moved.clear()
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._look_moved.wait(), min(left, _STEADY))
+                    await asyncio.wait_for(self._look_moved.wait(), min(left, STEADY))
                 continue
             await self._look()
             self._look_due = math.inf
@@ -505,18 +419,10 @@ class Keeper:
         self._tell(self.controller.listed, found, asked=asked, never=never)
         if before != self._seen():
             self._last_event = self.now()
-        self._warn_of_hopeless(never)
+        self._complaints.of_hopeless(never)
 
     def _seen(self) -> dict[str, tuple[Phase, str]]:
         return {id: (job.phase, job.status.reason) for id, job in self.controller.jobs.items()}
-
-    def _warn_of_hopeless(self, never: Iterable[str]) -> None:
-        for id in never:
-            job = self.controller.jobs.get(id)
-            if job is not None and id not in self._hopeless:
-                self._hopeless.add(id)
-                text = "job %s can never run, says %s: %s"
-                log.warning(text, id, self._title, job.status.reason)
 
     # -- What is done -----------------------------------------------------------------------------
 
@@ -560,7 +466,7 @@ class Keeper:
             self._tell(self.controller.submit_unclear, action.request, repr(exc))
             raise
         self._last_event = self.now()
-        self._heard.append(self._queue.script_name(_script_name(action)))
+        self._file.heard(self._queue.script_name(_script_name(action)))
         self._tell(self.controller.submitted, action.request, ids)
         self._look_within(_SOON)
         return None
@@ -620,35 +526,10 @@ class Keeper:
 
     async def _save(self) -> None:
         """Keep the state file as it should be."""
-        saved, trouble = None, ""
-        while True:
-            await self._unsaved.wait()
-            self._unsaved.clear()
-            state, heard = self._current_state(), list(self._heard)
-            if state == saved:
-                continue
-            try:
-                self._writing = in_thread(self._write, state, heard)
-                await asyncio.shield(self._writing)
-                saved, trouble = state, ""
-                del self._heard[: len(heard)]
-            except _AnothersError as exc:
-                self._on_end(str(exc), True)
-                return
-            except OSError as exc:  # a quota, say; it may change though nothing happens here
-                if trouble != str(exc.strerror):
-                    trouble = str(exc.strerror)
-                    log.warning("cannot write %s: %s", self._folder.state_file, trouble)
-                await asyncio.sleep(_WRITE_AGAIN)
-                self._unsaved.set()
-
-    def _write(self, state: ClusterState, heard: Sequence[str]) -> None:
-        """Write the state, and then forget by what else jobs could have been found."""
-        if self._folder.is_anothers(self._state.owner):
-            raise _AnothersError(f"{self._folder.read_state().owner} keeps it now")
-        self._folder.write_state(state)
-        for script in heard:
-            self._folder.answer_file(script).unlink(missing_ok=True)
+        try:
+            await self._file.run()
+        except AnothersError as exc:
+            self._on_end(str(exc), True)
 
     # -- The end ----------------------------------------------------------------------------------
 
@@ -695,8 +576,8 @@ class Keeper:
             await asyncio.wait(self._submissions, timeout=limit)
         await self._stop()
         state = replace(self._current_state(), owner=None)
-        with contextlib.suppress(_AnothersError):
-            await in_thread(self._write, state, self._heard)
+        with contextlib.suppress(AnothersError):
+            await self._file.write_last(state)
 
     async def _stop(self) -> None:
         tasks = {*self._tasks, *self._submissions}
@@ -705,8 +586,7 @@ class Keeper:
                 task.cancel()
             # Again: before Python 3.12, asyncio.wait_for may lose a cancellation.
             _, tasks = await asyncio.wait(tasks, timeout=0.1)
-        if self._writing is not None:  # who clears the folder up comes after it
-            await asyncio.wait({self._writing}, timeout=_WRITING)
+        await self._file.settle()
 
 
 def _script_name(action: Submit | Find) -> str:
@@ -726,15 +606,3 @@ def _complain(task: asyncio.Task[Any]) -> None:
     """Say what nobody else would: work that has ended by a fault of ours."""
     if not task.cancelled() and (exc := task.exception()) is not None:
         log.error("the jobs of a cluster may not be looked after as they should", exc_info=exc)
-
-
-def _tail(paths: Sequence[str]) -> str:
-    """Last lines of files, as far as they are there."""
-    texts = []
-    for path in dict.fromkeys(paths):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - _TAIL_BYTES, 0))
-            lines = file.read().decode(errors="replace").splitlines()
-            texts.append("\n".join(lines[-_TAIL:]))
-    return "\n".join(filter(None, texts))

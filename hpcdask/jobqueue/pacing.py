@@ -2,6 +2,29 @@
 
 from __future__ import annotations
 
+#: Seconds between two looks at the queue while all jobs run and have their workers, and the longest
+#: while something is expected.
+STEADY = 30.0
+#: While nothing happens, looks come ever later: after this part of the time it has been so.
+_SLOWER = 1 / 20
+
+
+def next_look(quiet: float, is_steady: bool, interval: float) -> float:
+    """Seconds until the queue is looked at again.
+
+    Parameters
+    ----------
+    quiet : float
+        Seconds since something has happened last.
+    is_steady : bool
+        Whether nothing is expected: all jobs run, and have their workers.
+    interval : float
+        The shortest, in seconds.
+    """
+    if is_steady:
+        return max(interval, STEADY)
+    return min(max(interval, quiet * _SLOWER), max(interval, STEADY))
+
 
 class Pace:
     """A token bucket, in the form that keeps one number: when the next command is due.

@@ -9,11 +9,11 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import signal
-import uuid
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Generator, Hashable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcdask import host as hosts
 from hpcdask import logs
@@ -22,11 +22,13 @@ from hpcdask.client.connection import close_all
 from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
-from hpcdask.launchers.adaptive import Adaptive as _Adaptive
 from hpcdask.launchers.scheduler_access import SchedulerAccess, as_text
-from hpcdask.launchers.stock import Assumed, Stock, take_stock
 from hpcdask.launchers.units import Units, UnitShape, WorkerUnits, bounds
 from hpcdask.rendezvous import new_token, resolve_token
+
+if TYPE_CHECKING:  # few clusters adapt
+    from hpcdask.launchers.adaptive import Adaptive as _Adaptive
+    from hpcdask.launchers.stock import Assumed, Stock
 
 _clusters: weakref.WeakSet[Cluster] = weakref.WeakSet()
 #: Seconds that the end of a cluster may take.
@@ -62,7 +64,7 @@ class Cluster(abc.ABC):
         loop: asyncio.AbstractEventLoop | None,
         silence_logs: int | bool | str,
     ) -> None:
-        self.name = name or f"{type(self).__name__}-{uuid.uuid4().hex[:8]}"
+        self.name = name or f"{type(self).__name__}-{secrets.token_hex(4)}"
         self._asynchronous = asynchronous
         self.status = "created"
         self.workers = {}
@@ -173,6 +175,8 @@ class Cluster(abc.ABC):
         worker_key: Callable[[Any], Hashable] | None = None,
     ) -> Stock:
         """What there is to do, and who does it; parameters as of `take_stock`."""
+        from hpcdask.launchers.stock import take_stock
+
         stock: Stock = await self._scheduler.run(take_stock, assumed=assumed, worker_key=worker_key)
         return stock
 
@@ -328,7 +332,7 @@ class Cluster(abc.ABC):
         wait_count: int = 3,
         keep_idle: float | str | None = None,
         worker_key: Callable[[Any], Hashable] | None = None,
-        Adaptive: type[_Adaptive] = _Adaptive,
+        Adaptive: type[_Adaptive] | None = None,
         **options: Any,
     ) -> _Adaptive:
         """From now on, have as many workers as the work is worth.
@@ -366,7 +370,7 @@ class Cluster(abc.ABC):
             Given a worker, with its `name`, `address`, `host`, `nthreads` and `resources`: those
             for which it returns the same end when all of them are idle only.
         Adaptive : type, optional
-            A class derived from `hpcdask.Adaptive`, which decides otherwise.
+            A class derived from `hpcdask.Adaptive`, by default that itself.
         **options
             Further parameters of that class.
 
@@ -385,6 +389,10 @@ class Cluster(abc.ABC):
         >>> cluster.adapt(minimum=1, maximum_memory="100 GiB", keep_idle="2 min")
         <Adaptive LocalCluster-3f2a91c0, 1 to 25 workers, starting>
         """
+        if Adaptive is None:
+            from hpcdask.launchers import adaptive as adaptives
+
+            Adaptive = adaptives.Adaptive
         least = {"workers": minimum, "jobs": minimum_jobs, "cores": minimum_cores}
         most = {"workers": maximum, "jobs": maximum_jobs, "cores": maximum_cores}
         least["memory"] = None if minimum_memory is None else hosts.parse_bytes(minimum_memory)

@@ -11,11 +11,11 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import shutil
 import stat
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ class FileRanks(Ranks):
     def __init__(self, world: World, folder: str | os.PathLike[str], timeout: float) -> None:
         self._folder = Path(folder) / f"ranks-{as_file_name(world.launch_id)}"
         self._timeout = timeout
-        self._me = uuid.uuid4().hex
+        self._me = secrets.token_hex(16)
         self._session = ""
         self._hosts: list[str] = []
         self._n_shared = 0
@@ -98,7 +98,7 @@ class FileRanks(Ranks):
 
         self._wait_until(look, self._timeout, missing)
         ordered = [hellos[rank] for rank in range(self.world.size)]
-        self._session = uuid.uuid4().hex
+        self._session = secrets.token_hex(16)
         self._write("session", [self._session, ordered])
         return ordered
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
@@ -263,4 +263,4 @@ def kind_of(plugin: object) -> str:
 
 def name_of(plugin: object) -> str:
     """The name of a plugin, or a new one."""
-    return getattr(plugin, "name", None) or f"{type(plugin).__name__}-{uuid.uuid4()}"
+    return getattr(plugin, "name", None) or f"{type(plugin).__name__}-{secrets.token_hex(8)}"

@@ -7,13 +7,13 @@ import fcntl
 import importlib
 import logging
 import os
+import secrets
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class InstallPlugin(SchedulerPlugin):
 
     def __init__(self, install_fn: Callable[[], Any], restart_workers: bool = False) -> None:
         self._install = install_fn
-        self._id = uuid.uuid4().hex
+        self._id = secrets.token_hex(8)
         self.restart_workers = restart_workers
         self.name = f"{type(self).__name__}-{self._id}"
 

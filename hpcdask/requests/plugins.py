@@ -45,6 +45,7 @@ class PluginRequests:
         self._scheduler, self._calls, self._spawn = scheduler, calls, spawn
         self._registries = {"worker": PluginRegistry(), "nanny": PluginRegistry()}
         self._clients: dict[str, str] = {}  # who has registered what
+        self._under_way: set[asyncio.Task[None]] = set()  # on those that have come
         self.answers: Answers = {UnregisterPlugin: self._unregister}
         self.events: Events = {RegisterPlugin: self._register}
 
@@ -76,7 +77,9 @@ class PluginRequests:
             if isinstance(error, TaskError):
                 self.failed(PluginFailed(plugin.name, plugin.registration, "setup", error))
 
-        self._spawn(watch())
+        task = self._spawn(watch())
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     def failed(self, message: PluginFailed) -> None:
         """A plugin has raised on a worker or a nanny, which has logged it."""
@@ -154,6 +157,8 @@ class PluginRequests:
         answers: list[tuple[str, Blob | TaskError]] = []
         for address, future in asked:
             answers.append((address, await self._calls.outcome(address, future)))
+        if self._under_way:  # on workers that nannies have restarted for it, among others
+            await asyncio.wait(self._under_way)
         return outcomes(request, answers)
 
 

@@ -60,8 +60,7 @@ def test_a_worker_whose_nanny_has_sigterm_first_leaves_as_well(home: Home) -> No
         [worker] = (p for p in a.processes() if "hpcdask.worker_process" in p.cmdline())
         a.process.send_signal(signal.SIGTERM)
         a.line("leaving the cluster")
-        for _ in range(2):
-            worker.send_signal(signal.SIGTERM)
+        worker.send_signal(signal.SIGTERM)
         go_on.touch()
         assert a.code(LIMIT + 10) == 0
         assert client.gather([result, running], timeout=30) == [bytes(10_000), 1]

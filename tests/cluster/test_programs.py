@@ -149,7 +149,10 @@ def test_ctrl_c_ends_a_program_that_waits(tmp_path: Path, times: int) -> None:
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the job
         _, err = process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
-    assert err.splitlines()[-1] == "KeyboardInterrupt"
+    lines = err.splitlines()
+    assert "KeyboardInterrupt" in lines
+    # Of another, which comes while the interpreter ends, Python itself has something to say.
+    assert times > 1 or lines[-1] == "KeyboardInterrupt"
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 5)
 
 

@@ -309,7 +309,7 @@ def test_a_state_that_could_not_be_written_is_written_later(queue, monkeypatch):
         raise OSError(28, "No space left on device", f"x-{len(refused)}")
 
     refused, warnings = [], []
-    monkeypatch.setattr("hpcdask.jobqueue.keeper._WRITE_AGAIN", 0.01)
+    monkeypatch.setattr("hpcdask.jobqueue.state_writer._WRITE_AGAIN", 0.01)
     monkeypatch.setattr(keeper.log, "warning", lambda *words: warnings.append(words[-1]))
     (queue.folder / "hold").write_text("Priority")
     with QueueCluster(queue) as cluster:

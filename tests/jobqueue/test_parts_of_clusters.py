@@ -17,7 +17,7 @@ from waiting import on_a_loop
 from hpcdask.errors import ConfigError, RendezvousError, StatusError, TokenError
 from hpcdask.jobqueue.commands import Commands, NoCommandError, environment
 from hpcdask.jobqueue.folder import ClusterFolder, ClusterState, Owner, PoolState, cluster_folders
-from hpcdask.jobqueue.keeper import next_look
+from hpcdask.jobqueue.pacing import next_look
 from hpcdask.jobqueue.pbs import PBS
 from hpcdask.jobqueue.queue import Queue
 from hpcdask.jobqueue.refusal import offending_line
