@@ -25,6 +25,13 @@ if TYPE_CHECKING:
         wait,
     )
     from hpcdask.client.worker_client import worker_client
+    from hpcdask.coordination.event import Event
+    from hpcdask.coordination.lock import Lock
+    from hpcdask.coordination.multilock import MultiLock
+    from hpcdask.coordination.queue import Queue
+    from hpcdask.coordination.rlock import RLock
+    from hpcdask.coordination.semaphore import Semaphore
+    from hpcdask.coordination.variable import Variable
     from hpcdask.errors import (
         AuthenticationError,
         CommClosedError,
@@ -57,6 +64,7 @@ if TYPE_CHECKING:
     from hpcdask.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin
     from hpcdask.plugins.environ import Environ
     from hpcdask.plugins.installing import CondaInstall, InstallPlugin, PipInstall
+    from hpcdask.plugins.output import ForwardOutput, print, warn
     from hpcdask.plugins.uploading import UploadDirectory, UploadFile
     from hpcdask.scheduler import Scheduler
     from hpcdask.worker import Worker, get_worker
@@ -78,6 +86,13 @@ _WHERE = {
     "rpc": "client.rpc",
     "wait": "client.waiting",
     "worker_client": "client.worker_client",
+    "Event": "coordination.event",
+    "Lock": "coordination.lock",
+    "MultiLock": "coordination.multilock",
+    "Queue": "coordination.queue",
+    "RLock": "coordination.rlock",
+    "Semaphore": "coordination.semaphore",
+    "Variable": "coordination.variable",
     "AuthenticationError": "errors",
     "CommClosedError": "errors",
     "ConfigError": "errors",
@@ -115,6 +130,9 @@ _WHERE = {
     "CondaInstall": "plugins.installing",
     "InstallPlugin": "plugins.installing",
     "PipInstall": "plugins.installing",
+    "ForwardOutput": "plugins.output",
+    "print": "plugins.output",
+    "warn": "plugins.output",
     "UploadDirectory": "plugins.uploading",
     "UploadFile": "plugins.uploading",
     "Scheduler": "scheduler",
@@ -136,6 +154,8 @@ __all__ = [
     "ConfigError",
     "DoneAndNotDoneFutures",
     "Environ",
+    "Event",
+    "ForwardOutput",
     "Future",
     "FutureCancelledError",
     "HandshakeError",
@@ -146,18 +166,23 @@ __all__ = [
     "KilledWorker",
     "LaunchError",
     "LocalCluster",
+    "Lock",
     "LostDataError",
+    "MultiLock",
     "Nanny",
     "NannyPlugin",
     "PipInstall",
     "ProcessInterface",
     "ProtocolError",
+    "Queue",
+    "RLock",
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
     "SSHCluster",
     "Scheduler",
     "SchedulerPlugin",
+    "Semaphore",
     "SerializationError",
     "SpecCluster",
     "SubmitError",
@@ -165,6 +190,7 @@ __all__ = [
     "TokenError",
     "UploadDirectory",
     "UploadFile",
+    "Variable",
     "WaitTimeoutError",
     "Worker",
     "WorkerPlugin",
@@ -178,10 +204,12 @@ __all__ = [
     "get_client",
     "get_worker",
     "initialize",
+    "print",
     "rejoin",
     "rpc",
     "secede",
     "wait",
+    "warn",
     "worker_client",
 ]
 

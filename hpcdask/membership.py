@@ -107,6 +107,9 @@ class Membership:
         self.absences: dict[str, asyncio.Task[None]] = {}
         self.on_client_gone: Callable[[str], None] = lambda client: None
         self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
+        #: Processes of clients that serve the tasks of a worker: nanny and pid, by the client's id.
+        self._processes: dict[str, tuple[str, int]] = {}
+        self._dead: set[str] = set()  # clients whose process has died before their connection did
         self._watched: dict[str, str] = {}  # address of the last worker of each nanny
         self._room = math.inf  # connections beyond which there may soon be no descriptors
         self._has_warned = False
@@ -189,7 +192,10 @@ class Membership:
         else:
             self._state.client_joined(scheduler.now(), name)
         self.clients[name] = comm
+        if hello.nanny:
+            self._processes[name] = (hello.nanny, hello.pid)
         comm.send(self._registered())
+        scheduler.log_event("all", {"action": "add-client", "client": name})
         has_said_goodbye = False
 
         def handle(message: Message) -> None:
@@ -211,7 +217,8 @@ class Membership:
         if self.clients.get(name) is not comm:
             return  # it has come back meanwhile
         del self.clients[name], self._feeds[name]
-        if has_said_goodbye or not self._client_grace or self._is_closing:
+        is_sure = has_said_goodbye or name in self._dead
+        if is_sure or not self._client_grace or self._is_closing:
             self._client_lost(name)
         else:
             self.absences[name] = self._spawn(self._forget_client(name))
@@ -235,10 +242,23 @@ class Membership:
 
     def _client_lost(self, name: str) -> None:
         """A client is gone for good."""
+        self._processes.pop(name, None)
+        self._dead.discard(name)
         scheduler = self._scheduler
-        self._state.client_lost(scheduler.now(), name)
-        scheduler.flush()
+        scheduler.client_lost(name)
+        scheduler.log_event("all", {"action": "remove-client", "client": name})
         scheduler.hooks.call("remove_client", scheduler=scheduler, client=name)
+
+    def _process_died(self, nanny: str, is_it: Callable[[int], bool]) -> None:
+        """A worker's process is no more: what its tasks' client held is free, without any grace."""
+        processes = self._processes.items()
+        for name in [n for n, (by, pid) in processes if by == nanny and is_it(pid)]:
+            absence = self.absences.pop(name, None)
+            if absence is None:
+                self._dead.add(name)  # its connection has not ended yet, as far as we know
+            else:
+                absence.cancel()
+                self._client_lost(name)
 
     # -- Workers ----------------------------------------------------------------------------------
 
@@ -270,6 +290,7 @@ class Membership:
         self.workers[address] = comm
         if hello.nanny:
             self._watched[hello.nanny] = address
+            self._process_died(hello.nanny, lambda pid: pid != hello.pid)
         self.progress.set()
         again = " again" if hello.returns else ""
         log.info(
@@ -288,6 +309,7 @@ class Membership:
         plugins.equip("worker", address, comm, hello.plugins)  # before any task is sent
         self._state.worker_joined(scheduler.now(), hello)
         scheduler.flush()
+        scheduler.log_event("all", {"action": "add-worker", "worker": address})
         scheduler.hooks.call("add_worker", scheduler=scheduler, worker=address)
 
         def on_batch(batch: list[Message]) -> None:
@@ -337,6 +359,8 @@ class Membership:
         how = reason if words is None else in_words(words)
         self._state.worker_lost(self._scheduler.now(), hello.address, planned, how)
         self._scheduler.flush()
+        about = {"action": "remove-worker", "worker": hello.address, "expected": planned}
+        self._scheduler.log_event("all", about)
         self._tell_of_loss(hello.address)
 
     def _tell_of_loss(self, address: str) -> None:
@@ -388,6 +412,7 @@ class Membership:
         if kind is WorkerDied:
             self.last_words[nanny] = message
             self.progress.set()
+            self._process_died(nanny, lambda pid: pid == message.pid)
             log.warning("worker %s (pid %d) %s", message.name, message.pid, in_words(message))
         elif kind is WorkerLives:
             self._vouched_for(nanny)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,6 +43,11 @@ def hook_of(plugin: object, name: str) -> Callable[..., Any] | None:
         return hook(*args, **{name: value for name, value in kwargs.items() if name in known})
 
     return fitted
+
+
+def name_of(plugin: object) -> str:
+    """The name of a plugin, or a new one."""
+    return getattr(plugin, "name", None) or f"{type(plugin).__name__}-{secrets.token_hex(8)}"
 
 
 class Hooks:

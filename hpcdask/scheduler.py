@@ -36,6 +36,7 @@ from hpcdask.messages import (
     KeepUntilDone,
     KeysAdded,
     KeysDropped,
+    LogEvent,
     Message,
     NotAcquired,
     PluginFailed,
@@ -529,10 +530,22 @@ class Scheduler(Service):
             self.state.data_missing(self.now(), address, message)
         elif kind is WorkerLeaving:
             self.wants_to_leave(address, message)
+        elif kind is LogEvent:
+            self.requests.topics.logged(message.topics, message.message)
         elif kind in (CallReturned, Failure):
             self.requests.calls.answered(message)
         elif kind is PluginFailed:
             self.requests.plugins.failed(message)
+
+    def client_lost(self, name: str) -> None:
+        """A client is gone for good: what it wanted and held is free."""
+        self.state.client_lost(self.now(), name)
+        self.requests.client_lost(name)
+        self.flush()
+
+    def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
+        """Log an event, of one topic or several; see `Client.log_event`."""
+        self.requests.topics.log((topic,) if isinstance(topic, str) else topic, msg)
 
     def client_said(self, name: str, comm: Comm, message: Message) -> None:
         """Deal with a message of a client."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import secrets
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
-from hpcdask.messages import PluginFailed, SubmitTasks
-from hpcdask.plugin_hooks import RAISED, Hooks, hook_of, tell
+from hpcdask.messages import Blob, PluginFailed, SubmitTasks
+from hpcdask.plugin_hooks import RAISED, Hooks, hook_of, name_of, tell
 from hpcdask.tracebacks import to_task_error
+from hpcdask.wire.serialize import loads
 
 if TYPE_CHECKING:
     from hpcdask.core.records import Task, WorkerRecord
@@ -70,11 +70,7 @@ class SchedulerPlugins:
 
     def add(self, plugin: Any, name: str | None = None, idempotent: bool = False) -> None:
         """Tell a plugin of events from now on; see `Scheduler.add_plugin`."""
-        name = (
-            name
-            or getattr(plugin, "name", None)
-            or f"{type(plugin).__name__}-{secrets.token_hex(8)}"
-        )
+        name = name or name_of(plugin)
         if name in self.plugins:
             if idempotent:
                 return
@@ -195,6 +191,18 @@ class SchedulerPlugins:
             dependencies={spec.key: set(spec.dependencies) for spec in message.tasks},
             stimulus_id=f"update-graph-{client}-{message.submission}-{message.first}",
         )
+
+    def event_logged(self, topics: Iterable[str], message: Blob) -> None:
+        """Tell of an event; it is unpickled only if a plugin wants it."""
+        if self._hooks.has("log_event"):
+            try:
+                msg = loads(message)
+            except RAISED as exc:
+                text = "cannot read an event of %s for plugins: %s: %s"
+                log.warning(text, ", ".join(topics), type(exc).__name__, exc)
+                return
+            for topic in topics:
+                self.call("log_event", topic, msg)
 
     def workers_to_spare(self, workers: list[WorkerRecord]) -> list[WorkerRecord]:
         """Those of `workers` that may end although they have nothing to do, as plugins have it."""

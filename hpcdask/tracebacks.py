@@ -12,16 +12,13 @@ from hpcdask.messages import Blob, TaskError
 from hpcdask.wire.serialize import dumps, loads
 
 #: Files that call what users wrote, of which their tracebacks say nothing.
-_OWN_FILES = tuple(
-    f"/hpcdask/{name}.py"
-    for name in (
-        "execution",
-        "calls",
-        "plugin_host",
-        "plugin_hooks",
-        "scheduler_plugins",
-        "threads",
-    )
+_OWN_FILES = (
+    "/hpcdask/execution.py",
+    "/hpcdask/calls.py",
+    "/hpcdask/threads.py",
+    "/hpcdask/plugin_host.py",
+    "/hpcdask/plugin_hooks.py",
+    "/hpcdask/scheduler_plugins.py",
 )
 
 

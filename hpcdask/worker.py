@@ -43,6 +43,7 @@ from hpcdask.messages import (
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
+    LogEvent,
     Message,
     RegisterWorker,
     SetUpPlugin,
@@ -59,6 +60,7 @@ from hpcdask.peers import Peers
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
 from hpcdask.tracebacks import to_exception
+from hpcdask.wire.serialize import dumps
 
 if TYPE_CHECKING:
     from hpcdask.plugin_host import PluginHost
@@ -198,7 +200,7 @@ class Worker(Service):
         self.address = ""
         self.scheduler_address = ""
         self._scratch = settings.value("worker.local-directory", local_directory)
-        self._nanny = nanny
+        self.nanny = nanny
         self._host, self._interface = parse_host(host), interface
         self._port = settings.value("worker.port", port)
         if host is None and listen_address is None and interface is None:
@@ -238,7 +240,7 @@ class Worker(Service):
 
     def _tell_size(self) -> None:
         scratch = hosts.find_scratch(self._scratch)
-        if not self._nanny:  # which has told it
+        if not self.nanny:  # which has told it
             what = sizing.in_words(self._size, os.environ, scratch)
             log.info("Worker %s: %s", self.name, what)
         if scratch.complaint:
@@ -296,7 +298,7 @@ class Worker(Service):
             host=network.hostname(),
             pid=os.getpid(),
             local_directory=self.local_directory,
-            nanny=self._nanny,
+            nanny=self.nanny,
             protocol=PROTOCOL_VERSION,
             version=__version__,
             resources=tuple(self.resources.items()),
@@ -607,6 +609,26 @@ class Worker(Service):
         """The values held here, by key."""
         tasks = self.state.tasks.values()
         return {task.key: task.value for task in tasks if task.state == "memory"}
+
+    def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
+        """Log an event, from a task for example; see `Client.log_event`.
+
+        Parameters
+        ----------
+        topic : str or iterable of str
+            One or several.
+        msg : object
+            What has happened: anything that can be pickled. While the worker has lost its
+            scheduler, it is lost too.
+        """
+        topics = (topic,) if isinstance(topic, str) else tuple(topic)
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))
+
+    def _say(self, message: Message) -> None:
+        """Tell the scheduler something, behind what it is to be told already."""
+        self.state.outbox.append(message)
+        self._act()
 
     def __repr__(self) -> str:
         return f"<Worker {self.address!r}, {self.nthreads} threads, {self.status}>"

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpcdask.client import collecting, graphs, scattering
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
+from hpcdask.client.datasets import DatasetCalls
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
 from hpcdask.client.plugin_calls import PluginCalls
@@ -30,7 +31,7 @@ _MEANINGLESS = {"fifo_timeout"}
 _UNSUPPORTED = {"actor", "actors"}
 
 
-class Client(ClusterCalls, PluginCalls):
+class Client(ClusterCalls, DatasetCalls, PluginCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.
@@ -472,6 +473,13 @@ class Client(ClusterCalls, PluginCalls):
 
         limit = self._timeout if timeout is None else self._seconds(timeout)
         return self._maybe_sync(until_told(), limit)
+
+
+class InternalClient(Client):
+    """A client of a launcher, which is of no interest to users."""
+
+    _is_internal = True
+    _shows_output = False
 
 
 def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -22,10 +22,12 @@ from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
+from hpcdask.client.operations import Operations
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.registered import RegisteredPlugins, plugin_failed
 from hpcdask.client.retained import Retained
+from hpcdask.client.subscriptions import Subscriptions
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
@@ -33,7 +35,10 @@ from hpcdask.messages import (
     PROTOCOL_VERSION,
     AwaitWorkers,
     ClientClosing,
+    EventLogged,
     GatherKeys,
+    GetEvents,
+    GetMetadata,
     Inspect,
     KeepUntilDone,
     KeyCancelled,
@@ -46,12 +51,14 @@ from hpcdask.messages import (
     ReleaseKeys,
     SchedulerClosing,
     SubmitTasks,
+    Subscribe,
     TaskDone,
     TaskFailed,
     WantKeys,
     WantsRead,
 )
 from hpcdask.peers import Peers, RequestFailedError, Requests
+from hpcdask.plugins.output import SHOWN
 from hpcdask.tracebacks import to_exception
 
 log = logging.getLogger("hpcdask.client")
@@ -62,7 +69,15 @@ _RELEASES = 2500
 C = TypeVar("C", bound="Connection")
 
 #: Requests that may be made twice.
-_MERE_QUESTIONS = {AwaitWorkers, GatherKeys, Inspect, LocateKeys, PlanScatter}
+_MERE_QUESTIONS = {
+    AwaitWorkers,
+    GatherKeys,
+    GetEvents,
+    GetMetadata,
+    Inspect,
+    LocateKeys,
+    PlanScatter,
+}
 
 #: Clients of this process, and those that set themselves as default, the latest last.
 clients: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -71,6 +86,11 @@ defaults: list[weakref.ref[Any]] = []
 
 class Connection:
     """What a client is made of before it has anything to say; see `hpcdask.Client`."""
+
+    #: Whether it is a launcher's, and of no interest to users.
+    _is_internal = False
+    #: Whether it shows what tasks print, by `hpcdask.print`, and warn of.
+    _shows_output = True
 
     loop: asyncio.AbstractEventLoop
     _peers: Peers
@@ -171,6 +191,8 @@ class Connection:
         self._absence: returning.Absence | None = None  # the last one
         self._returning: asyncio.Task[None] | None = None
         self._requests = Requests()
+        self._operations = Operations()  # of locks, queues and what else is shared
+        self._subscriptions = Subscriptions(self)
         self._plugins = RegisteredPlugins()
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
@@ -179,7 +201,7 @@ class Connection:
         self._closing: asyncio.Task[None] | None = None
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
-        self._is_internal = False  # whether it is a launcher's, and of no interest to users
+        self._process = "", 0  # of a worker's client: the worker's nanny and pid
         clients.add(self)
 
     @classmethod
@@ -196,6 +218,8 @@ class Connection:
         )
         if worker.place.scheduler_file:
             client._way_back = worker.place
+        client._process = worker.nanny, os.getpid()
+        client._shows_output = False
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client
@@ -233,10 +257,18 @@ class Connection:
         # A person waits, who sees warnings only.
         self._take(await reach_scheduler(place, self._introduce, self._timeout, log.warning))
         self._retains = self._can_return
+        if self._shows_output:
+            self._show_output()
         self.status = "running"
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
+
+    def _show_output(self) -> None:
+        for topic, handler in SHOWN.items():
+            if topic not in self._subscriptions:  # else the user has a handler of his own
+                self._subscriptions.add(topic, handler)
+                self._outbox.append(Subscribe(topic))
 
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
@@ -252,7 +284,7 @@ class Connection:
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
-        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns)
+        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns, *self._process)
 
     def close(self, timeout: float | str | None = None) -> Any:
         """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""
@@ -278,6 +310,7 @@ class Connection:
                 self._outbox.append(ClientClosing())
             self._flush()
         self.status = "closed"
+        self._subscriptions.close()
         for reference in list(defaults):
             if reference() in (self, None):
                 defaults.remove(reference)
@@ -507,6 +540,8 @@ class Connection:
                 if state is not None and not (message.is_unknown and self._outlives(state)):
                     state.reason = message.reason
                     state.end("cancelled")
+            elif kind is EventLogged:
+                self._subscriptions.happened(message)
             elif kind is PluginFailed:
                 plugin_failed(message)
             elif kind is SchedulerClosing:

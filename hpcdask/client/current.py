@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from hpcdask import host as hosts
@@ -10,6 +13,9 @@ from hpcdask.client.client import Client
 from hpcdask.client.connection import clients, defaults
 from hpcdask.client.loop import is_in_loop
 from hpcdask.execution import current_worker
+
+#: Whose futures those are that are unpickled just now.
+_receiver: ContextVar[Client | None] = ContextVar("receiver", default=None)
 
 
 def default_client() -> Client | None:
@@ -65,6 +71,9 @@ def get_client(address: str | None = None, timeout: float | str | None = None) -
 
 def client_of_scheduler(scheduler_id: str, address: str) -> Client:
     """The client that holds a future of that scheduler which was unpickled here."""
+    receiver = _receiver.get()
+    if receiver is not None and scheduler_id in receiver._scheduler_ids:
+        return receiver
     worker = current_worker()
     if worker is not None and worker.scheduler_id == scheduler_id:
         return _client_of(worker)
@@ -73,6 +82,16 @@ def client_of_scheduler(scheduler_id: str, address: str) -> Client:
         if client._is_open and scheduler_id in client._scheduler_ids:
             return client  # type: ignore[no-any-return]
     return get_client(address)
+
+
+@contextlib.contextmanager
+def receiving(client: Client) -> Iterator[None]:
+    """Let futures that are unpickled here belong to the client that they were sent to."""
+    token = _receiver.set(client)
+    try:
+        yield
+    finally:
+        _receiver.reset(token)
 
 
 _of_workers = threading.Lock()

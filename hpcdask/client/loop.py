@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from hpcdask.errors import HpcdaskError, WaitTimeoutError
@@ -77,7 +77,7 @@ class CarriedError(Exception):
         return exc
 
 
-async def uncarried(work: Coroutine[Any, Any, T]) -> T:
+async def uncarried(work: Awaitable[T]) -> T:
     """Await `work` and raise a carried error as what it is."""
     try:
         return await work

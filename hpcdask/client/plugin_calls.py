@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 
 from hpcdask import logs
 from hpcdask.client.cluster_calls import called, worker_names
-from hpcdask.client.connection import Connection
+from hpcdask.client.topic_calls import TopicCalls
 from hpcdask.messages import (
     Blob,
     CallOutcomes,
@@ -20,14 +21,15 @@ from hpcdask.messages import (
     RunOnWorkers,
     UnregisterPlugin,
 )
-from hpcdask.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin, kind_of, name_of
+from hpcdask.plugin_hooks import name_of
+from hpcdask.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin, kind_of
 from hpcdask.wire.serialize import dumps
 
 #: A plugin and what has to be there with it: kind, pickle, and whether one of its name may stay.
 _Parts = list[tuple[str, Blob, bool]]
 
 
-class PluginCalls(Connection):
+class PluginCalls(TopicCalls):
     """Plugins, files for all workers, and what the processes of a cluster have logged."""
 
     def register_plugin(
@@ -235,6 +237,53 @@ class PluginCalls(Connection):
 
     # -- Logs -------------------------------------------------------------------------------------
 
+    def forward_logging(
+        self,
+        logger_name: str | None = None,
+        level: int | str = logging.NOTSET,
+        timeout: float | str | None = None,
+    ) -> Any:
+        """Have what workers log handled here too, by the logger of the same name.
+
+        A worker sends what its logger handles, so that one has to have its level set there, as by
+        ``client.run(logging.getLogger(name).setLevel, "DEBUG")``; and the one here has its own
+        level and handlers. Each record has an attribute ``worker``, an address.
+
+        Parameters
+        ----------
+        logger_name : str, optional
+            The logger, with all below it. By default the root, which means all of them, but for
+            hpcdask's own: these are below "hpcdask".
+        level : int or str
+            Lowest level to send.
+
+        Examples
+        --------
+        >>> results = client.forward_logging("simulation", level=logging.WARNING)
+        >>> client.submit(logging.getLogger("simulation").error, "it diverges").result()
+        >>> client.unforward_logging("simulation")
+        """
+        from hpcdask.plugins.forwarding import ForwardLogging, handle_forwarded
+
+        name = _forwarding(logger_name)
+        self.subscribe_topic(name, handle_forwarded)
+        plugin = ForwardLogging(logger_name, level, name)
+        return self._register("worker", plugin, name, False, timeout)
+
+    def unforward_logging(
+        self, logger_name: str | None = None, timeout: float | str | None = None
+    ) -> Any:
+        """End `forward_logging` of a logger, for all clients.
+
+        Raises
+        ------
+        ValueError
+            If this client has not asked for it.
+        """
+        name = _forwarding(logger_name)
+        self.unsubscribe_topic(name)
+        return self._unregister("worker", name, timeout)
+
     def get_worker_logs(
         self,
         n: int | None = None,
@@ -290,6 +339,11 @@ class PluginCalls(Connection):
 
 def _latest_first(n: int | None) -> tuple[tuple[str, str], ...]:
     return tuple(reversed(logs.recent(n)))
+
+
+def _forwarding(logger_name: str | None) -> str:
+    """Name of the plugin that forwards a logger, and of its events' topic."""
+    return f"forward-logging-{logger_name or '<root>'}"
 
 
 def _is_old(name: str) -> None:

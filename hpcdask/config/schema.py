@@ -164,6 +164,12 @@ SCHEMA: tuple[Setting, ...] = (
         "Whether idle workers get tasks that others have not started.",
     ),
     Setting(
+        "scheduler.events-log-length",
+        kinds.COUNT,
+        10_000,
+        "Events of each topic that are kept for `get_events`; see `Client.log_event`.",
+    ),
+    Setting(
         "scheduler.preload",
         kinds.LIST,
         (),

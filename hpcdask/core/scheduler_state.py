@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import nsmallest
 
+from hpcdask.core.keeping import Keeping
 from hpcdask.core.lanes import Lane
 from hpcdask.core.placement import has_free_thread
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
@@ -47,7 +48,7 @@ _MAX_UNREACHABLE = 3
 _HOPELESS = 20
 
 
-class SchedulerState(Scattering, Retirement):
+class SchedulerState(Keeping, Scattering, Retirement):
     """All the scheduler knows and decides: one public method per event.
 
     What follows from an event is in `outbox`: messages in order, by the address of a worker or the

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from hpcdask import logs
 from hpcdask.client import place as client_place
-from hpcdask.client.client import Client
 from hpcdask.client.connection import close_all as close_clients
 from hpcdask.client.loop import run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
@@ -332,7 +331,7 @@ class Program:
                 place["auth"],
             )
             client_place.of_program = scheduler
-            self._client = Client(
+            self._client = InternalClient(
                 scheduler.address,
                 scheduler_file=scheduler.scheduler_file,
                 token=scheduler.token,
@@ -342,7 +341,6 @@ class Program:
                 set_as_default=False,
                 timeout=part.options.meeting_timeout,
             )
-            self._client._is_internal = True
         except BaseException:
             part.ranks.part()
             part.ranks.clean_up()

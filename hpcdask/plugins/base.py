@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
@@ -259,8 +258,3 @@ def kind_of(plugin: object) -> str:
         f"a {type(plugin).__name__} is no plugin; derive it from hpcdask.WorkerPlugin, NannyPlugin "
         "or SchedulerPlugin, by which it is known where it is to run"
     )
-
-
-def name_of(plugin: object) -> str:
-    """The name of a plugin, or a new one."""
-    return getattr(plugin, "name", None) or f"{type(plugin).__name__}-{secrets.token_hex(8)}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from hpcdask import network
 from hpcdask.plugins.base import WorkerPlugin
+from hpcdask.plugins.output import this_process
 
 if TYPE_CHECKING:
     from hpcdask.worker import Worker
@@ -51,7 +50,7 @@ class _Sender(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sent = as_plain(record)
-            sent["worker"], sent["worker_process"] = self._worker.address, _this_process()
+            sent["worker"], sent["worker_process"] = self._worker.address, this_process()
             self._worker.log_event(self._topic, sent)
         except Exception:
             self.handleError(record)
@@ -70,10 +69,6 @@ def as_plain(record: logging.LogRecord) -> dict[str, Any]:
 def handle_forwarded(event: tuple[float, Any]) -> None:
     """Have the logger of the same name handle a record; a client's handler of such events."""
     sent = event[1]
-    if sent["worker_process"] != _this_process():  # else it has handled it already
+    if sent["worker_process"] != this_process():  # else it has handled it already
         record = logging.makeLogRecord(sent)
         logging.getLogger(record.name).handle(record)
-
-
-def _this_process() -> tuple[str, int]:
-    return network.hostname(), os.getpid()

@@ -67,7 +67,7 @@ def print(
             "file": "stderr" if file is not None and file is sys.stderr else "stdout",
             "flush": flush,
         }
-        worker.log_event(PRINTED, {**about, "process": _this_process()})
+        worker.log_event(PRINTED, {**about, "process": this_process()})
     with _not_forwarded():  # by ForwardOutput, as clients have it already
         builtins.print(*args, sep=sep, end=end, file=file, flush=flush)
 
@@ -97,7 +97,7 @@ def warn(
     worker = current_worker()
     if worker is not None:
         about = {"message": message, "category": category}
-        worker.log_event(WARNED, {**about, "process": _this_process()})
+        worker.log_event(WARNED, {**about, "process": this_process()})
     with _not_forwarded():
         warnings.warn(message, category, stacklevel + 1, source)
 
@@ -105,7 +105,7 @@ def warn(
 def show_printed(event: tuple[float, Any]) -> None:
     """Print what a task has printed; a client's handler of `PRINTED`."""
     about = event[1]
-    if isinstance(about, dict) and about.get("process") != _this_process():
+    if isinstance(about, dict) and about.get("process") != this_process():
         file = sys.stderr if about.get("file") == "stderr" else sys.stdout
         arguments = {name: about.get(name) for name in ("sep", "end")}
         flush = bool(about.get("flush"))
@@ -119,7 +119,7 @@ def show_warning(event: tuple[float, Any]) -> None:
     about = event[1]
     if not isinstance(about, dict):
         warnings.warn(str(about), stacklevel=2)
-    elif about.get("process") != _this_process():
+    elif about.get("process") != this_process():
         warnings.warn(about.get("message", ""), about.get("category"), stacklevel=2)
 
 
@@ -130,7 +130,8 @@ SHOWN: dict[str, Callable[[tuple[float, Any]], None]] = {
 }
 
 
-def _this_process() -> tuple[str, int]:
+def this_process() -> tuple[str, int]:
+    """Tells this process from others, on whatever host."""
     return network.hostname(), os.getpid()
 
 
@@ -213,7 +214,7 @@ class _Forwarded:
     def _send(self, text: str) -> None:
         about = {"args": (text,), "sep": "", "end": "", "file": self._name, "flush": True}
         with _not_forwarded():  # sending may write to the log
-            self._worker.log_event(PRINTED, {**about, "process": _this_process()})
+            self._worker.log_event(PRINTED, {**about, "process": this_process()})
 
     def stop(self) -> None:
         """Send what is left, and nothing more."""

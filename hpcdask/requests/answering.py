@@ -10,7 +10,9 @@ from hpcdask.messages import Failure, Message
 from hpcdask.peers import RequestFailedError
 from hpcdask.requests.calls import Answers, Calls, Events
 from hpcdask.requests.cluster import ClusterRequests
+from hpcdask.requests.coordination import CoordinationRequests
 from hpcdask.requests.plugins import PluginRequests
+from hpcdask.requests.topics import TopicRequests
 from hpcdask.tracebacks import to_task_error
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ class ClientRequests:
     events : dict
         Each type of message that is no request, or is one that is not answered at once, and the
         function that deals with a client's.
+    coordination : CoordinationRequests
+        What clients share.
+    topics : TopicRequests
+        What is logged, and who is told.
     plugins : PluginRequests
         Which plugins there are.
     """
@@ -42,11 +48,21 @@ class ClientRequests:
         self, scheduler: Scheduler, spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
     ) -> None:
         self.calls = Calls(spawn)
+        self.coordination = CoordinationRequests(scheduler)
+        length = scheduler.settings["scheduler.events-log-length"]
+        self.topics = TopicRequests(scheduler, length)
         self.plugins = PluginRequests(scheduler, self.calls, spawn)
         self.answers: Answers = {}
-        for family in (ClusterRequests(scheduler, self.calls, spawn), self.plugins):
+        for family in (ClusterRequests(scheduler, self.calls, spawn), self.topics, self.plugins):
             self.answers |= family.answers
-        self.events: Events = {**self.plugins.events}
+        self.events: Events = {}
+        for of_events in (self.coordination, self.topics, self.plugins):
+            self.events |= of_events.events
+
+    def client_lost(self, client: str) -> None:
+        """A client is gone for good."""
+        self.coordination.client_lost(client)
+        self.topics.topics.client_lost(client)
 
     async def answer(self, name: str, message: Any) -> Message:
         """Answer a request; whatever goes wrong is the answer, too."""
