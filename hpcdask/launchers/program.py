@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from hpcdask import logs
 from hpcdask.client import place as client_place
+from hpcdask.client.client import InternalClient
 from hpcdask.client.connection import close_all as close_clients
 from hpcdask.client.loop import run_sync, shared_loop
 from hpcdask.dialling import SchedulerPlace
