@@ -176,7 +176,7 @@ class Scheduler(Service):
         self.worker_ttl: float = settings.value("scheduler.worker-ttl", worker_ttl)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
-        self._own_process = own_process
+        self.own_process = own_process
         self.state.unclaimed = settings.value("scheduler.client-grace", client_grace)
         self.members = Membership(self, self._spawn, self.state.unclaimed)
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
@@ -284,7 +284,7 @@ class Scheduler(Service):
             write_scheduler_file(self.scheduler_file, self.contact())
         self._spawn(self._watch_idle())
         self._spawn(self._tick())
-        if self._own_process:
+        if self.own_process:
             gc.set_threshold(*_RARE)
             self._spawn(self._collect_garbage())
         log.info("Scheduler at: %s", self.address)
@@ -299,7 +299,7 @@ class Scheduler(Service):
 
     def _look_at_descriptors(self) -> None:
         """Say in time when there are too few for the workers that come."""
-        available = descriptors.raise_limit() if self._own_process else descriptors.limit()
+        available = descriptors.raise_limit() if self.own_process else descriptors.limit()
         self.members.limit_descriptors(available)
         if shortage := descriptors.shortage(self.expected_nannies, available):
             log.warning("%s", shortage)

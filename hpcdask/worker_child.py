@@ -112,8 +112,10 @@ class WorkerChild:
         with contextlib.suppress(BrokenPipeError):  # it has died; its exit code tells more
             process.stdin.write(json.dumps(config, default=os.fspath).encode() + b"\n")
             process.stdin.flush()  # and left open: its end tells the worker that we are gone
+        voice, self._voice = self._voice, -1
         try:
-            answer = await asyncio.wait_for(_read_line(self._voice), timeout)
+            # It may have ended before we came to this.
+            answer = b"" if voice < 0 else await asyncio.wait_for(_read_line(voice), timeout)
         except asyncio.TimeoutError:
             process.kill()
             await self.ended()
@@ -148,6 +150,9 @@ class WorkerChild:
         if process.stdin is not None:
             with contextlib.suppress(OSError):
                 process.stdin.close()
+        if self._voice >= 0:  # it was given up before anybody listened
+            os.close(self._voice)
+            self._voice = -1
         if self.local_directory and code != ENDED_AS_ASKED:  # else it has removed it itself
             await in_thread(shutil.rmtree, self.local_directory, True)
         return code

@@ -124,10 +124,10 @@ class PluginCalls(TopicCalls):
 
         async def work() -> dict[str, Any]:
             result: dict[str, Any] = {}
-            for kind, pickled, is_idempotent in parts:
-                fields = (kind, name, secrets.token_hex(8), pickled, is_idempotent, False)
+            for part, pickled, is_idempotent in parts:
+                fields = (part, name, secrets.token_hex(8), pickled, is_idempotent, False)
                 outcomes: CallOutcomes = await self._ask(RegisterPlugin, *fields)
-                self._plugins.keep(RegisterPlugin(0, *fields), self.scheduler_id)
+                self._plugins.keep(RegisterPlugin(0, *fields), kind, self.scheduler_id)
                 result |= called(outcomes, "raise")
             return result
 

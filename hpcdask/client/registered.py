@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 from hpcdask.messages import Message, PluginFailed, RegisterPlugin
 from hpcdask.tracebacks import to_exception
@@ -10,21 +11,39 @@ from hpcdask.tracebacks import to_exception
 log = logging.getLogger("hpcdask.client")
 
 
+class _Kept(NamedTuple):
+    message: RegisterPlugin
+    leader: str
+    known_to: str  # id of a scheduler
+
+
 class RegisteredPlugins:
     """The plugins that one client has registered, and not unregistered."""
 
     def __init__(self) -> None:
-        #: Each with the id of the scheduler that knows it, in the order of registration.
-        self._plugins: dict[tuple[str, str], tuple[RegisterPlugin, str]] = {}
+        #: By kind and name, in the order of registration.
+        self._plugins: dict[tuple[str, str], _Kept] = {}
 
-    def keep(self, message: RegisterPlugin, scheduler_id: str) -> None:
-        """A scheduler has taken up a plugin."""
-        self.drop(message.kind, message.name)
-        self._plugins[message.kind, message.name] = message, scheduler_id
+    def keep(self, message: RegisterPlugin, leader: str, scheduler_id: str) -> None:
+        """A scheduler has taken up a plugin.
+
+        Parameters
+        ----------
+        leader : str
+            Its kind, or that of the plugin of the same name with which it came.
+        """
+        self._plugins.pop((message.kind, message.name), None)
+        self._plugins[message.kind, message.name] = _Kept(message, leader, scheduler_id)
 
     def drop(self, kind: str, name: str) -> None:
-        """A plugin was unregistered."""
-        self._plugins.pop((kind, name), None)
+        """A plugin was unregistered, and with it those that have come with it."""
+        for key, kept in list(self._plugins.items()):
+            if kept.message.name == name and kept.leader == kind:
+                del self._plugins[key]
+
+    def names(self, kind: str) -> list[str]:
+        """Names of the plugins of a kind, without those that have come with others."""
+        return [name for (of, name), kept in self._plugins.items() if of == kind == kept.leader]
 
     def to_tell(self, scheduler_id: str) -> list[Message]:
         """What to tell a scheduler that was found: nothing if it is the one that was lost.
@@ -32,10 +51,10 @@ class RegisteredPlugins:
         That one knows them, and may know that somebody else has unregistered some.
         """
         told: list[Message] = []
-        for key, (message, known_to) in list(self._plugins.items()):
-            if known_to != scheduler_id:
-                self._plugins[key] = message, scheduler_id
-                told.append(message._replace(request=0, again=True))
+        for key, kept in list(self._plugins.items()):
+            if kept.known_to != scheduler_id:
+                self._plugins[key] = kept._replace(known_to=scheduler_id)
+                told.append(kept.message._replace(request=0, again=True))
         return told
 
 

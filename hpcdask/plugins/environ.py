@@ -25,7 +25,7 @@ class Environ(NannyPlugin):
     Examples
     --------
     >>> results = client.register_plugin(Environ({"MALLOC_TRIM_THRESHOLD_": 0}))
-    >>> client.submit(os.environ.get, "MALLOC_TRIM_THRESHOLD_").result()
+    >>> client.submit(os.getenv, "MALLOC_TRIM_THRESHOLD_").result()
     '0'
     """
 

@@ -290,8 +290,12 @@ def _record() -> Iterator[_Record | None]:
 
 def _open_record() -> int | None:
     """Open the record where pip puts packages: the environment, else the user's own folder."""
-    for folder in (sysconfig.get_path("purelib"), site.getusersitepackages()):
+    for folder in _package_folders():
         with contextlib.suppress(OSError):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             return os.open(os.path.join(folder, _RECORD), flags, 0o666)
     return None
+
+
+def _package_folders() -> list[str]:
+    return [sysconfig.get_path("purelib"), site.getusersitepackages()]

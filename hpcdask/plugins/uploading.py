@@ -83,8 +83,9 @@ class SchedulerFile(SchedulerPlugin):
         return {name: value for name, value in self.__dict__.items() if name != "_of_workers"}
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Write it, and import it."""
-        await in_thread(put_file, scheduler.local_directory, self.filename, self.data, self.load)
+        """Write it, and import it; in a process that is not the scheduler's alone with care."""
+        folder, is_guest = scheduler.local_directory, not scheduler.own_process
+        await in_thread(put_file, folder, self.filename, self.data, self.load, is_guest)
 
 
 class UploadDirectory(SchedulerPlugin):
@@ -165,7 +166,8 @@ class UploadDirectory(SchedulerPlugin):
         """Unpack it on the scheduler, if that is to have it."""
         if self.mode != "workers":
             folder = scheduler.local_directory
-            await in_thread(put_folder, folder, self.path, self.data, self.update_path)
+            is_guest = not scheduler.own_process
+            await in_thread(put_folder, folder, self.path, self.data, self.update_path, is_guest)
 
 
 class _WorkersFolder(WorkerPlugin):
@@ -185,8 +187,17 @@ class RestartOnce(NannyPlugin):
     restart = True
 
 
-def put_file(directory: str, filename: str, data: bytes, load: bool) -> None:
-    """Write a file, and import what it holds."""
+def put_file(
+    directory: str, filename: str, data: bytes, load: bool, is_guest: bool = False
+) -> None:
+    """Write a file, and import what it holds.
+
+    Parameters
+    ----------
+    is_guest : bool
+        Whether the process is a user's program, in which his own modules come first and none is
+        replaced.
+    """
     path = os.path.join(directory, filename)
     # Under another name first: who imports it in this moment gets the old one or the new.
     with open(f"{path}.part", "wb") as file:
@@ -194,39 +205,40 @@ def put_file(directory: str, filename: str, data: bytes, load: bool) -> None:
     os.replace(f"{path}.part", path)
     stem, extension = os.path.splitext(filename)
     if extension == ".py":
-        _put_on_path(directory)
+        _put_on_path(directory, is_guest)
         names = [stem]
         cache = importlib.util.cache_from_source(path)
         if os.path.exists(cache):  # its time stamp may be that of the new file
             os.remove(cache)
     elif extension in _ARCHIVES:
-        _put_on_path(path)
+        _put_on_path(path, is_guest)
         names = _modules_in(data)
     else:
         return
-    sys.path_importer_cache.pop(path, None)  # else an archive is read by the index of the old one
-    importlib.invalidate_caches()
+    importlib.invalidate_caches()  # of archives, too
     if load:
         for name in names:
-            _import_anew(name)
+            _import_anew(name, is_guest)
 
 
-def put_folder(directory: str, name: str, data: bytes, update_path: bool) -> None:
-    """Unpack a folder in the place of the one of its name."""
+def put_folder(
+    directory: str, name: str, data: bytes, update_path: bool, is_guest: bool = False
+) -> None:
+    """Unpack a folder in the place of the one of its name; `is_guest` as for `put_file`."""
     path = os.path.join(directory, name)
     shutil.rmtree(path, ignore_errors=True)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         archive.extractall(directory)
     os.makedirs(path, exist_ok=True)  # it may be empty
-    _put_on_path(directory)
+    _put_on_path(directory, is_guest)
     if update_path:
-        _put_on_path(path)
+        _put_on_path(path, is_guest)
     importlib.invalidate_caches()
 
 
-def _put_on_path(folder: str) -> None:
+def _put_on_path(folder: str, at_end: bool) -> None:
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.insert(len(sys.path) if at_end else 0, folder)
 
 
 def _modules_in(data: bytes) -> list[str]:
@@ -238,11 +250,11 @@ def _modules_in(data: bytes) -> list[str]:
     return [name for name in dict.fromkeys(modules + packages) if name.isidentifier()]
 
 
-def _import_anew(name: str) -> None:
+def _import_anew(name: str, is_guest: bool) -> None:
     module = sys.modules.get(name)
     if module is None:
         importlib.import_module(name)
-    else:
+    elif not is_guest:
         log.info("module %r is loaded again, from an uploaded file", name)
         importlib.reload(module)
 

@@ -21,6 +21,7 @@ from hpcdask.messages import (
     TearDownPlugin,
     UnregisterPlugin,
 )
+from hpcdask.plugin_hooks import RAISED
 from hpcdask.requests.calls import Answers, Calls, Events, outcomes
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.serialize import dumps, loads
@@ -122,7 +123,7 @@ class PluginRequests:
         answer: CallOutcomes | Failure
         try:
             answer = await work
-        except Exception as exc:
+        except RAISED as exc:
             answer = Failure(request, to_task_error(exc, worker=self._scheduler.address))
         comm = self._scheduler.clients.get(client)
         if comm is not None:
