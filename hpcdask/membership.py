@@ -171,11 +171,11 @@ class Membership:
         comm.close()
         self.comms.discard(comm)
 
-    def _registered(self, n_plugins: int = 0) -> Registered:
+    def _registered(self) -> Registered:
         interval = max(self._heartbeat, len(self.workers) / _HEARTBEATS_PER_SECOND)
         if self._scheduler.worker_ttl:  # an idle worker says nothing else
             interval = min(interval, self._scheduler.worker_ttl / 4)
-        return Registered(self._scheduler.id, interval, n_plugins)
+        return Registered(self._scheduler.id, interval)
 
     @property
     def _is_closing(self) -> bool:
@@ -304,9 +304,8 @@ class Membership:
             scheduler.worker_said(address, message)
 
         feed = self._feeds[address] = Feed(comm, handle, scheduler.flush)
-        plugins = scheduler.requests.plugins
-        comm.send(self._registered(plugins.n_missing("worker", hello.plugins)))
-        plugins.equip("worker", address, comm, hello.plugins)  # before any task is sent
+        comm.send(self._registered())
+        scheduler.requests.plugins.equip("worker", address, comm, hello.plugins)  # before any task
         self._state.worker_joined(scheduler.now(), hello)
         scheduler.flush()
         scheduler.log_event("all", {"action": "add-worker", "worker": address})
@@ -391,7 +390,8 @@ class Membership:
         self.n_nannies_joined += 1
         self.progress.set()
         plugins = self._scheduler.requests.plugins
-        comm.send(self._registered(plugins.n_missing("nanny", hello.plugins)))
+        n_plugins = plugins.n_missing("nanny", hello.plugins)
+        comm.send(self._registered()._replace(n_plugins=n_plugins))
         plugins.equip("nanny", hello.name, comm, hello.plugins)
 
         def on_batch(batch: list[Message]) -> None:

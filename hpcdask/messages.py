@@ -226,7 +226,7 @@ class Registered(NamedTuple):
 
     scheduler_id: str
     heartbeat: float  # seconds between heartbeats
-    n_plugins: int = 0  # `SetUpPlugin`s that follow, before all else
+    n_plugins: int = 0  # to a nanny: so many `SetUpPlugin` follow, before all else
 
 
 class Refused(NamedTuple):
