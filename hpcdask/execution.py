@@ -309,6 +309,10 @@ class TaskThreads:
         """Drop an unpickled function."""
         self._functions.pop(function_id, None)
 
+    def forget_all(self) -> None:
+        """Drop all unpickled functions; tasks that use them load them anew."""
+        self._functions.clear()
+
     def close(self) -> None:
         """Let the threads end after what they are running."""
         self._closing.set()
