@@ -309,6 +309,10 @@ class TaskThreads:
         """Drop an unpickled function."""
         self._functions.pop(function_id, None)
 
+    def forget_all(self) -> None:
+        """Drop all unpickled functions; tasks that use them load them anew."""
+        self._functions.clear()
+
     def close(self) -> None:
         """Let the threads end after what they are running."""
         self._closing.set()
@@ -461,19 +465,41 @@ def sizeof(value: Any) -> int:
     if kind in _SCALARS:
         return sys.getsizeof(value)
     try:
+        if hasattr(kind, "memory_usage"):
+            return _size_of_table(value)
         nbytes = getattr(value, "nbytes", None)
         if type(nbytes) is int or (nbytes is not None and hasattr(nbytes, "__index__")):
             return min(max(int(nbytes), 0) + 100, _MOST)
-        if kind in _CONTAINERS and value:
-            items = list(islice(value.items() if kind is dict else value, 100))
+        container: Any = kind if kind in _CONTAINERS else _container_of(kind)
+        if container is not None and value:
+            items = list(islice(value.items() if container is dict else value, 100))
             mean = sum(map(sizeof, items)) / len(items)
-            return sys.getsizeof(value) + int(mean * len(value))
-        if hasattr(value, "memory_usage"):
-            usage = value.memory_usage(deep=False)
-            return int(usage.sum() if hasattr(usage, "sum") else usage)
+            return int(container.__sizeof__(value)) + int(mean * len(value))
         return sys.getsizeof(value)
     except Exception:  # a value that misbehaves when looked at is still a value
         return 100
+
+
+def _container_of(kind: type) -> Any:
+    """The container that a class derives from; its own ``__sizeof__`` may take long.
+
+    dask's results of splitting a table are dicts of tables which ask each of them at length.
+    """
+    for container in (dict, list, tuple):
+        if issubclass(kind, container):
+            return container
+    return None
+
+
+def _size_of_table(value: Any) -> int:
+    """Bytes of a table, or column, of pandas, or of what has the same method."""
+    blocks = getattr(getattr(value, "_mgr", None), "blocks", None)
+    if blocks is not None:
+        # Asked itself, pandas makes an object of each column: 100 us, and more than some tasks.
+        nbytes = sum([block.values.nbytes for block in blocks])
+        return int(nbytes + value.index.nbytes) + 100
+    usage = value.memory_usage(deep=False)
+    return int(usage.sum() if hasattr(usage, "sum") else usage)
 
 
 def _small(value: Any) -> Blob | None:

@@ -193,6 +193,7 @@ class RegisterWorker(NamedTuple):
     returns: bool = False  # it had lost the scheduler, and has kept:
     values: tuple[HeldValue, ...] = ()
     runs: tuple[HeldRun, ...] = ()
+    plugins: tuple[str, ...] = ()  # registrations of those that it has set up
 
 
 class RegisterNanny(NamedTuple):
@@ -203,6 +204,7 @@ class RegisterNanny(NamedTuple):
     pid: int
     protocol: int
     version: str
+    plugins: tuple[str, ...] = ()  # registrations of those that it has set up
 
 
 class RegisterPeer(NamedTuple):
@@ -225,6 +227,7 @@ class Registered(NamedTuple):
 
     scheduler_id: str
     heartbeat: float  # seconds between heartbeats
+    n_plugins: int = 0  # to a nanny: so many `SetUpPlugin` follow, before all else
 
 
 class Refused(NamedTuple):
@@ -413,6 +416,38 @@ class CallOutcomes(NamedTuple):
     request: int
     returned: tuple[tuple[str, Blob], ...]  # address, pickled result
     raised: tuple[tuple[str, TaskError], ...]
+
+
+class RegisterPlugin(NamedTuple):
+    """client -> scheduler: run this, on all that are there and all that will come.
+
+    Answered by `CallOutcomes`: what came of it on those that are there.
+    """
+
+    request: int
+    kind: str  # what runs it: worker, nanny or scheduler
+    name: str  # it takes the place of the one that has this name
+    registration: str  # unique
+    plugin: Blob
+    idempotent: bool  # if there is one of that name, leave it alone
+    again: bool  # after a return: tasks that this client submits wait for it
+
+
+class UnregisterPlugin(NamedTuple):
+    """client -> scheduler. Answered by `CallOutcomes`."""
+
+    request: int
+    kind: str
+    name: str
+
+
+class PluginFailed(NamedTuple):
+    """worker, nanny -> scheduler -> client that registered it: it raised, and nobody waited."""
+
+    name: str
+    registration: str
+    hook: str  # what of the plugin was called
+    error: TaskError
 
 
 class RestartWorkers(NamedTuple):
@@ -975,6 +1010,23 @@ class CallReturned(NamedTuple):
     value: Blob
 
 
+class SetUpPlugin(NamedTuple):
+    """scheduler -> worker, nanny. Answered by `CallReturned` or `Failure`."""
+
+    request: int
+    name: str
+    registration: str
+    plugin: Blob
+    holds: bool  # what follows waits for it: tasks, and of a nanny the start of its worker
+
+
+class TearDownPlugin(NamedTuple):
+    """scheduler -> worker, nanny. Answered by `CallReturned` or `Failure`."""
+
+    request: int
+    name: str
+
+
 # -- Nanny and scheduler -----------------------------------------------------------------------
 
 
@@ -1200,6 +1252,11 @@ OPCODES: tuple[type[Any], ...] = (
     BalanceKeys,
     CountLeft,
     AskTaskStream,
+    RegisterPlugin,
+    UnregisterPlugin,
+    PluginFailed,
+    SetUpPlugin,
+    TearDownPlugin,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

@@ -31,6 +31,7 @@ from hpcdask.client.loop import (
 from hpcdask.client.operations import Operations
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
+from hpcdask.client.registered import RegisteredPlugins, plugin_failed
 from hpcdask.client.registry import clients, defaults
 from hpcdask.client.retained import Retained
 from hpcdask.client.subscriptions import Subscriptions
@@ -54,16 +55,19 @@ from hpcdask.messages import (
     LocateKeys,
     Message,
     PlanScatter,
+    PluginFailed,
     RegisterClient,
     ReleaseKeys,
     SchedulerClosing,
     SubmitTasks,
+    Subscribe,
     TaskDone,
     TaskFailed,
     WantKeys,
     WantsRead,
 )
 from hpcdask.peers import Peers, RequestFailedError, Requests
+from hpcdask.plugins.output import SHOWN
 from hpcdask.tracebacks import to_exception
 
 log = logging.getLogger("hpcdask.client")
@@ -90,8 +94,14 @@ _MERE_QUESTIONS = {
 class Connection:
     """What a client is made of before it has anything to say; see `hpcdask.Client`."""
 
+    #: Whether it is a launcher's, and of no interest to users.
+    _is_internal = False
+    #: Whether it shows what tasks print, by `hpcdask.print`, and warn of.
+    _shows_output = True
+
     loop: asyncio.AbstractEventLoop
     _peers: Peers
+    _actor_peers: Peers  # by which actors are called
     _starting: asyncio.Task[Any] | None
 
     def __init__(
@@ -191,6 +201,7 @@ class Connection:
         self._requests = Requests()
         self._operations = Operations()  # of locks, queues and what else is shared
         self._subscriptions = Subscriptions(self)
+        self._plugins = RegisteredPlugins()
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
         self._set_as_default = set_as_default
@@ -199,7 +210,6 @@ class Connection:
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
         self._is_of_parent = False  # whether it was made before this process was forked
-        self._is_internal = False  # whether it is a launcher's, and of no interest to users
         self._process = "", 0  # of a worker's client: the worker's nanny and pid
         clients.add(self)
 
@@ -218,6 +228,8 @@ class Connection:
         if worker.place.scheduler_file:
             client._way_back = worker.place
         client._process = worker.nanny, os.getpid()
+        client._is_internal = True  # the worker says what has happened, and closes it
+        client._shows_output = False
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client
@@ -255,23 +267,37 @@ class Connection:
         # A person waits, who sees warnings only.
         self._take(await reach_scheduler(place, self._introduce, self._timeout, log.warning))
         self._retains = self._can_return
+        if self._shows_output:
+            self._show_output()
         self.status = "running"
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
         with_dask.enter(self)
 
+    def _show_output(self) -> None:
+        for topic, handler in SHOWN.items():
+            if topic not in self._subscriptions:  # else the user has a handler of his own
+                self._subscriptions.add(topic, handler)
+                self._outbox.append(Subscribe(topic))
+
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
         if link.options != self._options:
             if self._options is not None:
-                self._peers.close()
+                self._hang_up()
             self._options = link.options
-            self._peers = Peers(link.options, connect_timeout=min(self._timeout, 5.0))
+            limit = min(self._timeout, 5.0)
+            self._peers = Peers(link.options, limit)
+            self._actor_peers = Peers(link.options, limit, is_patient=True)
         self._link = link
         self._scheduler_ids.add(link.registered.scheduler_id)
         self._unreachable.clear()
         link.comm.start(self._on_batch, self._on_closed)
+
+    def _hang_up(self) -> None:
+        self._peers.close()
+        self._actor_peers.close()
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
@@ -307,7 +333,7 @@ class Connection:
                 defaults.remove(reference)
         if self._link is not None:
             self._link.comm.close()
-            self._peers.close()
+            self._hang_up()
         self._give_up("the client was closed")
         if self._owns_cluster and self.cluster is not None:
             await self.cluster._close()
@@ -542,6 +568,8 @@ class Connection:
                     state.end("cancelled")
             elif kind is EventLogged:
                 self._subscriptions.happened(message)
+            elif kind is PluginFailed:
+                plugin_failed(message)
             elif kind is SchedulerClosing:
                 assert self._link is not None
                 if self.status != "closed":  # who has asked for it waits for the very end

@@ -84,6 +84,13 @@ class FutureState:
                 return  # `end` was quicker
             waiter(self)
 
+    def when_changed(self, waiter: Callable[[FutureState], None]) -> None:
+        """Call `waiter` once, on the client's loop, when it ends next; it may be done already."""
+        with _adding:
+            if self.waiters is None:
+                self.waiters = []
+            self.waiters.append(waiter)
+
     def wait_no_more(self, waiter: Callable[[FutureState], None]) -> None:
         """Undo `when_done`, if it has not been called."""
         waiters = self.waiters

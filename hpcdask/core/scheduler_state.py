@@ -158,10 +158,9 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
         worker = self.workers.get(address)
         if worker is None or worker.is_leaving:
             return False
-        if self.actors_of(worker):
-            return True
         running = _maybe_running(worker)
-        return any(task.failures >= self.allowed_failures for task in running)
+        given_up = any(task.failures >= self.allowed_failures for task in running)
+        return given_up or bool(worker.actors)
 
     def heartbeat(self, now: float, address: str, msg: Heartbeat) -> None:
         """A worker tells how it is."""
@@ -171,11 +170,11 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
 
     @property
     def has_work(self) -> bool:
-        """Whether there are tasks that run or are to run."""
+        """Whether there are tasks that run or are to run, or actors, which are called unseen."""
         # Those that wait do so for others that do not.
         return (
             bool(self.held or self.resting)
-            or any(worker.processing for worker in self.workers.values())
+            or any(worker.processing or worker.actors for worker in self.workers.values())
             or any(lane.n_queued or lane.stranded for lane in self.lanes)
         )
 

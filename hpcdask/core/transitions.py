@@ -92,6 +92,9 @@ class Transitions:
         #: The latest turn that a task has had. What a client submits that has had none for long
         #: comes next, and not after the million tasks that another one sent before.
         self._turn = 0
+        #: Moves of tasks since somebody looked, who empties it: task, state before, state after.
+        #: None unless somebody wants to know.
+        self.moves: list[tuple[Task, str, str]] | None = None
 
     def send(self, address: str, message: Message) -> None:
         """Put a message into the outbox."""
@@ -159,6 +162,8 @@ class Transitions:
     def _move(self, task: Task, state: str) -> None:
         if state not in MOVES[task.state]:
             raise AssertionError(f"{task} cannot become {state}")
+        if self.moves is not None:
+            self.moves.append((task, task.state, state))
         task.state = state
 
     # -- Towards a worker -------------------------------------------------------------------------
@@ -425,6 +430,8 @@ class Transitions:
         self._move(task, "memory")
         task.nbytes = nbytes
         task.add_holder(worker)
+        if task.lane.is_actor:
+            worker.actors[task] = None
         self._tell(task, TaskDone(task.key, nbytes, value))
         for dependent in task.dependents:
             if dependent.state in TO_RUN:
@@ -578,11 +585,11 @@ class Transitions:
     def _to_released(self, task: Task, freed: dict[str, list[Version]]) -> None:
         """Drop the value, the error or the run of a task; note it at the workers that had it."""
         if task.state == "memory":
+            if task.lane.is_actor:
+                self._actor_ends(task)
             for holder in list(task.who_has):
                 task.drop_holder(holder)
                 freed.setdefault(holder.address, []).append(Version(task.key, task.attempt))
-            if task.lane.is_actor:
-                self._forget_recipe(task)
         elif task.state == "processing":
             worker = self._take_back(task)
             freed.setdefault(worker.address, []).append(Version(task.key, task.attempt))
@@ -591,8 +598,10 @@ class Transitions:
         self._move(task, "released")
         task.error = None
 
-    def _forget_recipe(self, task: Task) -> None:
-        """An actor has lived: one that is made anew would not know what this one knew."""
+    def _actor_ends(self, task: Task) -> None:
+        """Forget how it was made: another one would not know what this one knew."""
+        for holder in task.who_has:
+            holder.actors.pop(task, None)
         function, task.function, task.arguments = task.function, None, b""
         if function is not None:
             function.uses -= 1
