@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from hpcdask.client.actor import Actor, ActorFuture
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
+    from hpcdask.client.executor import ClientExecutor
     from hpcdask.client.future import Future
+    from hpcdask.client.progress import progress
     from hpcdask.client.rpc import rpc
+    from hpcdask.client.task_stream import get_task_stream
     from hpcdask.client.waiting import (
         ALL_COMPLETED,
         FIRST_COMPLETED,
@@ -27,6 +30,13 @@ if TYPE_CHECKING:
     )
     from hpcdask.client.worker_client import worker_client
     from hpcdask.client.worker_client import worker_client as local_client
+    from hpcdask.coordination.event import Event
+    from hpcdask.coordination.lock import Lock
+    from hpcdask.coordination.multilock import MultiLock
+    from hpcdask.coordination.queue import Queue
+    from hpcdask.coordination.rlock import RLock
+    from hpcdask.coordination.semaphore import Semaphore
+    from hpcdask.coordination.variable import Variable
     from hpcdask.errors import (
         AuthenticationError,
         CommClosedError,
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
         RemoteError,
         RendezvousError,
         RendezvousTimeoutError,
+        ReplicationError,
         Reschedule,
         SerializationError,
         SubmitError,
@@ -71,7 +82,10 @@ _WHERE = {
     "Client": "client.client",
     "default_client": "client.current",
     "get_client": "client.current",
+    "ClientExecutor": "client.executor",
     "Future": "client.future",
+    "get_task_stream": "client.task_stream",
+    "progress": "client.progress",
     "ALL_COMPLETED": "client.waiting",
     "FIRST_COMPLETED": "client.waiting",
     "DoneAndNotDoneFutures": "client.waiting",
@@ -81,6 +95,13 @@ _WHERE = {
     "rpc": "client.rpc",
     "wait": "client.waiting",
     "worker_client": "client.worker_client",
+    "Event": "coordination.event",
+    "Lock": "coordination.lock",
+    "MultiLock": "coordination.multilock",
+    "Queue": "coordination.queue",
+    "RLock": "coordination.rlock",
+    "Semaphore": "coordination.semaphore",
+    "Variable": "coordination.variable",
     "AuthenticationError": "errors",
     "CommClosedError": "errors",
     "ConfigError": "errors",
@@ -96,6 +117,7 @@ _WHERE = {
     "RemoteError": "errors",
     "RendezvousError": "errors",
     "RendezvousTimeoutError": "errors",
+    "ReplicationError": "errors",
     "Reschedule": "errors",
     "SerializationError": "errors",
     "SubmitError": "errors",
@@ -135,9 +157,11 @@ __all__ = [
     "BaseActorFuture",
     "CancelledError",
     "Client",
+    "ClientExecutor",
     "CommClosedError",
     "ConfigError",
     "DoneAndNotDoneFutures",
+    "Event",
     "Future",
     "FutureCancelledError",
     "HandshakeError",
@@ -146,23 +170,30 @@ __all__ = [
     "KilledWorker",
     "LaunchError",
     "LocalCluster",
+    "Lock",
     "LostActorError",
     "LostDataError",
+    "MultiLock",
     "Nanny",
     "ProcessInterface",
     "ProtocolError",
+    "Queue",
+    "RLock",
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "ReplicationError",
     "Reschedule",
     "SSHCluster",
     "Scheduler",
+    "Semaphore",
     "SerializationError",
     "SpecCluster",
     "SubmitError",
     "TaskExitError",
     "TimeoutError",
     "TokenError",
+    "Variable",
     "WaitTimeoutError",
     "Worker",
     "WorkerStartError",
@@ -173,9 +204,11 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_stream",
     "get_worker",
     "initialize",
     "local_client",
+    "progress",
     "rejoin",
     "rpc",
     "secede",

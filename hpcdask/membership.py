@@ -82,6 +82,8 @@ class Membership:
         Who can reach whom.
     absences : dict of str to asyncio.Task
         By the client's id: forgets it, unless it comes back before.
+    ending : set of str
+        Addresses of workers that are about to be replaced, as somebody has asked.
     on_client_gone : callable
         Called with a client's id when its connection has ended, for whatever reason.
     """
@@ -105,7 +107,11 @@ class Membership:
         self.progress = asyncio.Event()
         self.absences: dict[str, asyncio.Task[None]] = {}
         self.on_client_gone: Callable[[str], None] = lambda client: None
+        self.ending: set[str] = set()
         self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
+        #: Processes of clients that serve the tasks of a worker: nanny and pid, by the client's id.
+        self._processes: dict[str, tuple[str, int]] = {}
+        self._dead: set[str] = set()  # clients whose process has died before their connection did
         self._watched: dict[str, str] = {}  # address of the last worker of each nanny
         self._room = math.inf  # connections beyond which there may soon be no descriptors
         self._has_warned = False
@@ -187,7 +193,10 @@ class Membership:
         else:
             self._state.client_joined(scheduler.now(), name)
         self.clients[name] = comm
+        if hello.nanny:
+            self._processes[name] = (hello.nanny, hello.pid)
         comm.send(self._registered())
+        scheduler.log_event("all", {"action": "add-client", "client": name})
         has_said_goodbye = False
 
         def handle(message: Message) -> None:
@@ -207,9 +216,9 @@ class Membership:
         if self.clients.get(name) is not comm:
             return  # it has come back meanwhile
         del self.clients[name], self._feeds[name]
-        if has_said_goodbye or not self._client_grace or self._is_closing:
-            self._state.client_lost(self._scheduler.now(), name)
-            self._scheduler.flush()
+        is_sure = has_said_goodbye or name in self._dead
+        if is_sure or not self._client_grace or self._is_closing:
+            self._client_lost(name)
         else:
             self.absences[name] = self._spawn(self._forget_client(name))
         self.on_client_gone(name)
@@ -228,8 +237,24 @@ class Membership:
         log.info("client %s has vanished; its work is kept for %g s", name, self._client_grace)
         await asyncio.sleep(self._client_grace)
         del self.absences[name]
-        self._state.client_lost(self._scheduler.now(), name)
-        self._scheduler.flush()
+        self._client_lost(name)
+
+    def _client_lost(self, name: str) -> None:
+        self._processes.pop(name, None)
+        self._dead.discard(name)
+        self._scheduler.client_lost(name)
+        self._scheduler.log_event("all", {"action": "remove-client", "client": name})
+
+    def _process_died(self, nanny: str, is_it: Callable[[int], bool]) -> None:
+        """A worker's process is no more: what its tasks' client held is free, without any grace."""
+        processes = self._processes.items()
+        for name in [n for n, (by, pid) in processes if by == nanny and is_it(pid)]:
+            absence = self.absences.pop(name, None)
+            if absence is None:
+                self._dead.add(name)  # its connection has not ended yet, as far as we know
+            else:
+                absence.cancel()
+                self._client_lost(name)
 
     # -- Workers ----------------------------------------------------------------------------------
 
@@ -260,6 +285,7 @@ class Membership:
         self.workers[address] = comm
         if hello.nanny:
             self._watched[hello.nanny] = address
+            self._process_died(hello.nanny, lambda pid: pid != hello.pid)
         self.progress.set()
         again = " again" if hello.returns else ""
         log.info(
@@ -276,6 +302,7 @@ class Membership:
         comm.send(self._registered())
         self._state.worker_joined(scheduler.now(), hello)
         scheduler.flush()
+        scheduler.log_event("all", {"action": "add-worker", "worker": address})
 
         def on_batch(batch: list[Message]) -> None:
             record = self._state.workers.get(address)
@@ -297,7 +324,8 @@ class Membership:
             return  # it has come back meanwhile
         self._scheduler.peers.forget(address)
         self._scheduler.actor_peers.forget(address)
-        planned = leaves_on_purpose or self._is_closing
+        planned = leaves_on_purpose or self._is_closing or address in self.ending
+        self.ending.discard(address)
         level = logging.INFO if planned else logging.WARNING
         log.log(level, "Remove worker %s at %s: %s", hello.name, address, reason)
         if not planned and hello.nanny in self.nannies and self._state.would_give_up(address):
@@ -325,6 +353,8 @@ class Membership:
         how = reason if words is None else in_words(words)
         self._state.worker_lost(self._scheduler.now(), hello.address, planned, how)
         self._scheduler.flush()
+        about = {"action": "remove-worker", "worker": hello.address, "expected": planned}
+        self._scheduler.log_event("all", about)
 
     async def until(self, happened: Callable[[], bool], timeout: float) -> bool:
         """Wait for something that workers' coming and going decides."""
@@ -366,6 +396,7 @@ class Membership:
         if kind is WorkerDied:
             self.last_words[nanny] = message
             self.progress.set()
+            self._process_died(nanny, lambda pid: pid == message.pid)
             log.warning("worker %s (pid %d) %s", message.name, message.pid, in_words(message))
         elif kind is WorkerLives:
             self._vouched_for(nanny)

@@ -48,13 +48,24 @@ class Requests:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
-    def new(self) -> tuple[int, asyncio.Future[Any]]:
-        """Return a fresh number and the future of its answer."""
-        number = next(self._numbers)
+    def new(self, number: int | None = None) -> tuple[int, asyncio.Future[Any]]:
+        """Return a number and the future of its answer.
+
+        Parameters
+        ----------
+        number : int, optional
+            Of a request that is made again; by default it is a fresh one.
+        """
+        if number is None:
+            number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        future.add_done_callback(lambda _: self._waiting.pop(number, None))
+        future.add_done_callback(lambda done: self._forget(number, done))
         return number, future
+
+    def _forget(self, number: int, done: asyncio.Future[Any]) -> None:
+        if self._waiting.get(number) is done:  # and not one that is made again
+            del self._waiting[number]
 
     def __bool__(self) -> bool:
         """Whether something is waited for."""

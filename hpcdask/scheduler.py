@@ -18,6 +18,7 @@ from hpcdask.comm import Comm, Listener, listen
 from hpcdask.comm.addresses import Address, parse_address, parse_host
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.story import Story
 from hpcdask.dialling import refuse_taken_file
 from hpcdask.errors import LaunchError
 from hpcdask.membership import Membership
@@ -35,6 +36,7 @@ from hpcdask.messages import (
     KeepUntilDone,
     KeysAdded,
     KeysDropped,
+    LogEvent,
     Message,
     NotAcquired,
     RegisterNanny,
@@ -188,6 +190,9 @@ class Scheduler(Service):
         self._token, self._token_file, self._auth = token, token_file, auth
         self._idle_timeout: float | None = settings.value("scheduler.idle-timeout", idle_timeout)
         self._listeners: list[Listener] = []
+        #: What each message of a worker means for the state.
+        self.worker_events = _WORKER_EVENTS
+        self.story = Story(self.state, settings["scheduler.transition-log-length"], time.time)
         self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
 
@@ -348,10 +353,19 @@ class Scheduler(Service):
             now = self.now()
             self.longest_tick = max(self.longest_tick, now - due)
             self.state.tick(now)
+            self._tell_of_unseen_errors()
             if self.worker_ttl and now > look_for_silent:
                 look_for_silent = now + min(1.0, self.worker_ttl / 4)
                 self._drop_silent(now, now - due)
             self.flush()
+
+    def _tell_of_unseen_errors(self) -> None:
+        """Say that tasks have failed of which nobody holds a future, or nobody would know."""
+        unseen, self.state.unseen_errors = self.state.unseen_errors, []
+        for key, error in unseen:
+            filename, line, name = error.frames[-1] if error.frames else ("?", 0, "?")
+            text = "task %r, which was fired and forgotten, failed on %s, in %s (%s, line %d)"
+            log.warning(text, key, error.worker or "no worker", name, filename, line)
 
     async def _collect_garbage(self) -> None:
         """Look for cyclic garbage while there is little else to look at."""
@@ -466,7 +480,7 @@ class Scheduler(Service):
     def worker_said(self, address: str, message: Message) -> None:
         """Deal with a message of a worker."""
         kind = type(message)
-        event = _WORKER_EVENTS.get(kind)
+        event = self.worker_events.get(kind)
         if event is not None:
             event(self.state, self.now(), address, message)
         elif kind is DataMissing:
@@ -474,8 +488,20 @@ class Scheduler(Service):
             self.state.data_missing(self.now(), address, message)
         elif kind is WorkerLeaving:
             self.wants_to_leave(address, message)
+        elif kind is LogEvent:
+            self.requests.topics.logged(message.topics, message.message)
         elif kind in (CallReturned, Failure):
             self.requests.calls.answered(message)
+
+    def client_lost(self, name: str) -> None:
+        """A client is gone for good: what it wanted and held is free."""
+        self.state.client_lost(self.now(), name)
+        self.requests.client_lost(name)
+        self.flush()
+
+    def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
+        """Log an event, of one topic or several; see `Client.log_event`."""
+        self.requests.topics.log((topic,) if isinstance(topic, str) else topic, msg)
 
     def client_said(self, name: str, comm: Comm, message: Message) -> None:
         """Deal with a message of a client."""
@@ -483,6 +509,8 @@ class Scheduler(Service):
         event = _CLIENT_EVENTS.get(kind)
         if event is not None:
             event(self.state, self.now(), name, message)
+        elif kind in self.requests.events:
+            self.requests.events[kind](name, message)
         elif kind in self.requests.answers:
             self._spawn(self._answer(name, comm, message))
         elif kind is KeepUntilDone:

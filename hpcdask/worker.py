@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from hpcdask import config, network, sizing
+from hpcdask import config, network, sizing, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.calls import call
@@ -43,6 +43,7 @@ from hpcdask.messages import (
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
+    LogEvent,
     Message,
     RegisterWorker,
     TakeBack,
@@ -56,6 +57,7 @@ from hpcdask.peers import Peers
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
 from hpcdask.wire.arguments import Stored
+from hpcdask.wire.serialize import dumps
 
 log = logging.getLogger("hpcdask.worker")
 
@@ -192,7 +194,7 @@ class Worker(Service):
         self.address = ""
         self.scheduler_address = ""
         self._scratch = settings.value("worker.local-directory", local_directory)
-        self._nanny = nanny
+        self.nanny = nanny
         self._host, self._interface = parse_host(host), interface
         self._port = settings.value("worker.port", port)
         if host is None and listen_address is None and interface is None:
@@ -225,12 +227,16 @@ class Worker(Service):
         self._tell_size()
         self._join(link)
         self._threads.start()
+        if self.settings["worker.profile.enabled"]:
+            interval = self.settings["worker.profile.interval"]
+            self._threads.profile(lambda: self.state.executing > 0, interval)
+        with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
 
     def _tell_size(self) -> None:
         scratch = hosts.find_scratch(self._scratch)
-        if not self._nanny:  # which has told it
+        if not self.nanny:  # which has told it
             what = sizing.in_words(self._size, os.environ, scratch)
             log.info("Worker %s: %s", self.name, what)
         if scratch.complaint:
@@ -288,7 +294,7 @@ class Worker(Service):
             host=network.hostname(),
             pid=os.getpid(),
             local_directory=self.local_directory,
-            nanny=self._nanny,
+            nanny=self.nanny,
             protocol=PROTOCOL_VERSION,
             version=__version__,
             resources=tuple(self.resources.items()),
@@ -369,6 +375,7 @@ class Worker(Service):
         return bool(self.state.tasks or self.state.nbytes)
 
     async def _close(self, reason: str) -> None:
+        with_dask.leave(self)
         self._stop_listening()
         if self._client is not None:
             await self._client._close()
@@ -558,6 +565,26 @@ class Worker(Service):
         if place is None:
             raise ValueError("get_current_task() works within a task only")
         return place.key
+
+    def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
+        """Log an event, from a task for example; see `Client.log_event`.
+
+        Parameters
+        ----------
+        topic : str or iterable of str
+            One or several.
+        msg : object
+            What has happened: anything that can be pickled. While the worker has lost its
+            scheduler, it is lost too.
+        """
+        topics = (topic,) if isinstance(topic, str) else tuple(topic)
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))
+
+    def _say(self, message: Message) -> None:
+        """Tell the scheduler something, behind what it is to be told already."""
+        self.state.outbox.append(message)
+        self._act()
 
     def __repr__(self) -> str:
         return f"<Worker {self.address!r}, {self.nthreads} threads, {self.status}>"

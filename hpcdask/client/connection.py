@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
 import logging
 import os
 import secrets
@@ -13,26 +11,42 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
-from hpcdask import config
+from hpcdask import config, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
-from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
+from hpcdask.client.loop import (
+    CarriedError,
+    is_in_loop,
+    is_of_parent,
+    limited,
+    run_sync,
+    shared_loop,
+)
+from hpcdask.client.operations import Operations
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
+from hpcdask.client.registry import clients, defaults
 from hpcdask.client.retained import Retained
+from hpcdask.client.subscriptions import Subscriptions
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
+    AskTaskStream,
     AwaitWorkers,
     ClientClosing,
+    CountLeft,
+    EventLogged,
     GatherKeys,
+    GetEvents,
+    GetMetadata,
     Inspect,
     KeepUntilDone,
     KeyCancelled,
@@ -60,11 +74,17 @@ _RELEASES = 2500
 C = TypeVar("C", bound="Connection")
 
 #: Requests that may be made twice.
-_MERE_QUESTIONS = {AwaitWorkers, GatherKeys, Inspect, LocateKeys, PlanScatter}
-
-#: Clients of this process, and those that set themselves as default, the latest last.
-clients: weakref.WeakSet[Any] = weakref.WeakSet()
-defaults: list[weakref.ref[Any]] = []
+_MERE_QUESTIONS = {
+    AskTaskStream,
+    AwaitWorkers,
+    CountLeft,
+    GatherKeys,
+    GetEvents,
+    GetMetadata,
+    Inspect,
+    LocateKeys,
+    PlanScatter,
+}
 
 
 class Connection:
@@ -170,6 +190,8 @@ class Connection:
         self._absence: returning.Absence | None = None  # the last one
         self._returning: asyncio.Task[None] | None = None
         self._requests = Requests()
+        self._operations = Operations()  # of locks, queues and what else is shared
+        self._subscriptions = Subscriptions(self)
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
         self._set_as_default = set_as_default
@@ -177,7 +199,9 @@ class Connection:
         self._closing: asyncio.Task[None] | None = None
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
+        self._is_of_parent = False  # whether it was made before this process was forked
         self._is_internal = False  # whether it is a launcher's or worker's, of no interest to users
+        self._process = "", 0  # of a worker's client: the worker's nanny and pid
         clients.add(self)
 
     @classmethod
@@ -194,6 +218,7 @@ class Connection:
         )
         if worker.place.scheduler_file:
             client._way_back = worker.place
+        client._process = worker.nanny, os.getpid()
         client._is_internal = True  # the worker says what has happened, and closes it
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
@@ -236,6 +261,7 @@ class Connection:
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
+        with_dask.enter(self)
 
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
@@ -257,14 +283,14 @@ class Connection:
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
-        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns)
+        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns, *self._process)
 
     def close(self, timeout: float | str | None = None) -> Any:
         """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""
         limit = self._timeout if timeout is None else self._seconds(timeout)
         if self.asynchronous:
             return limited(self._close(), limit)
-        if self._closing is not None and self._closing.done():
+        if is_of_parent(self.loop) or (self._closing is not None and self._closing.done()):
             return None
         return self._sync(self._close(), limit)
 
@@ -283,6 +309,7 @@ class Connection:
                 self._outbox.append(ClientClosing())
             self._flush()
         self.status = "closed"
+        self._subscriptions.close()
         for reference in list(defaults):
             if reference() in (self, None):
                 defaults.remove(reference)
@@ -295,6 +322,7 @@ class Connection:
 
     def _give_up(self, reason: str) -> None:
         """Nothing will come any more."""
+        with_dask.leave(self)
         self._requests.fail(CommClosedError(reason))
         with self._lock:  # who is just submitting has noted its futures by then
             states = list(self._futures.values())
@@ -389,11 +417,19 @@ class Connection:
         return timeout if timeout is None else hosts.parse_timedelta(timeout)
 
     def _sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
+        if self._is_of_parent:  # in this process its loop does not run
+            work.close()
+            self._check_open()
         return run_sync(self.loop, work, timeout)
 
-    def _maybe_sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
-        """An awaitable for asynchronous clients, else what it gives."""
-        if self.asynchronous:
+    def _maybe_sync(
+        self,
+        work: Coroutine[Any, Any, Any],
+        timeout: float | None = None,
+        asynchronous: bool | None = None,
+    ) -> Any:
+        """An awaitable for asynchronous clients, or if one is asked for; else what it gives."""
+        if self.asynchronous or asynchronous:
             return limited(work, timeout)
         return self._sync(work, timeout)
 
@@ -512,6 +548,8 @@ class Connection:
                 if state is not None and not (message.is_unknown and self._outlives(state)):
                     state.reason = message.reason
                     state.end("cancelled")
+            elif kind is EventLogged:
+                self._subscriptions.happened(message)
             elif kind is SchedulerClosing:
                 assert self._link is not None
                 if self.status != "closed":  # who has asked for it waits for the very end
@@ -582,6 +620,8 @@ class Connection:
 
     def _keep_no_more(self, state: FutureState) -> None:
         if self._kept.pop(state.key, None) is not None:
+            if state.status == "error":  # nobody else may ever ask for it
+                self._callbacks.put(partial(_tell_of_failure, state))
             self._let_go(state.key)
 
     def _future(self: Any, state: FutureState) -> Future:
@@ -615,19 +655,11 @@ class Connection:
             raise WaitTimeoutError(f"{late}{why}") from None
 
 
+def _tell_of_failure(state: FutureState) -> None:
+    log.warning("%s, which was fired and forgotten, failed: %r", state.key, state.exception())
+
+
 def _retrieve(starting: asyncio.Task[Any]) -> None:
     """What uses the client tells of its failure."""
     if not starting.cancelled():
         starting.exception()
-
-
-@atexit.register
-def close_all() -> None:
-    """Let no client, nor a cluster that it made, outlive the program; but for a launcher's own."""
-    for client in list(clients):
-        if client._is_open and not client._asynchronous and not client._is_internal:
-            with contextlib.suppress(Exception):
-                client.close(timeout=5)
-
-
-os.register_at_fork(after_in_child=clients.clear)  # they are the parent's

@@ -161,14 +161,15 @@ def _has_buffers(message: SubmitTasks) -> bool:
 
 
 def _task_with_own_buffers(task: TaskSpec) -> TaskSpec:
-    return task._replace(arguments=_owned(task.arguments))
+    return task._replace(arguments=owned(task.arguments))
 
 
 def _function_with_own_buffers(function: Function) -> Function:
-    return function._replace(code=_owned(function.code))
+    return function._replace(code=owned(function.code))
 
 
-def _owned(blob: Blob) -> Blob:
+def owned(blob: Blob) -> Blob:
+    """Copy those buffers of a blob that the user's program could change."""
     if type(blob) is not Frames:
         return blob
     return Frames([part if _is_constant(part) else bytearray(part) for part in blob.parts])

@@ -158,6 +158,8 @@ def _all_to_tell(client: Connection) -> list[Message]:
     messages += _other_wants(client, before)
     if client._kept:
         messages.append(KeepUntilDone(tuple(client._kept)))
+    messages += client._operations.to_tell()
+    messages += client._subscriptions.to_tell()
     messages.append(AllTold())
     client._told_again = client._wants
     return messages

@@ -170,8 +170,8 @@ class Returning(Departing, abc.ABC):
             return False
         if task.lane.resources:  # which others may have been given
             return False
-        self._move(task, "processing")
         task.attempt, task.worker = run.attempt, worker
+        self._move(task, "processing")
         self._occupy(task, worker)
         return True
 

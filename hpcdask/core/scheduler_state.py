@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from heapq import nsmallest
 
 from hpcdask.core.actors import Actors
+from hpcdask.core.copying import Copying
+from hpcdask.core.keeping import Keeping
 from hpcdask.core.lanes import Lane
 from hpcdask.core.placement import has_free_thread
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
 from hpcdask.core.rescheduling import Rescheduling
-from hpcdask.core.retirement import Retirement
+from hpcdask.core.retrying import Retrying
 from hpcdask.core.scattering import Scattering
 from hpcdask.core.task_errors import killed_worker, out_of_reach
 from hpcdask.core.transitions import MOVES as MOVES
@@ -50,7 +52,7 @@ _MAX_UNREACHABLE = 3
 _HOPELESS = 20
 
 
-class SchedulerState(Scattering, Retirement, Rescheduling, Actors):
+class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actors):
     """All the scheduler knows and decides: one public method per event.
 
     What follows from an event is in `outbox`: messages in order, by the address of a worker or the

@@ -14,6 +14,8 @@ from hpcdask.tracebacks import to_task_error
 
 #: Each type of request, and the coroutine function that answers a client's, by the client's id.
 Answers = dict[type[Any], Callable[[str, Any], Coroutine[Any, Any, Message]]]
+#: Each type of message that is dealt with at once, and who does so, by the client's id.
+Events = dict[type[Any], Callable[[str, Any], None]]
 
 
 class Calls:

@@ -1,0 +1,1 @@
+"""What programs and tasks share by a name: locks, queues, variables, events."""
