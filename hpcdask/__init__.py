@@ -11,10 +11,14 @@ from hpcdask._version import __version__
 
 if TYPE_CHECKING:
     from hpcdask import config as config
+    from hpcdask.client.actor import Actor, ActorFuture
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
+    from hpcdask.client.executor import ClientExecutor
     from hpcdask.client.future import Future
+    from hpcdask.client.progress import progress
     from hpcdask.client.rpc import rpc
+    from hpcdask.client.task_stream import get_task_stream
     from hpcdask.client.waiting import (
         ALL_COMPLETED,
         FIRST_COMPLETED,
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
         wait,
     )
     from hpcdask.client.worker_client import worker_client
+    from hpcdask.client.worker_client import worker_client as local_client
     from hpcdask.coordination.event import Event
     from hpcdask.coordination.lock import Lock
     from hpcdask.coordination.multilock import MultiLock
@@ -43,13 +48,17 @@ if TYPE_CHECKING:
         InterfaceNotFoundError,
         KilledWorker,
         LaunchError,
+        LostActorError,
         LostDataError,
         ProtocolError,
         RemoteError,
         RendezvousError,
         RendezvousTimeoutError,
+        ReplicationError,
+        Reschedule,
         SerializationError,
         SubmitError,
+        TaskExitError,
         TokenError,
         WaitTimeoutError,
         WorkerStartError,
@@ -69,14 +78,20 @@ if TYPE_CHECKING:
     from hpcdask.scheduler import Scheduler
     from hpcdask.worker import Worker, get_worker
 
+    BaseActorFuture = ActorFuture
     CancelledError = FutureCancelledError
     TimeoutError = WaitTimeoutError
 
 _WHERE = {
+    "Actor": "client.actor",
+    "ActorFuture": "client.actor",
     "Client": "client.client",
     "default_client": "client.current",
     "get_client": "client.current",
+    "ClientExecutor": "client.executor",
     "Future": "client.future",
+    "get_task_stream": "client.task_stream",
+    "progress": "client.progress",
     "ALL_COMPLETED": "client.waiting",
     "FIRST_COMPLETED": "client.waiting",
     "DoneAndNotDoneFutures": "client.waiting",
@@ -103,13 +118,17 @@ _WHERE = {
     "InterfaceNotFoundError": "errors",
     "KilledWorker": "errors",
     "LaunchError": "errors",
+    "LostActorError": "errors",
     "LostDataError": "errors",
     "ProtocolError": "errors",
     "RemoteError": "errors",
     "RendezvousError": "errors",
     "RendezvousTimeoutError": "errors",
+    "ReplicationError": "errors",
+    "Reschedule": "errors",
     "SerializationError": "errors",
     "SubmitError": "errors",
+    "TaskExitError": "errors",
     "TokenError": "errors",
     "WaitTimeoutError": "errors",
     "WorkerStartError": "errors",
@@ -139,16 +158,25 @@ _WHERE = {
     "Worker": "worker",
     "get_worker": "worker",
 }
-#: Other names of the same classes, as dask.distributed has them.
-_ALIASES = {"CancelledError": "FutureCancelledError", "TimeoutError": "WaitTimeoutError"}
+#: Other names of the same things, as dask.distributed has them.
+_ALIASES = {
+    "BaseActorFuture": "ActorFuture",
+    "CancelledError": "FutureCancelledError",
+    "TimeoutError": "WaitTimeoutError",
+    "local_client": "worker_client",
+}
 
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Actor",
+    "ActorFuture",
     "Adaptive",
     "AuthenticationError",
+    "BaseActorFuture",
     "CancelledError",
     "Client",
+    "ClientExecutor",
     "CommClosedError",
     "CondaInstall",
     "ConfigError",
@@ -167,6 +195,7 @@ __all__ = [
     "LaunchError",
     "LocalCluster",
     "Lock",
+    "LostActorError",
     "LostDataError",
     "MultiLock",
     "Nanny",
@@ -179,6 +208,8 @@ __all__ = [
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "ReplicationError",
+    "Reschedule",
     "SSHCluster",
     "Scheduler",
     "SchedulerPlugin",
@@ -186,6 +217,7 @@ __all__ = [
     "SerializationError",
     "SpecCluster",
     "SubmitError",
+    "TaskExitError",
     "TimeoutError",
     "TokenError",
     "UploadDirectory",
@@ -202,9 +234,12 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_stream",
     "get_worker",
     "initialize",
+    "local_client",
     "print",
+    "progress",
     "rejoin",
     "rpc",
     "secede",

@@ -80,8 +80,41 @@ class LostDataError(HpcdaskError, RuntimeError):
     """A value without a recipe (scattered data) was on workers that are gone."""
 
 
+class ReplicationError(HpcdaskError, RuntimeError):
+    """A value could not be copied to as many workers as was asked."""
+
+
 class KilledWorker(HpcdaskError, RuntimeError):
     """A task ran on too many workers that died while they ran it."""
+
+
+class LostActorError(HpcdaskError, OSError, ValueError):
+    """An actor is gone with its worker, or was let go of; or its worker does not answer."""
+
+    # In this order for tblib, as above.
+
+
+class TaskExitError(HpcdaskError, RuntimeError):
+    """A task, or a method or function that was called, raised what ends a program.
+
+    That is SystemExit, as by ``sys.exit()``, KeyboardInterrupt, GeneratorExit or
+    ``asyncio.CancelledError``. It has ended nothing there, and shall not end whoever asks.
+    """
+
+
+class Reschedule(HpcdaskError):
+    """Raised by a task: stop this run, and run the task again, on another worker or later.
+
+    It counts neither as a failure nor as one of its retries. The task comes after what has been
+    submitted by then, a tenth of a second later, and on another worker if one has room.
+
+    Examples
+    --------
+    >>> def simulate(parameters):
+    ...     if not license_is_free():
+    ...         raise Reschedule
+    ...     return run(parameters)
+    """
 
 
 class RemoteError(HpcdaskError, RuntimeError):

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcdask.comm import Comm
 from hpcdask.comm.options import CommOptions
@@ -20,6 +20,7 @@ from hpcdask.core.worker_state import Fetch, HeldTask, WorkerState
 from hpcdask.execution import on_behalf_of, sizeof
 from hpcdask.messages import (
     PROTOCOL_VERSION,
+    CallActor,
     Failure,
     FetchKeys,
     KeyValues,
@@ -28,6 +29,7 @@ from hpcdask.messages import (
     Reply,
     StoredValue,
     StoreKeys,
+    TakeReturned,
     TaskError,
     Terminate,
     Version,
@@ -37,6 +39,9 @@ from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.effort import is_quickly_pickled, loads_if_quick
 from hpcdask.wire.serialize import dumps, loads
+
+if TYPE_CHECKING:
+    from hpcdask.hosting import Hosting
 
 log = logging.getLogger("hpcdask.worker")
 
@@ -93,6 +98,7 @@ class Exchange:
         self._patience = patience
         self._copies = Budget(MAX_COPIES)
         self._comms: set[Comm] = set()
+        self._hosting: Hosting | None = None
 
     def close(self) -> None:
         """Hang up on everybody."""
@@ -148,6 +154,10 @@ class Exchange:
                     self._asked(comm, message)
                 elif type(message) is StoreKeys:
                     self._spawn(self._store(comm, message))
+                elif type(message) is CallActor:
+                    self.hosting.asked(comm, message)
+                elif type(message) is TakeReturned:
+                    self.hosting.taken(comm, message)
                 elif type(message) is Terminate:
                     self._end(message.reason)
                 elif type(message) is not RegisterPeer or message.protocol != PROTOCOL_VERSION:
@@ -158,7 +168,25 @@ class Exchange:
                     comm.abort(f"it looks for {message.address}")
                     return
 
-        comm.start(on_batch, lambda reason: self._comms.discard(comm))
+        comm.start(on_batch, lambda reason: self._hung_up(comm))
+
+    def _hung_up(self, comm: Comm) -> None:
+        self._comms.discard(comm)
+        if self._hosting is not None:
+            self._hosting.hung_up(comm)
+
+    @property
+    def hosting(self) -> Hosting:
+        """The part of this that knows actors; most workers never have one."""
+        if self._hosting is None:
+            from hpcdask.hosting import Hosting
+
+            def find(version: Version) -> Any:
+                task = self._state.value_of(version)
+                return None if task is None else task.value
+
+            self._hosting = Hosting(self._address, find, self._spawn, self._futures_are_known)
+        return self._hosting
 
     def _asked(self, comm: Comm, message: FetchKeys) -> None:
         if message.versions:

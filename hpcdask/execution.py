@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
-from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Raised, Ran
+from hpcdask.core.worker_state import Abandon, Execute, NotStarted, Outcome, Postponed, Raised, Ran
+from hpcdask.errors import Reschedule
 from hpcdask.messages import Blob
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.arguments import loads_arguments
@@ -29,12 +30,15 @@ SMALL_RESULT = 2048
 #: would not fit into a message.
 _MOST = 2**60
 
+#: Seconds between two looks whether the first task has come.
+_IDLE = 0.2
+
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
 T = TypeVar("T")
 
-#: What the task in this thread belongs to: `.worker` and `.place`.
+#: What the task in this thread belongs to: `.worker` and `.place`; of an actor's method `.turn`.
 current = threading.local()
 #: The same of a coroutine task, which runs on the loop among others.
 _worker: ContextVar[Any] = ContextVar("worker", default=None)
@@ -52,8 +56,9 @@ def runs_task() -> bool:
 
 
 def coroutine_is_of(worker: object) -> None:
-    """Let `current_worker` give `worker` in the running asyncio task."""
+    """Let `current_worker` give `worker` in the running asyncio task, which is none of a task."""
     _worker.set(worker)
+    _place.set(None)  # who has asked for it may be one
 
 
 @contextlib.contextmanager
@@ -68,9 +73,12 @@ def on_behalf_of(worker: object) -> Iterator[None]:
 
 
 def lent_thread() -> contextlib.AbstractContextManager[None]:
-    """While a task waits, its place may serve other tasks; elsewhere this does nothing."""
-    place = current_place()
-    return _NOTHING_LENT if place is None else place.lent()
+    """While a task waits, its place may serve other tasks; elsewhere this does nothing.
+
+    Nor may what an actor's method waits for have to wait for that method.
+    """
+    lender = current_place() or getattr(current, "turn", None)
+    return _NOTHING_LENT if lender is None else lender.lent()
 
 
 _NOTHING_LENT = contextlib.nullcontext()
@@ -139,9 +147,19 @@ class Place:
     `rejoin`. Several parts of a coroutine task may wait at a time, and some go on after its end.
     """
 
-    __slots__ = ("_away", "_is_lent", "_is_over", "_n_waits", "_seceded_at", "_threads")
+    __slots__ = (
+        "_away",
+        "_is_lent",
+        "_is_over",
+        "_n_waits",
+        "_seceded_at",
+        "_threads",
+        "attempt",
+        "key",
+    )
 
-    def __init__(self, threads: TaskThreads) -> None:
+    def __init__(self, threads: TaskThreads, key: str, attempt: int) -> None:
+        self.key, self.attempt = key, attempt
         self._threads = threads
         self._n_waits = 0
         self._is_lent = False
@@ -258,11 +276,26 @@ class TaskThreads:
         self._returns: dict[int, concurrent.futures.Future[None]] = {}  # not done; by their id
         self._lent_is_due = False
         self._closed = False
+        self._closing = threading.Event()  # the same, to wait for
+        self.profiler: Any = None  # of a worker that keeps a profile, once a task has run
 
     def start(self) -> None:
         """Start the threads."""
         for _ in range(self._nthreads):
             self._start_thread()
+
+    def profile(self, is_busy: Callable[[], bool], interval: float) -> None:
+        """Look at what the tasks do every `interval` seconds, while there are any."""
+
+        def run() -> None:
+            while not self._closing.wait(_IDLE):
+                if is_busy():
+                    from hpcdask.profiling import Profiler  # a worker without tasks needs it not
+
+                    self.profiler = Profiler(self, is_busy, interval, self._closing)
+                    self.profiler.run()
+
+        threading.Thread(target=run, name="hpcdask-profile", daemon=True).start()
 
     def submit(self, task: Execute) -> None:
         """Queue a run."""
@@ -282,6 +315,7 @@ class TaskThreads:
 
     def close(self) -> None:
         """Let the threads end after what they are running."""
+        self._closing.set()
         with self.lock:
             self._closed = True
             for _ in range(self._n_running):
@@ -337,7 +371,7 @@ class TaskThreads:
             if run in self._abandoned:
                 outcome = NotStarted()
             else:
-                place = current.place = Place(self)
+                place = current.place = Place(self, task.key, task.attempt)
                 outcome = self._outcome(task, place)
                 place.end()
             self._outcomes.append((task.key, task.attempt, outcome))
@@ -394,6 +428,8 @@ class TaskThreads:
                 value = self._finish(value, place)
             duration = perf_counter() - start - place.seconds_away()
             return Ran(value, sizeof(value), duration, _small(value) if task.wanted else None)
+        except Reschedule:
+            return Postponed()
         except BaseException as exc:  # SystemExit and KeyboardInterrupt, too, are only this task's
             error = to_task_error(exc, task.key, self._address)
             exc.__traceback__ = None  # it holds the frames, and they the inputs
@@ -429,19 +465,41 @@ def sizeof(value: Any) -> int:
     if kind in _SCALARS:
         return sys.getsizeof(value)
     try:
+        if hasattr(kind, "memory_usage"):
+            return _size_of_table(value)
         nbytes = getattr(value, "nbytes", None)
         if type(nbytes) is int or (nbytes is not None and hasattr(nbytes, "__index__")):
             return min(max(int(nbytes), 0) + 100, _MOST)
-        if kind in _CONTAINERS and value:
-            items = list(islice(value.items() if kind is dict else value, 100))
+        container: Any = kind if kind in _CONTAINERS else _container_of(kind)
+        if container is not None and value:
+            items = list(islice(value.items() if container is dict else value, 100))
             mean = sum(map(sizeof, items)) / len(items)
-            return sys.getsizeof(value) + int(mean * len(value))
-        if hasattr(value, "memory_usage"):
-            usage = value.memory_usage(deep=False)
-            return int(usage.sum() if hasattr(usage, "sum") else usage)
+            return int(container.__sizeof__(value)) + int(mean * len(value))
         return sys.getsizeof(value)
     except Exception:  # a value that misbehaves when looked at is still a value
         return 100
+
+
+def _container_of(kind: type) -> Any:
+    """The container that a class derives from; its own ``__sizeof__`` may take long.
+
+    dask's results of splitting a table are dicts of tables which ask each of them at length.
+    """
+    for container in (dict, list, tuple):
+        if issubclass(kind, container):
+            return container
+    return None
+
+
+def _size_of_table(value: Any) -> int:
+    """Bytes of a table, or column, of pandas, or of what has the same method."""
+    blocks = getattr(getattr(value, "_mgr", None), "blocks", None)
+    if blocks is not None:
+        # Asked itself, pandas makes an object of each column: 100 us, and more than some tasks.
+        nbytes = sum([block.values.nbytes for block in blocks])
+        return int(nbytes + value.index.nbytes) + 100
+    usage = value.memory_usage(deep=False)
+    return int(usage.sum() if hasattr(usage, "sum") else usage)
 
 
 def _small(value: Any) -> Blob | None:

@@ -69,11 +69,12 @@ class TaskSpec(NamedTuple):
 
 
 class Restriction(NamedTuple):
-    """Where tasks may run, and what of a worker's resources each takes while it runs."""
+    """Where tasks may run, what of a worker's resources each takes, and whether it lasts there."""
 
     workers: tuple[str, ...]  # addresses, names or hosts; empty: anywhere
     allow_others: bool  # where none of these is there
     resources: tuple[tuple[str, float], ...]  # name, amount; sorted by name
+    actor: bool = False  # their values stay on the worker that made them, and end with it
 
 
 class HeldValue(NamedTuple):
@@ -475,6 +476,94 @@ class RetireWorkers(NamedTuple):
     timeout: float  # seconds; what has not moved by then is lost
 
 
+class CallActorThrough(NamedTuple):
+    """client -> scheduler: I cannot reach the actor's worker, ask it for me.
+
+    Answered as `CallActor`, of which it has the fields.
+    """
+
+    request: int
+    address: str
+    actor: Version
+    name: str
+    arguments: Blob | None
+    callers: tuple[str, ...]
+
+
+class TakeReturnedThrough(NamedTuple):
+    """client -> scheduler: pass this `TakeReturned` on. Answered by `Reply`."""
+
+    request: int
+    address: str
+    receipt: int
+
+
+class RestartChosen(NamedTuple):
+    """client -> scheduler: give these workers new processes; tasks go on. Answered by `Reply`.
+
+    Its value has for each worker, by its address, whether it was back in time.
+    """
+
+    request: int
+    workers: tuple[str, ...]  # addresses or names
+    timeout: float  # seconds
+
+
+class RetryKeys(NamedTuple):
+    """client -> scheduler: run again what has failed of these. Answered by `Reply`: how many."""
+
+    request: int
+    keys: tuple[str, ...]
+
+
+class CopyKeys(NamedTuple):
+    """client -> scheduler: let more workers hold these values. Answered by `Reply`.
+
+    Its value is by key how many copies are missing, where some are.
+    """
+
+    request: int
+    keys: tuple[str, ...]
+    n: int  # workers that shall hold each; 0: all of `workers`
+    workers: tuple[str, ...]  # addresses or names to choose from; empty: all
+    branching_factor: int  # copies that are made of one at a time
+    timeout: float  # seconds
+
+
+class BalanceKeys(NamedTuple):
+    """client -> scheduler: move values from full workers to empty ones. Answered by `Reply`.
+
+    Its value is how many were moved, and how many could not be.
+    """
+
+    request: int
+    keys: tuple[str, ...]  # that may be moved; empty: all
+    workers: tuple[str, ...]  # addresses or names; empty: all
+    timeout: float  # seconds
+
+
+class CountLeft(NamedTuple):
+    """client -> scheduler: how many tasks are still to run for these? Answered by `Reply`.
+
+    Its value is by the name of a function how many.
+    """
+
+    request: int
+    keys: tuple[str, ...]
+
+
+class AskTaskStream(NamedTuple):
+    """client -> scheduler: which runs have ended? They are noted from now on. Answered by `Reply`.
+
+    Its value is a row for each: key, function, worker, start, stop, nbytes, whether it failed.
+    """
+
+    request: int
+    start: float  # seconds since the epoch
+    stop: float  # likewise
+    most: int  # rows at most, the last ones; 0: none, but note what follows
+
+
 class Shutdown(NamedTuple):
     """client -> scheduler: end workers, nannies and yourself."""
 
@@ -832,6 +921,13 @@ class TaskErred(NamedTuple):
     error: TaskError
 
 
+class TaskRescheduled(NamedTuple):
+    """worker -> scheduler: the task wants to be run again, elsewhere or later."""
+
+    key: str
+    attempt: int
+
+
 class KeysAdded(NamedTuple):
     """worker -> scheduler: copies that I fetched and keep."""
 
@@ -986,6 +1082,32 @@ class StoreKeys(NamedTuple):
     values: tuple[StoredValue, ...]
 
 
+class CallActor(NamedTuple):
+    """anyone -> worker: call a method of an actor. Answered by `ActorReturned`."""
+
+    request: int
+    actor: Version
+    name: str
+    arguments: Blob | None  # pickle of (args, kwargs); None: give the attribute's value
+    callers: tuple[str, ...]  # keys of actors in a method of which it was called, the first first
+
+
+class ActorReturned(NamedTuple):
+    """worker -> whoever called."""
+
+    request: int
+    value: Blob
+    futures: tuple[str, ...]  # keys of those within it, of which the worker keeps futures as well
+    receipt: int  # to be told, by `TakeReturned`, that it need not any more; 0 if there are none
+
+
+class TakeReturned(NamedTuple):
+    """whoever called -> worker: I hold the futures that you returned. Answered by `Reply`."""
+
+    request: int
+    receipt: int
+
+
 # -- The doctor: rank 0 and the other ranks of one `hpc-dask doctor` -------------------------------
 
 
@@ -1118,6 +1240,18 @@ OPCODES: tuple[type[Any], ...] = (
     EventsLogged,
     Subscribe,
     Unsubscribe,
+    TaskRescheduled,
+    CallActor,
+    ActorReturned,
+    TakeReturned,
+    CallActorThrough,
+    TakeReturnedThrough,
+    RestartChosen,
+    RetryKeys,
+    CopyKeys,
+    BalanceKeys,
+    CountLeft,
+    AskTaskStream,
     RegisterPlugin,
     UnregisterPlugin,
     PluginFailed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -103,7 +104,8 @@ class Peer:
     address : str
         Of the worker, which hangs up if it has another.
     stall_timeout : float
-        Seconds without a byte after which the connection is given up while an answer is due.
+        Seconds without a byte after which the connection is given up while an answer is due;
+        infinite for never.
     """
 
     def __init__(self, comm: Comm, address: str, stall_timeout: float) -> None:
@@ -122,14 +124,18 @@ class Peer:
 
     async def ask(self, make: Any, *fields: Any) -> Any:
         """Send the request ``make(number, *fields)`` and wait for its answer."""
+        return await self.begin(make, *fields)
+
+    def begin(self, make: Any, *fields: Any) -> asyncio.Future[Any]:
+        """Send a request, and return the future of its answer."""
         if self.comm.closed:
             raise CommClosedError(f"connection with {self.comm.peer} is closed")
         number, future = self.requests.new()
         self.comm.send(make(number, *fields))
-        if self._look is None:
+        if self._look is None and self._stall_timeout < math.inf:
             self._progress, self._quiet = self.comm.progress, 0
             self._look_later()
-        return await future
+        return future
 
     def close(self, reason: str) -> None:
         """Hang up; what is waited for fails at once."""
@@ -169,12 +175,18 @@ class Peers:
         How to dial; may be replaced, for connections that are yet to come.
     connect_timeout : float
         Seconds to try; less than for a scheduler, since another holder may be asked instead.
+    is_patient : bool
+        Whether a worker that is silent is not given up: for answers that nobody else can give.
     """
 
-    def __init__(self, options: CommOptions, connect_timeout: float = 10.0) -> None:
+    def __init__(
+        self, options: CommOptions, connect_timeout: float = 10.0, is_patient: bool = False
+    ) -> None:
         self.options = options
         self._connect_timeout = connect_timeout
+        self._is_patient = is_patient
         self._peers: dict[str, asyncio.Task[Peer]] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def fetch(self, address: str, versions: Iterable[Version]) -> KeyValues:
         """Ask a worker for values.
@@ -193,6 +205,21 @@ class Peers:
         for some in _portions(values):
             answer = await peer.ask(StoreKeys, some)
             assert type(answer) is Reply
+
+    def turn(self, address: str) -> asyncio.Lock:
+        """What to hold while a request begins that must not overtake one before it."""
+        return self._turns.setdefault(address, asyncio.Lock())
+
+    async def begin(self, address: str, make: Any, *fields: Any) -> asyncio.Future[Any]:
+        """Send the request ``make(number, *fields)`` to a worker; return the answer's future.
+
+        Raises
+        ------
+        CommClosedError
+            If it cannot be reached.
+        """
+        peer = await self._peer(address)
+        return peer.begin(make, *fields)
 
     async def prove(self, address: str, timeout: float) -> None:
         """Find out whether a worker can be reached, and hang up.
@@ -221,6 +248,7 @@ class Peers:
 
     def forget(self, address: str) -> None:
         """Close the connection with a worker that is gone."""
+        self._turns.pop(address, None)
         task = self._peers.pop(address, None)
         if task is not None:
             _close(task)
@@ -250,7 +278,7 @@ class Peers:
 
     async def _dial(self, address: str) -> Peer:
         comm = await connect(address, self.options, self._connect_timeout, was_there=True)
-        return Peer(comm, address, self.options.stall_timeout)
+        return Peer(comm, address, math.inf if self._is_patient else self.options.stall_timeout)
 
 
 def _portions(values: Iterable[StoredValue]) -> Iterator[tuple[StoredValue, ...]]:

@@ -256,9 +256,11 @@ def _annotations(message: SubmitTasks, keys: list[str]) -> dict[str, dict[str, A
     if message.retries:
         asked["retries"] = message.retries
     if message.restriction is not None:
-        workers, allow_others, resources = message.restriction
+        workers, allow_others, resources, actor = message.restriction
         if workers:
             asked["workers"], asked["allow_other_workers"] = list(workers), allow_others
         if resources:
             asked["resources"] = dict(resources)
+        if actor:
+            asked["actor"] = True
     return {what: dict.fromkeys(keys, value) for what, value in asked.items()}

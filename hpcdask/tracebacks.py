@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import traceback
 from types import CodeType, TracebackType
 from typing import Any
 
-from hpcdask.errors import RemoteError
+from hpcdask.errors import RemoteError, TaskExitError
 from hpcdask.messages import Blob, TaskError
 from hpcdask.wire.serialize import dumps, loads
 
@@ -15,11 +16,15 @@ from hpcdask.wire.serialize import dumps, loads
 _OWN_FILES = (
     "/hpcdask/execution.py",
     "/hpcdask/calls.py",
+    "/hpcdask/hosting.py",
+    "/hpcdask/client/actor.py",
     "/hpcdask/threads.py",
     "/hpcdask/plugin_host.py",
     "/hpcdask/plugin_hooks.py",
     "/hpcdask/scheduler_plugins.py",
 )
+#: What ends programs, loops and tasks of asyncio, and is meant for those of the remote process.
+_ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
 
 
 def to_task_error(exc: BaseException, key: str = "", worker: str = "") -> TaskError:
@@ -48,7 +53,9 @@ def _lines_of_others(exc: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _pickled(exc: BaseException) -> Blob:
-    """Pickle an exception, as text if it cannot be rebuilt elsewhere."""
+    """Pickle an exception, as text if it cannot be rebuilt elsewhere, or would do harm there."""
+    if isinstance(exc, _ENDS):
+        return dumps(TaskExitError(f"{_as_text(exc)}, which has ended only what raised it"))
     try:
         blob = dumps(exc)
         # Many exception classes pickle well and then fail to load, since their __init__ takes
@@ -57,8 +64,12 @@ def _pickled(exc: BaseException) -> Blob:
             return blob
     except Exception:
         pass
-    text = "".join(traceback.format_exception_only(type(exc), exc)).strip()
-    return dumps(RemoteError(f"{text} (this exception cannot be pickled, so this is its text)"))
+    text = f"{_as_text(exc)} (this exception cannot be pickled, so this is its text)"
+    return dumps(RemoteError(text))
+
+
+def _as_text(exc: BaseException) -> str:
+    return "".join(traceback.format_exception_only(type(exc), exc)).strip()
 
 
 def to_exception(error: TaskError) -> BaseException:
@@ -98,7 +109,10 @@ def to_traceback(error: TaskError) -> TracebackType | None:
     result: TracebackType | None = None
     for filename, line, name in reversed(error.frames):
         result = _frame(filename, line, name, result)
-    return result
+    try:
+        return result
+    finally:
+        del result  # as in `to_exception`
 
 
 def _frame(filename: str, line: int, name: str, below: TracebackType | None) -> TracebackType:
@@ -114,4 +128,7 @@ def _frame(filename: str, line: int, name: str, below: TracebackType | None) -> 
     except RuntimeError as exc:
         own = exc.__traceback__ and exc.__traceback__.tb_next
     assert own is not None
-    return TracebackType(below, own.tb_frame, own.tb_lasti, line)
+    try:
+        return TracebackType(below, own.tb_frame, own.tb_lasti, line)
+    finally:
+        del own, below

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hpcdask import config, network, sizing
+from hpcdask import config, network, sizing, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.calls import call
@@ -30,7 +30,7 @@ from hpcdask.dialling import (
 )
 from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
 from hpcdask.exchange import Exchange
-from hpcdask.execution import TaskThreads, current_worker
+from hpcdask.execution import TaskThreads, current_place, current_worker
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AcquireKeys,
@@ -60,6 +60,7 @@ from hpcdask.peers import Peers
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
 from hpcdask.tracebacks import to_exception
+from hpcdask.wire.arguments import Stored
 from hpcdask.wire.serialize import dumps
 
 if TYPE_CHECKING:
@@ -235,6 +236,10 @@ class Worker(Service):
         self._tell_size()
         self._join(link)
         self._threads.start()
+        if self.settings["worker.profile.enabled"]:
+            interval = self.settings["worker.profile.interval"]
+            self._threads.profile(lambda: self.state.executing > 0, interval)
+        with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
 
@@ -379,6 +384,7 @@ class Worker(Service):
         return bool(self.state.tasks or self.state.nbytes)
 
     async def _close(self, reason: str) -> None:
+        with_dask.leave(self)
         if self._plugin_host is not None:
             await self._plugin_host.close()
         self._stop_listening()
@@ -606,9 +612,32 @@ class Worker(Service):
 
     @property
     def data(self) -> dict[str, Any]:
-        """The values held here, by key."""
-        tasks = self.state.tasks.values()
-        return {task.key: task.value for task in tasks if task.state == "memory"}
+        """The values held here, by key, but for actors."""
+        held = self._held()
+        return {key: value for key, value in held if not issubclass(type(value), Stored)}
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        """The actors that live here, by key: the objects themselves."""
+        held = [(key, value) for key, value in self._held() if issubclass(type(value), Stored)]
+        return {key: value.instance for key, value in held if hasattr(value, "instance")}
+
+    def _held(self) -> list[tuple[str, Any]]:
+        tasks = list(self.state.tasks.values())  # at once: a task may ask in its thread
+        return [(task.key, task.value) for task in tasks if task.state == "memory"]
+
+    def get_current_task(self) -> str:
+        """Return the key of the task that calls this.
+
+        Raises
+        ------
+        ValueError
+            If the calling code runs in no task.
+        """
+        place = current_place()
+        if place is None:
+            raise ValueError("get_current_task() works within a task only")
+        return place.key
 
     def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
         """Log an event, from a task for example; see `Client.log_event`.

@@ -48,12 +48,18 @@ COMMON = {
     "worker_class",
     "feeding",
     "stdio",
+    "with_dask",
+    # What workers and schedulers are asked now and then.
+    "inspection",
+    "profiling",
+    "versions",
+    "hardware",
     "plugin_hooks",
     "plugin_host",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
-ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS
-ABOVE_EDGES = ABOVE_CLIENT | {"client", "coordination", "plugins"}
+ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS | {"hosting"}
+ABOVE_EDGES = ABOVE_CLIENT | {"client", "coordination", "plugins", "collections"}
 ANYTHING = None
 
 MAY_IMPORT: dict[str, set[str] | None] = {
@@ -76,8 +82,11 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "sizing": {"errors", "grants", "host", "world"},
     "rendezvous": {"errors", "threads", "trusted_files", "world"},
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
-    # The part of a worker that moves data.
-    "exchange": ABOVE_SHELLS | COMMON,
+    # Once dask is imported, and a client or a worker is there for which that matters.
+    "with_dask": {"collections"},
+    # The parts of a worker that move data, and that call actors.
+    "exchange": ABOVE_SHELLS | COMMON | {"hosting"},
+    "hosting": ABOVE_SHELLS | COMMON,
     # The parts of a scheduler that know who is connected with it, and answer its clients.
     "membership": ABOVE_SHELLS | COMMON | {"scheduler", "reachability"},
     "reachability": ABOVE_SHELLS | COMMON | {"scheduler"},
@@ -93,7 +102,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     # The process that a nanny starts: a worker and its log.
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.
-    "client": ABOVE_CLIENT | {"plugins", "launchers"},
+    "client": ABOVE_CLIENT | {"launchers", "collections", "plugins"},
+    "joblib": ABOVE_CLIENT | {"client"},
+    "collections": ABOVE_CLIENT | {"client", "__init__"},
     "coordination": ABOVE_CLIENT | {"client"},
     "plugins": ABOVE_CLIENT,
     # Other names of what is elsewhere, as dask.distributed has them.

@@ -8,8 +8,12 @@ from functools import partial
 from typing import Any
 
 from hpcdask.client import collecting, graphs, scattering
-from hpcdask.client.cluster_calls import ClusterCalls, worker_names
+from hpcdask.client.cluster_calls import worker_names
+from hpcdask.client.collection_calls import CollectionCalls
+from hpcdask.client.data_calls import DataCalls
 from hpcdask.client.datasets import DatasetCalls
+from hpcdask.client.diagnostics import Diagnostics
+from hpcdask.client.front_doors import FrontDoors
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
 from hpcdask.client.plugin_calls import PluginCalls
@@ -22,16 +26,11 @@ from hpcdask.client.submission import (
     pure_key,
 )
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.messages import CancelKeys, SubmitTasks, TaskSpec
-from hpcdask.wire.serialize import loads
-
-#: Keywords of distributed's `submit` that are no arguments of the function, and that mean nothing
-#: here; and those that would mean something which this version cannot do.
-_MEANINGLESS = {"fifo_timeout"}
-_UNSUPPORTED = {"actor", "actors"}
+from hpcdask.messages import CancelKeys, Function, SubmitTasks, TaskSpec
+from hpcdask.wire.arguments import loads_value
 
 
-class Client(ClusterCalls, DatasetCalls, PluginCalls):
+class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, DatasetCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.
@@ -90,8 +89,11 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
         resources: dict[str, float] | None = None,
         retries: int = 0,
         priority: float = 0,
+        fifo_timeout: Any = None,
         allow_other_workers: bool = False,
-        pure: bool = True,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool | None = None,
         **kwargs: Any,
     ) -> Future:
         """Run ``func(*args, **kwargs)`` on the cluster.
@@ -112,11 +114,18 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
         retries : int
             How often it is tried again if it raises.
         priority : float
-            Higher ones run first.
+            Higher ones run first. Of equal ones those that were submitted first do, but clients
+            take turns.
+        fifo_timeout
+            Means nothing here, and is accepted for programs that give it.
         allow_other_workers : bool
             Whether others may run it where none of `workers` is there.
-        pure : bool
-            Whether equal calls are the same task, which runs once.
+        actor, actors : bool
+            Whether the object that `func` returns, which is a class as a rule, shall stay on its
+            worker: the future's value is an `Actor` then.
+        pure : bool, optional
+            Whether equal calls are the same task, which runs once. By default they are, but for
+            actors.
 
         Returns
         -------
@@ -127,16 +136,16 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
         >>> client.submit(max, [3, 5, 4]).result()
         5
         """
-        if kwargs:
-            kwargs = _own_keywords(kwargs)
-        function = pack_function(func)
+        is_actor = actor or actors
+        pure = not is_actor if pure is None else pure
+        function = _pack_callable(func, is_actor)
         arguments, dependencies = pack_arguments(args, kwargs)
         is_named = key is not None
         if key is None:
             key = pure_key(function, arguments) if pure else fresh_key(function.name)
         else:
             key = graphs.key_name(key)
-        how = conditions(priority, retries, workers, allow_other_workers, resources)
+        how = conditions(priority, retries, workers, allow_other_workers, resources, is_actor)
         with self._lock:
             self._check_open()
             if is_named and self._released:
@@ -173,8 +182,11 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
         resources: dict[str, float] | None = None,
         retries: int = 0,
         priority: float = 0,
+        fifo_timeout: Any = None,
         allow_other_workers: bool = False,
-        pure: bool = True,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[Future]:
@@ -188,30 +200,40 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
             Beginning of the keys, or a key for each.
         batch_size : int, optional
             Tasks per message.
-        workers, resources, retries, priority, allow_other_workers, pure, **kwargs
+        workers, resources, retries, priority, fifo_timeout, allow_other_workers, actor, actors, \
+        pure, **kwargs
             As for `submit`; ``kwargs`` are given to every call.
 
         Returns
         -------
         list of Future
 
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no iterable, or a keyword has a value that it cannot have.
+
         Examples
         --------
         >>> client.gather(client.map(pow, [2, 3], [10, 2]))
         [1024, 9]
         """
-        if kwargs:
-            kwargs = _own_keywords(kwargs)
+        if not iterables:
+            raise TypeError("map() needs at least one iterable; submit() calls a function once")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
         if kwargs and not pack_arguments((), kwargs)[1]:
             # Without futures among them they are pickled once, with the function.
             func, kwargs = partial(func, **kwargs), {}
-        function = pack_function(func)
+        is_actor = actor or actors
+        pure = not is_actor if pure is None else pure
+        function = _pack_callable(func, is_actor)
         calls: Iterable[tuple[Any, ...]] = zip(*iterables)  # noqa: B905 - the shortest decides
         names = None
         if key is not None and not isinstance(key, str):
             calls = list(calls)
             names = _map_keys(key, len(calls))
-        how = conditions(priority, retries, workers, allow_other_workers, resources)
+        how = conditions(priority, retries, workers, allow_other_workers, resources, is_actor)
         futures: list[Future] = []
         with Submission(self, how) as submission:
             for chunk, is_final in chunked(calls, batch_size or CHUNK):
@@ -249,86 +271,6 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
             futures.append(self._future(state))
         return tuple(new)
 
-    def get(
-        self,
-        dsk: dict[Any, Any],
-        keys: Any,
-        *,
-        workers: Any = None,
-        resources: dict[str, float] | None = None,
-        sync: bool = True,
-        retries: int = 0,
-        priority: float = 0,
-        allow_other_workers: bool = False,
-        direct: bool | None = None,
-        timeout: float | str | None = None,
-        **unused: Any,
-    ) -> Any:
-        """Compute a graph.
-
-        Parameters
-        ----------
-        dsk : dict
-            Key -> task. A task is a tuple ``(callable, argument, ...)``, an object of
-            ``dask._task_spec``, or anything else, which stands for itself; arguments that are keys
-            of the graph stand for their values.
-        keys : key or nested lists of keys
-            What to compute.
-        sync : bool
-            Wait for the values; else return futures.
-        workers, resources, retries, priority, allow_other_workers
-            As for `submit`; of every task of the graph.
-        direct, timeout
-            As for `gather`.
-
-        Returns
-        -------
-        object
-            The values, nested as `keys` are.
-
-        Raises
-        ------
-        ValueError
-            If the graph has a cycle, or lacks a key.
-
-        Examples
-        --------
-        >>> client.get({"x": 1, "y": (abs, -2), "z": (max, "x", "y")}, "z")
-        2
-        """
-        unknown = _own_keywords(unused)
-        if unknown:
-            raise TypeError(f"get() has no keyword {sorted(unknown)[0]!r}")
-        how = conditions(priority, retries, workers, allow_other_workers, resources)
-        graph = graphs.Graph(dsk, keys)
-        states: dict[str, FutureState] = {}
-        with Submission(self, how) as submission:
-            for functions, specs, is_final in graph.packed():
-                with self._lock:
-                    self._check_open()
-                    # Keys of graphs are short, and those of the last graph may be the same.
-                    self._release_keys()
-                    want = self._want_all(graph.wanted, states) if is_final else 0
-                    wanted = graph.wanted if is_final else ()
-                    submission.send(functions, specs, wanted, is_final, want)
-                submission.keep_pace()
-        futures = {key: self._future(state) for key, state in states.items()}
-        nested = graphs.rename(keys, dsk, futures)
-        if not sync:
-            return nested
-        return self.gather(nested, direct=direct, timeout=timeout)
-
-    def _want_all(self, keys: tuple[str, ...], states: dict[str, FutureState]) -> int:
-        """Count a future of each key, and return the number of the want; the lock is held."""
-        self._wants += 1
-        for key in keys:
-            state = self._futures.get(key)
-            if state is None or state.status == "cancelled":
-                state = self._wanted(key, state)
-            states[key] = state
-            state.refs += 1
-        return self._wants
-
     # -- Getting values ---------------------------------------------------------------------------
 
     def gather(
@@ -348,6 +290,8 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
             Whether the first error is raised, or values that do not come are left out of lists.
         direct : bool, optional
             As `direct_to_workers` of the client.
+        asynchronous : bool, optional
+            Whether to return an awaitable; so does an asynchronous client.
         timeout : float or str, optional
             Seconds for all of it.
 
@@ -370,7 +314,7 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
 
         def rebuilt(blobs: list[Any]) -> Any:
             pairs = zip(found, blobs, strict=True)
-            values = {k: loads(blob) for k, blob in pairs if blob is not collecting.SKIPPED}
+            values = {k: loads_value(blob) for k, blob in pairs if blob is not collecting.SKIPPED}
             return collecting.replaced(futures, values)
 
         seconds = self._seconds(timeout)
@@ -406,6 +350,7 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
         direct: bool | None = None,
         hash: bool = True,
         timeout: float | str | None = None,
+        asynchronous: bool | None = None,
     ) -> Any:
         """Put data on the workers.
 
@@ -424,10 +369,18 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
         timeout : float or str, optional
             Seconds for all of it. By default only the wait for a first worker has a limit, that of
             the client.
+        asynchronous : bool, optional
+            As for `gather`.
 
         Returns
         -------
         Future, or a list, tuple, set or dict of them as `data` is
+
+        Examples
+        --------
+        >>> [table] = client.scatter([{"a": 1}])
+        >>> client.submit(len, table).result(timeout=10)
+        1
         """
         limit = self._seconds(timeout)
         packed = scattering.pack(data, hash)
@@ -435,11 +388,12 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
         work = scattering.scatter(
             self, packed, worker_names(workers), broadcast, direct, limit, patience
         )
-        return self._maybe_sync(work)
+        return self._maybe_sync(work, None, asynchronous)
 
     def cancel(
         self,
         futures: Any,
+        asynchronous: bool | None = None,
         force: bool = False,
         reason: str | None = None,
         msg: str | None = None,
@@ -452,14 +406,24 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
         Parameters
         ----------
         futures : future, or nested lists and dicts of them
+        asynchronous : bool, optional
+            As for `gather`.
         force : bool
             Although other clients want them too.
         reason, msg : str, optional
             Told by the error that waiting for them raises.
         timeout : float or str, optional
             Seconds to wait for the scheduler's answer; by default the client's timeout.
+
+        Examples
+        --------
+        >>> future = client.submit(time.sleep, 60)
+        >>> client.cancel([future], reason="no more time")
+        >>> future.cancelled()
+        True
         """
         found: dict[str, FutureState] = {}
+        collecting.refuse_others(futures)
         collecting.find_states(futures, found)
         why = ": ".join(filter(None, (reason, msg))) or "cancelled by the client"
         self._send(CancelKeys(tuple(found), force, why))
@@ -472,7 +436,15 @@ class Client(ClusterCalls, DatasetCalls, PluginCalls):
                     state.end("cancelled")
 
         limit = self._timeout if timeout is None else self._seconds(timeout)
-        return self._maybe_sync(until_told(), limit)
+        return self._maybe_sync(until_told(), limit, asynchronous)
+
+
+def _pack_callable(func: Callable[..., Any], actor: bool) -> Function:
+    if not actor:
+        return pack_function(func)
+    from hpcdask.client.actor import pack_actor  # few programs have any
+
+    return pack_actor(func)
 
 
 class InternalClient(Client):
@@ -480,18 +452,6 @@ class InternalClient(Client):
 
     _is_internal = True
     _shows_output = False
-
-
-def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords that are for the function; refuse those that we cannot serve."""
-    for name in _UNSUPPORTED & kwargs.keys():
-        if kwargs[name]:
-            raise TypeError(
-                f"this version cannot do {name}=; to give a function an argument of that name, "
-                "wrap it in functools.partial"
-            )
-    reserved = _MEANINGLESS | _UNSUPPORTED
-    return {name: value for name, value in kwargs.items() if name not in reserved}
 
 
 def _map_keys(key: Any, count: int) -> list[str]:

@@ -28,7 +28,7 @@ _COMPLAINT = 5.0
 
 
 def find_states(futures: Any, found: dict[str, FutureState]) -> None:
-    """Collect the states of all futures in nested containers, by key."""
+    """Collect the states of all futures in nested containers and dask collections, by key."""
     if isinstance(futures, Future):
         found[futures.key] = futures._state
     elif isinstance(futures, (list, tuple, set, frozenset)):
@@ -39,6 +39,33 @@ def find_states(futures: Any, found: dict[str, FutureState]) -> None:
             find_states(item, found)
     elif isinstance(futures, str):
         raise TypeError(f"expected futures, got the string {futures!r}; Future(key) makes one")
+    else:
+        for future in futures_of_collection(futures):
+            found[future.key] = future._state
+
+
+def futures_of_collection(value: Any) -> list[Future]:
+    """What a persisted dask collection holds; nothing for any other object."""
+    if not hasattr(value, "__dask_graph__") or isinstance(value, type):
+        return []
+    graph = value.__dask_graph__() or {}
+    return [found for found in graph.values() if isinstance(found, Future)]
+
+
+def refuse_others(futures: Any) -> None:
+    """Raise TypeError if anything but futures lies in nested containers; collections may."""
+    if isinstance(futures, Future) or hasattr(futures, "__dask_graph__"):
+        return
+    if isinstance(futures, dict):
+        futures = futures.values()
+    elif not isinstance(futures, (list, tuple, set, frozenset)):
+        kind = type(futures).__name__
+        raise TypeError(
+            f"expected a future, or futures in a list, tuple, set or dict; got {futures!r:.80}, "
+            f"of type {kind}. Client.submit, map and scatter give futures; Future(key) makes one."
+        )
+    for item in futures:
+        refuse_others(item)
 
 
 def replaced(futures: Any, values: dict[str, Any]) -> Any:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
-from hpcdask.client.streaming import CHUNK, chunked
+from hpcdask.client.annotations import Annotations
+from hpcdask.client.streaming import CHUNK, Conditions, chunked
 from hpcdask.client.submission import pack_function, pack_replaced, replace_futures
 from hpcdask.messages import Blob, Function, TaskSpec
 from hpcdask.wire.arguments import Input
 from hpcdask.wire.serialize import OUT_OF_BAND
 
 #: Tasks of the first chunk, so that workers have something to do while the others are packed.
-_FIRST_CHUNK = 50
+FIRST_CHUNK = 50
 #: Types that stand for themselves if they are no keys.
 _SCALARS = frozenset({int, float, str, bool, type(None)})
 _KEYS = frozenset({str, tuple, int, float, bytes})
 
-#: Functions, tasks, and whether these are the last.
-Chunk = tuple[tuple[Function, ...], tuple[TaskSpec, ...], bool]
+#: Functions, tasks, whether these are the last, and their conditions.
+Chunk = tuple[tuple[Function, ...], tuple[TaskSpec, ...], bool, Conditions]
 
 
 class Graph:
@@ -35,6 +36,8 @@ class Graph:
     ----------
     wanted : tuple of str
         The keys, each once.
+    annotations : dict
+        What is said of single keys, by kind: nothing.
 
     Raises
     ------
@@ -44,17 +47,26 @@ class Graph:
 
     def __init__(self, dsk: Any, keys: Any) -> None:
         self._dsk = dict(dsk)
+        self.annotations: dict[str, dict[Any, Any]] = {}
         outputs = list(_flat(keys, self._dsk))
         self.wanted = tuple(dict.fromkeys(map(key_name, outputs)))
-        self._order = _ordered(self._dsk, outputs)
-        _refuse_namesakes(self._order)
+        self._order = depth_first(outputs, self._needed, self._dsk)
+        refuse_namesakes(self._order)
         # By their ids; `_dsk` keeps them alive.
         self._functions: dict[int, Function] = {}
 
-    def packed(self) -> Iterator[Chunk]:
+    def name(self, key: Any) -> str:
+        """The name of a key on the cluster."""
+        return key_name(key)
+
+    def _needed(self, key: Any) -> list[Any]:
+        return _needed(self._dsk[key], self._dsk)
+
+    def packed(self, annotations: Annotations) -> Iterator[Chunk]:
         """Pack the tasks chunk by chunk, dependencies before dependants."""
-        for keys, is_final in chunked(self._order, CHUNK, _FIRST_CHUNK):
-            yield (*self._chunk(keys), is_final)
+        for keys, is_final in chunked(self._order, CHUNK, FIRST_CHUNK):
+            for alike, is_last, conditions in annotations.runs(keys):
+                yield *self._chunk(alike), is_final and is_last, conditions
 
     def _chunk(self, keys: Iterable[Any]) -> tuple[tuple[Function, ...], tuple[TaskSpec, ...]]:
         indices: dict[bytes, int] = {}
@@ -130,7 +142,7 @@ def key_name(key: Any) -> str:
     return key if isinstance(key, str) else str(key)
 
 
-def _refuse_namesakes(order: list[Any]) -> None:
+def refuse_namesakes(order: list[Any]) -> None:
     """Raise ValueError if two keys, such as 1 and "1", would be the same on the cluster."""
     if all([type(key) is str for key in order]):
         return
@@ -144,11 +156,11 @@ def _refuse_namesakes(order: list[Any]) -> None:
             )
 
 
-def rename(keys: Any, dsk: Any, futures: dict[str, Any]) -> Any:
+def rename(keys: Any, name: Callable[[Any], str], futures: dict[str, Any]) -> Any:
     """Return `keys` with futures in their places."""
     if isinstance(keys, list):
-        return [rename(key, dsk, futures) for key in keys]
-    return futures[key_name(keys)]
+        return [rename(key, name, futures) for key in keys]
+    return futures[name(keys)]
 
 
 def _flat(keys: Any, dsk: dict[Any, Any]) -> Iterator[Any]:
@@ -161,8 +173,16 @@ def _flat(keys: Any, dsk: dict[Any, Any]) -> Iterator[Any]:
         raise ValueError(f"the graph has no key {keys!r}")
 
 
-def _ordered(dsk: dict[Any, Any], outputs: list[Any]) -> list[Any]:
-    """Keys that `outputs` need, depth first, so that few values are held at a time."""
+def depth_first(
+    outputs: list[Any], needed: Callable[[Any], Iterable[Any]], graph: Container[Any]
+) -> list[Any]:
+    """Keys that `outputs` need, depth first, so that few values are held at a time.
+
+    Raises
+    ------
+    ValueError
+        If there is a cycle.
+    """
     order: list[Any] = []
     state: dict[Any, bool] = {}  # key -> whether it is in `order`; False while on the path
     for output in outputs:
@@ -175,11 +195,12 @@ def _ordered(dsk: dict[Any, Any], outputs: list[Any]) -> list[Any]:
             elif key not in state:
                 state[key] = False
                 stack.append((key, True))
-                for needed in reversed(_needed(dsk[key], dsk)):
-                    if needed not in state:
-                        stack.append((needed, False))
-                    elif state[needed] is False:
-                        raise ValueError(f"the graph has a cycle through {needed!r}")
+                for other in reversed([*needed(key)]):
+                    if other not in state:
+                        if other in graph:
+                            stack.append((other, False))
+                    elif state[other] is False:
+                        raise ValueError(f"the graph has a cycle through {other!r}")
     return order
 
 
@@ -194,11 +215,6 @@ def _is_key(value: Any, dsk: dict[Any, Any]) -> bool:
 
 def _is_task(value: Any) -> bool:
     return type(value) is tuple and bool(value) and callable(value[0])
-
-
-def _is_spec(value: Any) -> bool:
-    """Whether it is an object of dask._task_spec, without importing dask."""
-    return hasattr(value, "dependencies") and hasattr(value, "key") and callable(value)
 
 
 def _needed(value: Any, dsk: dict[Any, Any]) -> list[Any]:
@@ -225,17 +241,11 @@ def _add_needed(value: Any, dsk: dict[Any, Any], found: list[Any]) -> None:
     elif isinstance(value, dict):
         for item in value.values():
             _add_needed(item, dsk, found)
-    elif _is_spec(value):
-        found.extend(value.dependencies)
 
 
 def _task(value: Any, dsk: dict[Any, Any]) -> tuple[Callable[..., Any], Any, dict[str, None]]:
     """Return the callable, (args, kwargs) and keys of inputs of one value of the graph."""
     found: dict[str, None] = {}
-    if _is_spec(value):
-        inputs = {key: Input(key_name(key)) for key in value.dependencies}
-        found.update(dict.fromkeys(map(key_name, value.dependencies)))
-        return _run_spec, ((value, inputs), {}), found
     if _is_task(value):
         args = tuple(_argument(item, dsk, found) for item in value[1:])
         return value[0], (args, {}), found
@@ -257,7 +267,3 @@ def _argument(value: Any, dsk: dict[Any, Any], found: dict[str, None]) -> Any:
 
 def _identity(value: Any) -> Any:
     return value
-
-
-def _run_spec(node: Any, inputs: dict[Any, Any]) -> Any:
-    return node(inputs)

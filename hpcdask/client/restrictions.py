@@ -11,7 +11,10 @@ from hpcdask.messages import Restriction
 
 
 def restriction_of(
-    workers: Any = None, allow_other_workers: bool | None = False, resources: Any = None
+    workers: Any = None,
+    allow_other_workers: bool | None = False,
+    resources: Any = None,
+    actor: bool = False,
 ) -> Restriction | None:
     """Turn the keywords of `Client.submit` into a record; equal wishes give equal records.
 
@@ -23,6 +26,8 @@ def restriction_of(
         Whether others will do where none of these is there.
     resources : dict, optional
         Name -> amount. An amount of 0 is as good as none.
+    actor : bool
+        Whether the tasks make actors.
 
     Returns
     -------
@@ -34,7 +39,7 @@ def restriction_of(
     TypeError, ValueError
         If a value is none of these.
     """
-    if workers is None and not resources and not allow_other_workers:
+    if workers is None and not resources and not allow_other_workers and not actor:
         if resources is not None:
             _resources(resources)
         return None
@@ -44,9 +49,9 @@ def restriction_of(
     if allow_other_workers and not names:
         raise ValueError("allow_other_workers= needs workers=: the others are those not named")
     amounts = _resources(resources)
-    if not names and not amounts:
+    if not names and not amounts and not actor:
         return None
-    return Restriction(names, bool(allow_other_workers), amounts)
+    return Restriction(names, bool(allow_other_workers), amounts, bool(actor))
 
 
 def _workers(workers: Any) -> tuple[str, ...]:

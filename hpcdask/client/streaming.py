@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import operator
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -16,7 +19,7 @@ from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.messages import Function, Restriction, SubmitTasks, TaskSpec
 
 if TYPE_CHECKING:
-    from hpcdask.client.client import Client
+    from hpcdask.client.connection import Connection
 
 log = logging.getLogger("hpcdask.client")
 
@@ -39,17 +42,49 @@ class Conditions(NamedTuple):
 
 
 def conditions(
-    priority: Any, retries: Any, workers: Any, allow_other_workers: Any, resources: Any
+    priority: Any,
+    retries: Any,
+    workers: Any,
+    allow_other_workers: Any,
+    resources: Any,
+    actor: bool = False,
 ) -> Conditions:
     """Check here what would make a message that the scheduler refuses with all else.
+
+    What is not given is as a ``with dask.annotate(...)`` around the call says.
 
     Raises
     ------
     TypeError, ValueError
         If one of them is not what it should be.
     """
-    restriction = restriction_of(workers, allow_other_workers, resources)
+    said = _annotations()
+    if said:
+        priority = priority or said.get("priority")
+        retries = retries or int(said.get("retries", 0))
+        workers = workers or said.get("workers")
+        allow_other_workers = allow_other_workers or said.get("allow_other_workers")
+        resources = resources or said.get("resources")
+    restriction = restriction_of(workers, allow_other_workers, resources, actor)
+    if retries is not None and (not hasattr(retries, "__index__") or operator.index(retries) < 0):
+        raise _wrong(retries, "retries must be a whole number from 0 up", "__index__")
+    if priority is not None and (not isinstance(priority, Real) or math.isnan(priority)):
+        raise _wrong(priority, "priority must be a number; higher ones run first", "__float__")
     return Conditions(float(priority or 0), operator.index(retries or 0), restriction)
+
+
+def _wrong(value: Any, claim: str, makes_it_a_number: str) -> Exception:
+    kind = ValueError if hasattr(value, makes_it_a_number) else TypeError
+    return kind(f"{claim}, not {value!r:.80}")
+
+
+def _annotations() -> dict[str, Any] | None:
+    dask = sys.modules.get("dask.base")
+    if dask is None:
+        return None
+    said = dask.get_annotations()
+    # Those that are callables are for the keys of graphs.
+    return said and {kind: value for kind, value in said.items() if not callable(value)}
 
 
 def chunked(
@@ -76,7 +111,7 @@ class Submission:
     conditions : Conditions
     """
 
-    def __init__(self, client: Client, conditions: Conditions) -> None:
+    def __init__(self, client: Connection, conditions: Conditions) -> None:
         self._client, self._conditions = client, conditions
         self._first = 0  # position of the next chunk's first task
         self._n_sent = 0  # chunks
@@ -95,12 +130,14 @@ class Submission:
         is_final: bool,
         want: int,
         n_positions: int | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         """Queue a chunk; the client's lock is held.
 
-        `n_positions` is its length with the tasks that need not be sent.
+        `n_positions` is its length with the tasks that need not be sent. `conditions` are those of
+        this chunk, if it has others than the rest.
         """
-        priority, retries, restriction = self._conditions
+        priority, retries, restriction = conditions or self._conditions
         first = self._first
         how = (first, priority, retries, is_final, want, restriction)
         self._client._submit(SubmitTasks(self._number, functions, tasks, wanted, *how))
@@ -145,7 +182,7 @@ class Submission:
                 self.send((), (), (), True, 0)  # unless a closed client is why it ends
 
 
-async def _taken(client: Client) -> None:
+async def _taken(client: Connection) -> None:
     """Wait while the connection has more to send than the scheduler has read lately."""
     client._flush()
     if client._link is not None:

@@ -59,14 +59,19 @@ def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Blob,
 
 def pack_replaced(arguments: Any, found: dict[str, None]) -> tuple[Blob, tuple[str, ...]]:
     """Pickle arguments whose inputs are placeholders already."""
+    blob, pickled = pack_with_futures(arguments)
+    found.update(dict.fromkeys([future.key for future in pickled]))
+    return blob, tuple(found)
+
+
+def pack_with_futures(value: Any) -> tuple[Blob, list[Future]]:
+    """Pickle anything; return also the futures within, which arrive as futures."""
     pickled: list[Future] = []
     token = _pickled.set(pickled)
     try:
-        blob = dumps(arguments)
+        return dumps(value), pickled
     finally:
         _pickled.reset(token)
-    found.update(dict.fromkeys(future.key for future in pickled))
-    return blob, tuple(found)
 
 
 def replace_futures(value: Any, found: dict[str, None]) -> Any:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 from hpcdask.client.client import Client
 from hpcdask.client.current import get_client
-from hpcdask.execution import current_place, rejoin, secede
+from hpcdask.execution import current_place, current_worker, rejoin, secede
 
 
 @contextlib.contextmanager
 def worker_client(
     timeout: float | str | None = None, separate_thread: bool = True
 ) -> Iterator[Client]:
-    """Within a task: give its client, and let another task run in its place meanwhile.
+    """Within a task, or an actor: give its client; another task may run in its place meanwhile.
 
     Waiting for futures lends the task's place anyway; so `get_client` alone is as good, unless
     the task does other slow things before it goes on.
@@ -34,7 +34,7 @@ def worker_client(
     Raises
     ------
     ValueError
-        If the calling code runs in no task.
+        If the calling code runs in no task, and in no actor's method.
 
     Examples
     --------
@@ -43,11 +43,11 @@ def worker_client(
     ...         return sum(client.gather(client.map(abs, range(n))))
     """
     place = current_place()
-    if place is None:
+    if current_worker() is None:
         raise ValueError("worker_client() works within a task only; no task runs in this thread")
     client = get_client(timeout=timeout)
-    # Who seceded before has a reason to stay away after.
-    leaves = separate_thread and not place.has_seceded
+    # An actor's method has no place to leave; who seceded before has a reason to stay away after.
+    leaves = separate_thread and place is not None and not place.has_seceded
     if leaves:
         secede()
     try:

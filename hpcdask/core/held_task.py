@@ -53,8 +53,12 @@ class NotStarted(NamedTuple):
     """A run was abandoned before it began."""
 
 
+class Postponed(NamedTuple):
+    """A run wants to be made again, elsewhere or later."""
+
+
 Instruction = Execute | Abandon | Fetch
-Outcome = Ran | Raised | NotStarted
+Outcome = Ran | Raised | NotStarted | Postponed
 
 
 class HeldTask:

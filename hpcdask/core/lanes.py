@@ -34,12 +34,15 @@ class Lane:
         What each task takes of its worker's resources while it runs.
     workers : dict of WorkerRecord to None
         Those that may run its tasks.
+    is_actor : bool
+        Whether its tasks make actors, each of which lives on the worker that has made it.
     prefers : bool
         Whether workers that it does not name may run them while none of those is there.
     """
 
     __slots__ = (
         "_queue",
+        "is_actor",
         "n_named",
         "n_queued",
         "placement",
@@ -54,6 +57,7 @@ class Lane:
     def __init__(self, restriction: Restriction | None) -> None:
         self.restriction = restriction
         self.resources = () if restriction is None else restriction.resources
+        self.is_actor = restriction is not None and restriction.actor
         self.placement = Placement(self.resources)
         self.workers = self.placement.workers
         self.prefers = restriction is not None and restriction.allow_others

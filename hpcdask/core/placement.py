@@ -133,6 +133,15 @@ class Placement:
 
         return min(candidates, key=start)
 
+    def another(self, worker: WorkerRecord) -> WorkerRecord | None:
+        """Return one that has room and is not this one, if there is such among the next ones."""
+        for _ in range(2):  # the first may be this one
+            found = self._roomy()
+            if found is not worker:
+                return found
+        some = islice(self._room.line, MAX_CANDIDATES)
+        return next((w for w in some if w is not worker and self.has_room(w)), None)
+
     def _roomy(self) -> WorkerRecord | None:
         line = self._free.line
         while line:

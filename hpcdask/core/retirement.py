@@ -135,7 +135,10 @@ class Retirement(Transitions):
         others = any(w is not worker for w in self.lanes.open.workers)
         if worker is None or worker.is_patient or others:
             return 0
-        return sum(not any(h is not worker for h in task.who_has) for task in worker.has_what)
+        return sum(
+            not task.lane.is_actor and not any(h is not worker for h in task.who_has)
+            for task in worker.has_what
+        )
 
 
 class _Move:
@@ -153,5 +156,5 @@ def _in_order_of_need(task: Task) -> tuple[bool, int]:
 
 
 def _is_safe(task: Task) -> bool:
-    """Whether a worker that stays holds the value."""
-    return any(not holder.is_leaving for holder in task.who_has)
+    """Whether a worker that stays holds the value; or it cannot move, being an actor."""
+    return task.lane.is_actor or any(not holder.is_leaving for holder in task.who_has)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import nsmallest
 
+from hpcdask.core.actors import Actors
+from hpcdask.core.copying import Copying
 from hpcdask.core.keeping import Keeping
 from hpcdask.core.lanes import Lane
 from hpcdask.core.placement import has_free_thread
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
-from hpcdask.core.retirement import Retirement
+from hpcdask.core.rescheduling import Rescheduling
+from hpcdask.core.retrying import Retrying
 from hpcdask.core.scattering import Scattering
 from hpcdask.core.task_errors import killed_worker, out_of_reach
 from hpcdask.core.transitions import MOVES as MOVES
@@ -31,6 +34,7 @@ from hpcdask.messages import (
     TakeBack,
     TaskErred,
     TaskFinished,
+    TaskRescheduled,
     TaskSpec,
     ThreadsLent,
     Version,
@@ -48,7 +52,7 @@ _MAX_UNREACHABLE = 3
 _HOPELESS = 20
 
 
-class SchedulerState(Keeping, Scattering, Retirement):
+class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actors):
     """All the scheduler knows and decides: one public method per event.
 
     What follows from an event is in `outbox`: messages in order, by the address of a worker or the
@@ -122,14 +126,14 @@ class SchedulerState(Keeping, Scattering, Retirement):
             self._move(task, "waiting")
         lost = []
         for task in sorted(worker.has_what, key=lambda task: task.priority):
-            task.drop_holder(worker)
-            if not task.who_has:
+            if self._drop_copy(task, worker):
                 lost.append(task)
         if self.leaving:
             self._target_lost(address)
         self._memory_to_released(lost)
         for task in killed:
             self._err(task, killed_worker(task, worker, how))
+        self._err_actors(lost, worker, how)
         self._recover(lost)
         for task in runs:
             if task.state == "waiting" and not task.missing:
@@ -150,12 +154,13 @@ class SchedulerState(Keeping, Scattering, Retirement):
         return [task for task in running if task.failures > self.allowed_failures]
 
     def would_give_up(self, address: str) -> bool:
-        """Whether the loss of this worker would make us give a task up."""
+        """Whether the loss of this worker would make us give a task up, or an actor."""
         worker = self.workers.get(address)
         if worker is None or worker.is_leaving:
             return False
         running = _maybe_running(worker)
-        return any(task.failures >= self.allowed_failures for task in running)
+        given_up = any(task.failures >= self.allowed_failures for task in running)
+        return given_up or bool(worker.actors)
 
     def heartbeat(self, now: float, address: str, msg: Heartbeat) -> None:
         """A worker tells how it is."""
@@ -165,11 +170,11 @@ class SchedulerState(Keeping, Scattering, Retirement):
 
     @property
     def has_work(self) -> bool:
-        """Whether there are tasks that run or are to run."""
+        """Whether there are tasks that run or are to run, or actors, which are called unseen."""
         # Those that wait do so for others that do not.
         return (
-            bool(self.held)
-            or any(worker.processing for worker in self.workers.values())
+            bool(self.held or self.resting)
+            or any(worker.processing or worker.actors for worker in self.workers.values())
             or any(lane.n_queued or lane.stranded for lane in self.lanes)
         )
 
@@ -198,6 +203,8 @@ class SchedulerState(Keeping, Scattering, Retirement):
     def tick(self, now: float) -> None:
         """Some time has passed: look for what no event brings up."""
         self._tick_hold(now)
+        if self.resting:
+            self._wake_resting()
         if self.loaded:
             for worker in self.lanes.open.placement.idle_workers(_RELIEVED_AT_A_TIME):
                 self._relieve_others(worker, patience=False)
@@ -483,6 +490,18 @@ class SchedulerState(Keeping, Scattering, Retirement):
         self._fill(worker)
         self._settle()
 
+    def task_rescheduled(self, now: float, address: str, msg: TaskRescheduled) -> None:
+        """A task wants another run."""
+        task, worker = self.tasks.get(msg.key), self.workers.get(address)
+        if worker is None:
+            return
+        if task is not None and self._is_current(task, worker, msg.attempt):
+            self._rest(task, worker)
+            self._fill(worker)
+            self._settle()
+        elif self._runs:
+            self._kept_run_ended(now, worker, msg)
+
     def _is_current(self, task: Task, worker: WorkerRecord, attempt: int) -> bool:
         return task.attempt == attempt and task.worker is worker
 
@@ -513,10 +532,11 @@ class SchedulerState(Keeping, Scattering, Retirement):
             self._drop_kept(worker, version)
             self._leave_plans(worker, version)
             task = self.tasks.get(version.key)
-            if task is not None and task.attempt == version.attempt and worker in task.who_has:
-                task.drop_holder(worker)
-                if not task.who_has:
-                    lost.append(task)
+            is_held = (
+                task is not None and task.attempt == version.attempt and worker in task.who_has
+            )
+            if is_held and task is not None and self._drop_copy(task, worker):
+                lost.append(task)
         self._memory_to_released(lost)
         self._recover(lost)
 
@@ -547,7 +567,8 @@ class SchedulerState(Keeping, Scattering, Retirement):
         """Two workers cannot talk: run the task where the value is, or compute that elsewhere."""
         self._vacated[worker] = None
         times = self._unreachable[task] = self._unreachable.get(task, 0) + 1
-        if times > (_MAX_UNREACHABLE if value.function is None else _HOPELESS):
+        is_all_there_is = value.function is None or value.lane.is_actor
+        if times > (_MAX_UNREACHABLE if is_all_there_is else _HOPELESS):
             self._err(task, out_of_reach(task, value, worker, source))
             return
         self._leave_worker(task)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import pickle
 
 from hpcdask.core.records import Task, WorkerRecord
-from hpcdask.errors import KilledWorker, LostDataError
+from hpcdask.errors import KilledWorker, LostActorError, LostDataError
 from hpcdask.messages import TaskError
+
+
+def lost_actor(task: Task, worker: WorkerRecord, how: str) -> TaskError:
+    """An actor's worker is gone."""
+    text = (
+        f"the actor {task.key!r} has ended with its worker, {worker.address} (pid "
+        f"{worker.info.pid} on {worker.info.host}): {how}. What it knew is lost; submit another one"
+    )
+    return TaskError(pickle.dumps(LostActorError(text)), (), task.key, worker.address)
 
 
 def lost_data(task: Task) -> TaskError:
     """Data is wanted of which there is no copy left, and no recipe."""
+    if task.lane.is_actor:
+        text = f"the actor {task.key!r} is not there any more, and is not made a second time"
+        return TaskError(pickle.dumps(LostActorError(text)), (), task.key, "")
     text = (
         f"the data of {task.key!r} was scattered, or outlived its scheduler, and its last copy is "
         "gone with its worker or with its last future; scatter it again, with broadcast=True if it "

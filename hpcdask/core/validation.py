@@ -25,7 +25,7 @@ def validate_scheduler(state: SchedulerState) -> None:
             missing = [d for d in task.dependencies if d.state != "memory"]
             assert task.missing == len(missing), (task, missing)
             assert task.state in ("waiting", "processing") or not missing, task
-            assert task.state != "waiting" or missing, task
+            assert task.state != "waiting" or missing or task in state.resting, task
             # Sent ahead, of inputs that are being computed at the same worker.
             ahead = task.state == "processing" and task.missing
             assert not ahead or all(d.worker is task.worker for d in missing), (task, missing)
@@ -42,6 +42,7 @@ def validate_scheduler(state: SchedulerState) -> None:
         assert worker.address == address
         assert worker.nbytes == sum(task.nbytes for task in worker.has_what)
         assert all(worker in task.who_has for task in worker.has_what)
+        assert all(task.lane.is_actor and task in worker.has_what for task in worker.actors)
         assert all(task.worker is worker for task in worker.processing)
         assert worker.n_ahead == sum(bool(task.missing) for task in worker.processing), worker
         assert worker.recalled.keys() <= worker.processing.keys()

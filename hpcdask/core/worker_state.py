@@ -25,6 +25,7 @@ from hpcdask.core.held_task import Fetch as Fetch
 from hpcdask.core.held_task import HeldTask as HeldTask
 from hpcdask.core.held_task import NotStarted as NotStarted
 from hpcdask.core.held_task import Outcome as Outcome
+from hpcdask.core.held_task import Postponed as Postponed
 from hpcdask.core.held_task import Raised as Raised
 from hpcdask.core.held_task import Ran as Ran
 from hpcdask.messages import (
@@ -39,6 +40,7 @@ from hpcdask.messages import (
     TakeBack,
     TaskErred,
     TaskFinished,
+    TaskRescheduled,
     Version,
 )
 
@@ -277,7 +279,7 @@ class WorkerState(Fetching):
             heappush(self._ready, (waiting.priority, self._pushes, waiting))
 
     def _run_ended(self, task: HeldTask, outcome: Outcome) -> None:
-        if not isinstance(outcome, NotStarted) and task.function is not None:
+        if isinstance(outcome, (Ran, Raised)) and task.function is not None:
             self._observe(task.function.function_id, outcome.duration)
         if isinstance(outcome, Ran):
             self._executing_to_memory(task, outcome)
@@ -285,6 +287,10 @@ class WorkerState(Fetching):
             self._hand_back(self._dependents(task))
             self.outbox.append(TaskErred(task.key, task.attempt, outcome.error))
             self._move(task, "error")
+            self._drop_ended(task)
+        elif isinstance(outcome, Postponed):
+            self._hand_back(self._dependents(task))
+            self.outbox.append(TaskRescheduled(task.key, task.attempt))
             self._drop_ended(task)
 
     def _executing_to_memory(self, task: HeldTask, ran: Ran) -> None:

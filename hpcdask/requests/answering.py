@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.messages import Failure, Message
 from hpcdask.peers import RequestFailedError
+from hpcdask.requests.actors import ActorRequests
 from hpcdask.requests.calls import Answers, Calls, Events
 from hpcdask.requests.cluster import ClusterRequests
 from hpcdask.requests.coordination import CoordinationRequests
+from hpcdask.requests.data import DataRequests
+from hpcdask.requests.diagnostics import DiagnosticRequests
 from hpcdask.requests.plugins import PluginRequests
 from hpcdask.requests.topics import TopicRequests
 from hpcdask.tracebacks import to_task_error
@@ -52,8 +55,16 @@ class ClientRequests:
         length = scheduler.settings["scheduler.events-log-length"]
         self.topics = TopicRequests(scheduler, length)
         self.plugins = PluginRequests(scheduler, self.calls, spawn)
+        families = (
+            ClusterRequests(scheduler, self.calls, spawn),
+            ActorRequests(scheduler),
+            self.topics,
+            self.plugins,
+            DataRequests(scheduler),
+            DiagnosticRequests(scheduler),
+        )
         self.answers: Answers = {}
-        for family in (ClusterRequests(scheduler, self.calls, spawn), self.topics, self.plugins):
+        for family in families:
             self.answers |= family.answers
         self.events: Events = {}
         for of_events in (self.coordination, self.topics, self.plugins):

@@ -271,7 +271,7 @@ def _running(cluster: Cluster) -> list[psutil.Process]:
 
 def _is_starting_on(cluster: Cluster, host: str) -> bool:
     nannies = [nanny for nanny, where in cluster.nannies.items() if where == host]
-    return not all(children(nanny.process.pid) for nanny in nannies)
+    return not all("Start Nanny at" in nanny.err for nanny in nannies)
 
 
 def _whole(cluster: Cluster, hosts: tuple[str, ...]) -> list[str]:

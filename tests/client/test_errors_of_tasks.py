@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdask import Client, LocalCluster, RemoteError, SerializationError, wait
+from hpcdask import Client, LocalCluster, RemoteError, SerializationError, TaskExitError, wait
 from hpcdask.errors import HpcdaskError
 
 
@@ -104,12 +104,8 @@ def test_the_same_error_may_be_raised_twice(client: Client) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        SystemExit,
-        KeyboardInterrupt,
-        GeneratorExit,
         StopIteration,
         StopAsyncIteration,
-        asyncio.CancelledError,
         asyncio.TimeoutError,
         TimeoutError,
         MemoryError,
@@ -131,7 +127,30 @@ def test_an_exception_of_any_kind_is_only_the_tasks(
     assert {worker.pid for worker in cluster.workers.values()} == pids
 
 
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, StopIteration, ValueError])
+@pytest.mark.parametrize(
+    "kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
+def test_what_ends_programs_is_only_an_error_of_the_task(
+    client: Client, cluster: LocalCluster, kind: type[BaseException]
+) -> None:
+    async def raise_later() -> None:
+        await asyncio.sleep(0)
+        raise kind(3)
+
+    pids = {worker.pid for worker in cluster.workers.values()}
+    for function in (raise_later, lambda: raise_type(kind, 3), lambda: sys.exit(3)):
+        future = client.submit(function, pure=False)
+        with pytest.raises(TaskExitError, match="3, which has ended only") as caught:
+            future.result(timeout=10)
+        assert isinstance(caught.value, Exception), "who expects an error catches it"
+        assert isinstance(future.exception(timeout=10), TaskExitError)
+        with pytest.raises(TaskExitError):
+            client.gather([future], timeout=10)
+    assert client.submit(abs, -1, pure=False).result(timeout=10) == 1
+    assert {worker.pid for worker in cluster.workers.values()} == pids
+
+
+@pytest.mark.parametrize("kind", [StopIteration, ValueError])
 def test_an_exception_of_a_coroutine_is_only_the_tasks(
     client: Client, kind: type[BaseException]
 ) -> None:
@@ -147,11 +166,12 @@ def test_an_exception_of_a_coroutine_is_only_the_tasks(
 
 def test_an_exception_of_a_called_function_is_only_the_calls(client: Client) -> None:
     for kind in (SystemExit, KeyboardInterrupt, OwnError):
-        with pytest.raises(kind):
+        expected = OwnError if kind is OwnError else TaskExitError
+        with pytest.raises(expected):
             client.run(raise_type, kind, 3, timeout=10)
-        with pytest.raises(kind):
+        with pytest.raises(expected):
             client.run_on_scheduler(raise_type, kind, 3, timeout=10)
-        with pytest.raises(kind):
+        with pytest.raises(expected):
             client.run(raise_type, kind, 3, nanny=True, timeout=10)
     assert len(client.nthreads(timeout=5)) == 2
 

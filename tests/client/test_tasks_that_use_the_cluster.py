@@ -6,11 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from waiting import wait_until
 
-from hpcdask import Client, LocalCluster, as_completed, get_client, get_worker, wait
+from hpcdask import Actor, Client, LocalCluster, as_completed, get_client, get_worker, wait
+from hpcdask.client.loop import limited
 from hpcdask.errors import WaitTimeoutError
 
 
@@ -33,7 +35,7 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[Client]:
 
 
 def test_tasks_wait_for_their_own_tasks_on_a_single_thread(one_thread: Client) -> None:
-    assert one_thread.submit(fibonacci, 9).result(timeout=30) == 34
+    assert one_thread.submit(fibonacci, 10).result(timeout=30) == 55
 
 
 @pytest.mark.parametrize("way", ["result", "wait", "as_completed", "exception", "gather", "get"])
@@ -54,6 +56,61 @@ def test_every_way_of_waiting_lends_the_thread(one_thread: Client, way: str) -> 
         return client.gather(futures, timeout=10)
 
     assert one_thread.submit(outer, way, pure=False).result(timeout=20) == [1, 2, 3]
+
+
+def nested(depth: int) -> int:
+    """Submit, on any worker, and wait, while all others do."""
+    if not depth:
+        return 1
+    client = get_client()
+    return sum(client.submit(nested, depth - 1, pure=False).result(timeout=60) for _ in range(2))
+
+
+def test_tasks_on_all_threads_of_all_workers_wait_for_their_own(client: Client) -> None:
+    futures = [client.submit(nested, 3, pure=False) for _ in range(12)]
+    assert client.gather(futures, timeout=60) == [8] * 12
+
+
+class Middleman:
+    def ask(self) -> int:
+        return get_client().submit(increment, 1, pure=False).result(timeout=10)
+
+
+def ask(middleman: Actor) -> int:
+    return middleman.ask().result(timeout=20)
+
+
+async def ask_on_loop(middleman: Actor) -> int:
+    client = get_client()
+    # Neither of these is a wait for a future.
+    assert await client.wait_for_workers(1, timeout=10) is None
+    return await middleman.ask()
+
+
+@pytest.mark.parametrize("task", [ask, ask_on_loop])
+def test_a_task_waits_for_an_actor_that_waits_for_a_task(one_thread: Client, task: Any) -> None:
+    middleman = one_thread.submit(Middleman, actor=True)
+    assert one_thread.submit(task, middleman, pure=False).result(timeout=30) == 2
+
+
+async def wait_for_another_task() -> str:
+    event = get_worker().event_of_test = asyncio.Event()
+    await limited(event.wait(), 20)
+    return "set"
+
+
+def set_event() -> None:
+    worker = get_worker()
+    wait_until(lambda: hasattr(worker, "event_of_test"))
+    worker.loop.call_soon_threadsafe(worker.event_of_test.set)
+
+
+def test_whatever_a_coroutine_task_awaits_of_its_client_lends_its_place(
+    one_thread: Client,
+) -> None:
+    waiting = one_thread.submit(wait_for_another_task, pure=False)
+    one_thread.submit(set_event, pure=False).result(timeout=30)
+    assert waiting.result(timeout=30) == "set"
 
 
 def test_lent_threads_come_back(one_thread: Client) -> None:
@@ -157,6 +214,11 @@ def test_a_coroutine_task_knows_its_worker_and_may_use_the_cluster(one_thread: C
 
     future = one_thread.submit(work, pure=False)
     assert future.result(timeout=20) == (_only(one_thread), [1, 2, 3], 1, 3)
+
+
+def test_a_task_knows_its_key(client: Client) -> None:
+    future = client.submit(lambda: get_worker().get_current_task(), key="mine")
+    assert future.result(timeout=10) == "mine"
 
 
 # -- Without a task --------------------------------------------------------------------------------

@@ -97,7 +97,11 @@ def _survivors(simulation: Simulation) -> list[str]:
             recipe = recipes[run.key]
             is_abandoned = (run.key, run.attempt) in worker.state.abandoned
             takes = recipe.restriction is not None and recipe.restriction.resources
-            if recipe.function not in ("raise", "flaky") and not is_abandoned and not takes:
+            if (
+                recipe.function not in ("raise", "flaky", "moody")
+                and not is_abandoned
+                and not takes
+            ):
                 found[Version(run.key, run.attempt)] = None
     return list({version.key: None for version in found if version not in freed})
 

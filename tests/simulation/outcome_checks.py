@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from recipes import DATA
 
-from hpcdask.errors import KilledWorker, LostDataError
+from hpcdask.errors import KilledWorker, LostActorError, LostDataError
 from hpcdask.messages import TaskError, Version
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def _check_error(
         # A client that cancels a key and loses its connection relies on it once more when it is
         # back, if it has not been told.
         assert is_data or inputs & simulation.uncovered or may_be_cancelled, error.key
+    elif isinstance(exception, LostActorError):
+        assert recipes.has_actor(error.key), (error.key, exception)
     else:
         assert isinstance(exception, KilledWorker), exception
         assert simulation.allowed_failures < simulation.scheduler.n_lost, exception
@@ -77,6 +79,7 @@ def check_nothing_is_left(simulation: Simulation) -> None:
     assert not any(list(lane.queued) for lane in state.lanes)
     assert not state.leaving
     assert not state.held
+    assert not state.resting
     assert not any([state._values, state._runs, state._held_wants, state._former])
     planned = {p.key for plans in state._scattering.values() for p in plans.values()}
     for record in state.workers.values():

@@ -17,6 +17,7 @@ DURATIONS = {
     "long": 20.0,
     "raise": 1e-3,
     "flaky": 0.01,
+    "moody": 0.01,
 }
 FUNCTIONS = tuple(DURATIONS)
 #: Where workers are.
@@ -31,6 +32,8 @@ RESTRICTIONS = (
     Restriction(("n1",), False, ()),
     Restriction(("w1", "w3"), True, ()),
     Restriction(("n2", "w2"), True, (("gpu", 1.0),)),
+    Restriction((), False, (), True),
+    Restriction(("h1",), False, (("gpu", 1.0),), True),
 )
 #: What `Recipe.function` says of scattered data.
 DATA = "data"
@@ -59,7 +62,7 @@ class Recipes:
 
     def add(self, key: str, dependencies: Iterable[str]) -> None:
         """Invent what a new key stands for."""
-        kinds = ["tick"] * 6 + ["short"] * 5 + ["medium"] * 3 + ["long", "raise", "flaky"]
+        kinds = ["tick"] * 6 + ["short"] * 5 + ["medium"] * 3 + ["long", "raise", "flaky", "moody"]
         function = self._random.choice(kinds)
         number = self._random.randrange(1000)
         failures = self._random.randint(1, 3)
@@ -97,6 +100,11 @@ class Recipes:
     def in_order(self, keys: Iterable[str]) -> list[str]:
         """Keys with dependencies before their dependants."""
         return sorted(keys, key=lambda key: (self._depth(key), key))
+
+    def has_actor(self, key: str) -> bool:
+        """Whether its value, or one that it needs, ends with the worker that made it."""
+        restrictions = [self.by_key[k].restriction for k in self.ancestors(key)]
+        return any(r is not None and r.actor for r in restrictions)
 
     def may_raise(self, key: str) -> bool:
         recipe = self.by_key[key]

@@ -18,6 +18,7 @@ from hpcdask.core.worker_state import (
     Fetch,
     NotStarted,
     Outcome,
+    Postponed,
     Raised,
     Ran,
     WorkerState,
@@ -322,6 +323,8 @@ class VirtualWorker(Process):
         self._running[run.key, run.attempt] = (run, timer)
 
     def _outcome(self, run: Execute, duration: float) -> Outcome:
+        if run.function.name == "moody" and self.random.random() < 0.5:
+            return Postponed()
         value = self.ledger.result(run)
         if value is None:
             return Raised(TaskError(b"boom", (), run.key, self.name), duration)
