@@ -17,6 +17,8 @@ _OWN_FILES = (
     "/hpcdask/calls.py",
     "/hpcdask/hosting.py",
     "/hpcdask/client/actor.py",
+    "/hpcdask/collections/programs.py",
+    "/hpcdask/joblib.py",
 )
 #: What ends programs, loops and tasks of asyncio, and is meant for those of the remote process.
 _ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
