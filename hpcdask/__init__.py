@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from hpcdask.client.actor import Actor, ActorFuture
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
+    from hpcdask.client.executor import ClientExecutor
     from hpcdask.client.future import Future
+    from hpcdask.client.progress import progress
     from hpcdask.client.rpc import rpc
+    from hpcdask.client.task_stream import get_task_stream
     from hpcdask.client.waiting import (
         ALL_COMPLETED,
         FIRST_COMPLETED,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
         FutureCancelledError,
         HandshakeError,
         HpcdaskError,
+        InstallError,
         InterfaceNotFoundError,
         KilledWorker,
         LaunchError,
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
         RemoteError,
         RendezvousError,
         RendezvousTimeoutError,
+        ReplicationError,
         Reschedule,
         SerializationError,
         SubmitError,
@@ -65,6 +70,11 @@ if TYPE_CHECKING:
     from hpcdask.launchers.spec import ProcessInterface, SpecCluster
     from hpcdask.launchers.ssh import SSHCluster
     from hpcdask.nanny import Nanny
+    from hpcdask.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin
+    from hpcdask.plugins.environ import Environ
+    from hpcdask.plugins.installing import CondaInstall, InstallPlugin, PipInstall
+    from hpcdask.plugins.output import ForwardOutput, print, warn
+    from hpcdask.plugins.uploading import UploadDirectory, UploadFile
     from hpcdask.scheduler import Scheduler
     from hpcdask.worker import Worker, get_worker
 
@@ -78,7 +88,10 @@ _WHERE = {
     "Client": "client.client",
     "default_client": "client.current",
     "get_client": "client.current",
+    "ClientExecutor": "client.executor",
     "Future": "client.future",
+    "get_task_stream": "client.task_stream",
+    "progress": "client.progress",
     "ALL_COMPLETED": "client.waiting",
     "FIRST_COMPLETED": "client.waiting",
     "DoneAndNotDoneFutures": "client.waiting",
@@ -101,6 +114,7 @@ _WHERE = {
     "FutureCancelledError": "errors",
     "HandshakeError": "errors",
     "HpcdaskError": "errors",
+    "InstallError": "errors",
     "InterfaceNotFoundError": "errors",
     "KilledWorker": "errors",
     "LaunchError": "errors",
@@ -110,6 +124,7 @@ _WHERE = {
     "RemoteError": "errors",
     "RendezvousError": "errors",
     "RendezvousTimeoutError": "errors",
+    "ReplicationError": "errors",
     "Reschedule": "errors",
     "SerializationError": "errors",
     "SubmitError": "errors",
@@ -127,6 +142,18 @@ _WHERE = {
     "SpecCluster": "launchers.spec",
     "SSHCluster": "launchers.ssh",
     "Nanny": "nanny",
+    "NannyPlugin": "plugins.base",
+    "SchedulerPlugin": "plugins.base",
+    "WorkerPlugin": "plugins.base",
+    "Environ": "plugins.environ",
+    "CondaInstall": "plugins.installing",
+    "InstallPlugin": "plugins.installing",
+    "PipInstall": "plugins.installing",
+    "ForwardOutput": "plugins.output",
+    "print": "plugins.output",
+    "warn": "plugins.output",
+    "UploadDirectory": "plugins.uploading",
+    "UploadFile": "plugins.uploading",
     "Scheduler": "scheduler",
     "Worker": "worker",
     "get_worker": "worker",
@@ -149,14 +176,20 @@ __all__ = [
     "BaseActorFuture",
     "CancelledError",
     "Client",
+    "ClientExecutor",
     "CommClosedError",
+    "CondaInstall",
     "ConfigError",
     "DoneAndNotDoneFutures",
+    "Environ",
     "Event",
+    "ForwardOutput",
     "Future",
     "FutureCancelledError",
     "HandshakeError",
     "HpcdaskError",
+    "InstallError",
+    "InstallPlugin",
     "InterfaceNotFoundError",
     "KilledWorker",
     "LaunchError",
@@ -166,6 +199,8 @@ __all__ = [
     "LostDataError",
     "MultiLock",
     "Nanny",
+    "NannyPlugin",
+    "PipInstall",
     "ProcessInterface",
     "ProtocolError",
     "Queue",
@@ -173,9 +208,11 @@ __all__ = [
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "ReplicationError",
     "Reschedule",
     "SSHCluster",
     "Scheduler",
+    "SchedulerPlugin",
     "Semaphore",
     "SerializationError",
     "SpecCluster",
@@ -183,9 +220,12 @@ __all__ = [
     "TaskExitError",
     "TimeoutError",
     "TokenError",
+    "UploadDirectory",
+    "UploadFile",
     "Variable",
     "WaitTimeoutError",
     "Worker",
+    "WorkerPlugin",
     "WorkerStartError",
     "__version__",
     "as_completed",
@@ -194,13 +234,17 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_stream",
     "get_worker",
     "initialize",
     "local_client",
+    "print",
+    "progress",
     "rejoin",
     "rpc",
     "secede",
     "wait",
+    "warn",
     "worker_client",
 ]
 

@@ -31,7 +31,7 @@ async def call(
     try:
         with on_behalf_of(worker):
             target, args, kwargs = loads(function)
-        kwargs = {**kwargs, **_accepted(target, service)}
+        kwargs = {**kwargs, **accepted(target, service)}
 
         def run() -> Any:
             with on_behalf_of(worker):
@@ -51,7 +51,8 @@ async def call(
         return to_task_error(exc, worker=address)
 
 
-def _accepted(function: Any, offered: dict[str, Any]) -> dict[str, Any]:
+def accepted(function: Any, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered keyword arguments that a function has a parameter for."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some builtins tell nothing

@@ -80,6 +80,10 @@ class LostDataError(HpcdaskError, RuntimeError):
     """A value without a recipe (scattered data) was on workers that are gone."""
 
 
+class ReplicationError(HpcdaskError, RuntimeError):
+    """A value could not be copied to as many workers as was asked."""
+
+
 class KilledWorker(HpcdaskError, RuntimeError):
     """A task ran on too many workers that died while they ran it."""
 
@@ -115,6 +119,10 @@ class Reschedule(HpcdaskError):
 
 class RemoteError(HpcdaskError, RuntimeError):
     """A remote exception that could not be sent or rebuilt here; its text is the message."""
+
+
+class InstallError(HpcdaskError, RuntimeError):
+    """An installer, such as pip, could not install what a plugin asked for; with its words."""
 
 
 class SerializationError(HpcdaskError, TypeError):

@@ -30,6 +30,9 @@ SMALL_RESULT = 2048
 #: would not fit into a message.
 _MOST = 2**60
 
+#: Seconds between two looks whether the first task has come.
+_IDLE = 0.2
+
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
@@ -273,11 +276,26 @@ class TaskThreads:
         self._returns: dict[int, concurrent.futures.Future[None]] = {}  # not done; by their id
         self._lent_is_due = False
         self._closed = False
+        self._closing = threading.Event()  # the same, to wait for
+        self.profiler: Any = None  # of a worker that keeps a profile, once a task has run
 
     def start(self) -> None:
         """Start the threads."""
         for _ in range(self._nthreads):
             self._start_thread()
+
+    def profile(self, is_busy: Callable[[], bool], interval: float) -> None:
+        """Look at what the tasks do every `interval` seconds, while there are any."""
+
+        def run() -> None:
+            while not self._closing.wait(_IDLE):
+                if is_busy():
+                    from hpcdask.profiling import Profiler  # a worker without tasks needs it not
+
+                    self.profiler = Profiler(self, is_busy, interval, self._closing)
+                    self.profiler.run()
+
+        threading.Thread(target=run, name="hpcdask-profile", daemon=True).start()
 
     def submit(self, task: Execute) -> None:
         """Queue a run."""
@@ -291,8 +309,13 @@ class TaskThreads:
         """Drop an unpickled function."""
         self._functions.pop(function_id, None)
 
+    def forget_all(self) -> None:
+        """Drop all unpickled functions; tasks that use them load them anew."""
+        self._functions.clear()
+
     def close(self) -> None:
         """Let the threads end after what they are running."""
+        self._closing.set()
         with self.lock:
             self._closed = True
             for _ in range(self._n_running):

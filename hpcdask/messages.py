@@ -193,6 +193,7 @@ class RegisterWorker(NamedTuple):
     returns: bool = False  # it had lost the scheduler, and has kept:
     values: tuple[HeldValue, ...] = ()
     runs: tuple[HeldRun, ...] = ()
+    plugins: tuple[str, ...] = ()  # registrations of those that it has set up
 
 
 class RegisterNanny(NamedTuple):
@@ -203,6 +204,7 @@ class RegisterNanny(NamedTuple):
     pid: int
     protocol: int
     version: str
+    plugins: tuple[str, ...] = ()  # registrations of those that it has set up
 
 
 class RegisterPeer(NamedTuple):
@@ -225,6 +227,7 @@ class Registered(NamedTuple):
 
     scheduler_id: str
     heartbeat: float  # seconds between heartbeats
+    n_plugins: int = 0  # to a nanny: so many `SetUpPlugin` follow, before all else
 
 
 class Refused(NamedTuple):
@@ -415,6 +418,38 @@ class CallOutcomes(NamedTuple):
     raised: tuple[tuple[str, TaskError], ...]
 
 
+class RegisterPlugin(NamedTuple):
+    """client -> scheduler: run this, on all that are there and all that will come.
+
+    Answered by `CallOutcomes`: what came of it on those that are there.
+    """
+
+    request: int
+    kind: str  # what runs it: worker, nanny or scheduler
+    name: str  # it takes the place of the one that has this name
+    registration: str  # unique
+    plugin: Blob
+    idempotent: bool  # if there is one of that name, leave it alone
+    again: bool  # after a return: tasks that this client submits wait for it
+
+
+class UnregisterPlugin(NamedTuple):
+    """client -> scheduler. Answered by `CallOutcomes`."""
+
+    request: int
+    kind: str
+    name: str
+
+
+class PluginFailed(NamedTuple):
+    """worker, nanny -> scheduler -> client that registered it: it raised, and nobody waited."""
+
+    name: str
+    registration: str
+    hook: str  # what of the plugin was called
+    error: TaskError
+
+
 class RestartWorkers(NamedTuple):
     """client -> scheduler: forget all tasks, start fresh workers. Answered by `Reply`."""
 
@@ -461,6 +496,72 @@ class TakeReturnedThrough(NamedTuple):
     request: int
     address: str
     receipt: int
+
+
+class RestartChosen(NamedTuple):
+    """client -> scheduler: give these workers new processes; tasks go on. Answered by `Reply`.
+
+    Its value has for each worker, by its address, whether it was back in time.
+    """
+
+    request: int
+    workers: tuple[str, ...]  # addresses or names
+    timeout: float  # seconds
+
+
+class RetryKeys(NamedTuple):
+    """client -> scheduler: run again what has failed of these. Answered by `Reply`: how many."""
+
+    request: int
+    keys: tuple[str, ...]
+
+
+class CopyKeys(NamedTuple):
+    """client -> scheduler: let more workers hold these values. Answered by `Reply`.
+
+    Its value is by key how many copies are missing, where some are.
+    """
+
+    request: int
+    keys: tuple[str, ...]
+    n: int  # workers that shall hold each; 0: all of `workers`
+    workers: tuple[str, ...]  # addresses or names to choose from; empty: all
+    branching_factor: int  # copies that are made of one at a time
+    timeout: float  # seconds
+
+
+class BalanceKeys(NamedTuple):
+    """client -> scheduler: move values from full workers to empty ones. Answered by `Reply`.
+
+    Its value is how many were moved, and how many could not be.
+    """
+
+    request: int
+    keys: tuple[str, ...]  # that may be moved; empty: all
+    workers: tuple[str, ...]  # addresses or names; empty: all
+    timeout: float  # seconds
+
+
+class CountLeft(NamedTuple):
+    """client -> scheduler: how many tasks are still to run for these? Answered by `Reply`.
+
+    Its value is by the name of a function how many.
+    """
+
+    request: int
+    keys: tuple[str, ...]
+
+
+class AskTaskStream(NamedTuple):
+    """client -> scheduler: which runs have ended? They are noted from now on. Answered by `Reply`.
+
+    Its value is a row for each: key, function, worker, start, stop, nbytes, whether it failed.
+    """
+
+    request: int
+    start: float  # seconds since the epoch
+    stop: float  # likewise
+    most: int  # rows at most, the last ones; 0: none, but note what follows
 
 
 class Shutdown(NamedTuple):
@@ -909,6 +1010,23 @@ class CallReturned(NamedTuple):
     value: Blob
 
 
+class SetUpPlugin(NamedTuple):
+    """scheduler -> worker, nanny. Answered by `CallReturned` or `Failure`."""
+
+    request: int
+    name: str
+    registration: str
+    plugin: Blob
+    holds: bool  # what follows waits for it: tasks, and of a nanny the start of its worker
+
+
+class TearDownPlugin(NamedTuple):
+    """scheduler -> worker, nanny. Answered by `CallReturned` or `Failure`."""
+
+    request: int
+    name: str
+
+
 # -- Nanny and scheduler -----------------------------------------------------------------------
 
 
@@ -1128,6 +1246,17 @@ OPCODES: tuple[type[Any], ...] = (
     TakeReturned,
     CallActorThrough,
     TakeReturnedThrough,
+    RestartChosen,
+    RetryKeys,
+    CopyKeys,
+    BalanceKeys,
+    CountLeft,
+    AskTaskStream,
+    RegisterPlugin,
+    UnregisterPlugin,
+    PluginFailed,
+    SetUpPlugin,
+    TearDownPlugin,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

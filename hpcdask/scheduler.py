@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from hpcdask.comm import Comm, Listener, listen
 from hpcdask.comm.addresses import Address, parse_address, parse_host
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.story import Story
 from hpcdask.dialling import refuse_taken_file
 from hpcdask.errors import LaunchError
 from hpcdask.membership import Membership
@@ -38,6 +40,7 @@ from hpcdask.messages import (
     LogEvent,
     Message,
     NotAcquired,
+    PluginFailed,
     RegisterNanny,
     ReleaseKeys,
     SchedulerClosing,
@@ -58,6 +61,7 @@ from hpcdask.rendezvous import (
     write_scheduler_file,
 )
 from hpcdask.requests import ClientRequests
+from hpcdask.scheduler_plugins import SchedulerPlugins
 from hpcdask.service import Service
 
 log = logging.getLogger("hpcdask.scheduler")
@@ -97,7 +101,7 @@ class Scheduler(Service):
     auth : bool
         False lets anybody in who can reach the port, and says so.
     idle_timeout : float or str, optional
-        End after so many seconds without tasks.
+        End after so many seconds without tasks and actors.
     dial_back : bool, optional
         Whether a worker is let in only if it can be reached from here at the address that it
         advertises, since others could not fetch values from it either.
@@ -174,7 +178,7 @@ class Scheduler(Service):
         self.worker_ttl: float = settings.value("scheduler.worker-ttl", worker_ttl)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
-        self._own_process = own_process
+        self.own_process = own_process
         self.state.unclaimed = settings.value("scheduler.client-grace", client_grace)
         self.members = Membership(self, self._spawn, self.state.unclaimed)
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
@@ -189,8 +193,13 @@ class Scheduler(Service):
         self._token, self._token_file, self._auth = token, token_file, auth
         self._idle_timeout: float | None = settings.value("scheduler.idle-timeout", idle_timeout)
         self._listeners: list[Listener] = []
+        #: What each message of a worker means for the state.
+        self.worker_events = _WORKER_EVENTS
+        self.story = Story(self.state, settings["scheduler.transition-log-length"], time.time)
+        self.hooks = SchedulerPlugins(self, self._spawn)
         self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
+        self._folder: tuple[str, int] | None = None  # and the descriptor that locks it
 
     @property
     def workers(self) -> dict[str, Comm]:
@@ -208,9 +217,59 @@ class Scheduler(Service):
         return self.members.nannies
 
     @property
+    def local_directory(self) -> str:
+        """Folder for files on this host; made when first asked for, and removed at the end."""
+        if self._folder is None:
+            from hpcdask.worker import own_folder, remove_leftovers
+
+            scratch = hosts.local_directory(self.settings["worker.local-directory"])
+            remove_leftovers(scratch)
+            self._folder = own_folder(scratch, "scheduler")
+        return self._folder[0]
+
+    @property
     def token(self) -> bytes:
         """The cluster token; empty without authentication."""
         return self.options.token or b""
+
+    # -- Plugins ----------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """Plugins of this scheduler, by name."""
+        return self.hooks.plugins
+
+    def add_plugin(
+        self, plugin: Any, *, idempotent: bool = False, name: str | None = None, **kwargs: Any
+    ) -> None:
+        """Tell a plugin of what happens here, from now on.
+
+        For preloads, and functions that run here. Before the scheduler runs, as in ``dask_setup``,
+        the plugin's ``start`` is called once it does.
+
+        Parameters
+        ----------
+        plugin : SchedulerPlugin
+            Any object with some of its methods will do.
+        idempotent : bool
+            Whether to do nothing if there is a plugin of that name. Else it is replaced, with a
+            warning.
+        name : str, optional
+            By default the plugin's own, or a new one.
+        **kwargs
+            Taken and not used, as by dask.distributed.
+        """
+        self.hooks.add(plugin, name, idempotent)
+
+    def remove_plugin(self, name: str) -> None:
+        """Tell a plugin of nothing any more.
+
+        Raises
+        ------
+        ValueError
+            If there is none of that name.
+        """
+        self.hooks.remove(name)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -223,6 +282,7 @@ class Scheduler(Service):
             log.warning("authentication is off: anybody who reaches this port can run code as you")
         self.options = CommOptions.configured(token, self.settings)
         self.peers = Peers(self.options)
+        self.actor_peers = Peers(self.options, is_patient=True)
         await self._listen()
         self._look_at_descriptors()
         if self.scheduler_file is not None:
@@ -230,10 +290,11 @@ class Scheduler(Service):
             write_scheduler_file(self.scheduler_file, self.contact())
         self._spawn(self._watch_idle())
         self._spawn(self._tick())
-        if self._own_process:
+        if self.own_process:
             gc.set_threshold(*_RARE)
             self._spawn(self._collect_garbage())
         log.info("Scheduler at: %s", self.address)
+        await self.hooks.start()
 
     def _listen_at(self, where: int | str) -> None:
         if isinstance(where, str) and not where.isdecimal():
@@ -244,7 +305,7 @@ class Scheduler(Service):
 
     def _look_at_descriptors(self) -> None:
         """Say in time when there are too few for the workers that come."""
-        available = descriptors.raise_limit() if self._own_process else descriptors.limit()
+        available = descriptors.raise_limit() if self.own_process else descriptors.limit()
         self.members.limit_descriptors(available)
         if shortage := descriptors.shortage(self.expected_nannies, available):
             log.warning("%s", shortage)
@@ -301,6 +362,7 @@ class Scheduler(Service):
         )
 
     async def _close(self, reason: str) -> None:
+        await self.hooks.call_last("before_close")
         if self.scheduler_file is not None:
             remove_scheduler_file(self.scheduler_file, self.id)
         for comm in list(self.clients.values()):
@@ -313,14 +375,19 @@ class Scheduler(Service):
             listener.close()
         if hasattr(self, "peers"):
             self.peers.close()
+            self.actor_peers.close()
         # Nannies first, or they would replace the workers that end.
         for comm, _ in list(self.nannies.values()):
             comm.send(CloseNanny(reason))
         for comm in list(self.workers.values()):
             comm.send(CloseWorker(reason))
         await self.members.until(lambda: not self.workers and not self.nannies, _FAREWELL)
+        await self.hooks.call_last("close")
         for comm in list(self.members.comms):
             comm.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder[0], ignore_errors=True)
+            os.close(self._folder[1])
         if self.has_run:
             log.info("Scheduler closed: %s", reason)
 
@@ -347,10 +414,19 @@ class Scheduler(Service):
             now = self.now()
             self.longest_tick = max(self.longest_tick, now - due)
             self.state.tick(now)
+            self._tell_of_unseen_errors()
             if self.worker_ttl and now > look_for_silent:
                 look_for_silent = now + min(1.0, self.worker_ttl / 4)
                 self._drop_silent(now, now - due)
             self.flush()
+
+    def _tell_of_unseen_errors(self) -> None:
+        """Say that tasks have failed of which nobody holds a future, or nobody would know."""
+        unseen, self.state.unseen_errors = self.state.unseen_errors, []
+        for key, error in unseen:
+            filename, line, name = error.frames[-1] if error.frames else ("?", 0, "?")
+            text = "task %r, which was fired and forgotten, failed on %s, in %s (%s, line %d)"
+            log.warning(text, key, error.worker or "no worker", name, filename, line)
 
     async def _collect_garbage(self) -> None:
         """Look for cyclic garbage while there is little else to look at."""
@@ -389,10 +465,10 @@ class Scheduler(Service):
             text = "worker %s takes %d values along that no other worker is there to take over: %s"
             log.warning(text, address, n_lost, reason)
         worker = self.state.workers.get(address)
-        actors = self.state.actors_of(worker) if worker is not None else []
-        if actors:
+        if worker is not None and worker.actors:
+            some, number = next(iter(worker.actors)).key, len(worker.actors)
             text = "worker %s takes %d actors along, %s among them, which end with it: %s"
-            log.warning(text, address, len(actors), actors[0].key, reason)
+            log.warning(text, address, number, some, reason)
 
     async def retire(
         self, addresses: Iterable[str], timeout: float, patience: float | None = None
@@ -439,6 +515,8 @@ class Scheduler(Service):
 
     def flush(self) -> None:
         """Send what the state has to say."""
+        if self.state.moves:
+            self.hooks.moved()
         if self.state.departed and self._dropping is None:
             self._dropping = self._spawn(self._drop_wants())
         outbox = self.state.outbox
@@ -465,7 +543,7 @@ class Scheduler(Service):
     def worker_said(self, address: str, message: Message) -> None:
         """Deal with a message of a worker."""
         kind = type(message)
-        event = _WORKER_EVENTS.get(kind)
+        event = self.worker_events.get(kind)
         if event is not None:
             event(self.state, self.now(), address, message)
         elif kind is DataMissing:
@@ -477,6 +555,8 @@ class Scheduler(Service):
             self.requests.topics.logged(message.topics, message.message)
         elif kind in (CallReturned, Failure):
             self.requests.calls.answered(message)
+        elif kind is PluginFailed:
+            self.requests.plugins.failed(message)
 
     def client_lost(self, name: str) -> None:
         """A client is gone for good: what it wanted and held is free."""
@@ -494,6 +574,8 @@ class Scheduler(Service):
         event = _CLIENT_EVENTS.get(kind)
         if event is not None:
             event(self.state, self.now(), name, message)
+            if kind is SubmitTasks and self.hooks.wants_graphs:
+                self.hooks.graph_came(name, message)
         elif kind in self.requests.events:
             self.requests.events[kind](name, message)
         elif kind in self.requests.answers:

@@ -12,6 +12,7 @@ from hpcdask.errors import RemoteError, TaskExitError
 from hpcdask.messages import Blob, TaskError
 from hpcdask.wire.serialize import dumps, loads
 
+#: Files that call what users wrote, of which their tracebacks say nothing.
 _OWN_FILES = (
     "/hpcdask/execution.py",
     "/hpcdask/calls.py",
@@ -19,6 +20,10 @@ _OWN_FILES = (
     "/hpcdask/client/actor.py",
     "/hpcdask/collections/programs.py",
     "/hpcdask/joblib.py",
+    "/hpcdask/threads.py",
+    "/hpcdask/plugin_host.py",
+    "/hpcdask/plugin_hooks.py",
+    "/hpcdask/scheduler_plugins.py",
 )
 #: What ends programs, loops and tasks of asyncio, and is meant for those of the remote process.
 _ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
@@ -34,12 +39,19 @@ def to_task_error(exc: BaseException, key: str = "", worker: str = "") -> TaskEr
     worker : str
         Address of the worker that ran it.
     """
-    frames = tuple(
-        (frame.filename, frame.lineno or 0, frame.name)
-        for frame in traceback.extract_tb(exc.__traceback__)
-        if not frame.filename.endswith(_OWN_FILES)
-    )
+    frames = tuple((f.filename, f.lineno or 0, f.name) for f in _lines_of_others(exc))
     return TaskError(_pickled(exc), frames, key, worker)
+
+
+def as_text(exc: BaseException) -> str:
+    """The traceback of an exception that was raised here, in those lines that are not ours."""
+    lines = traceback.format_list(_lines_of_others(exc))
+    return "".join([*lines, *traceback.format_exception_only(type(exc), exc)]).rstrip()
+
+
+def _lines_of_others(exc: BaseException) -> list[traceback.FrameSummary]:
+    frames = traceback.extract_tb(exc.__traceback__)
+    return [frame for frame in frames if not frame.filename.endswith(_OWN_FILES)]
 
 
 def _pickled(exc: BaseException) -> Blob:

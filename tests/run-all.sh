@@ -2,26 +2,67 @@
 # Every check and test. `make test` calls this with .venv/bin first in PATH and MPIRUN set.
 #
 # All stages run, so that one run shows all that is wrong; the exit code is that of the first stage
-# that failed. Most of the time is waiting for other processes, so five parts run at a time; what the
-# four beside have printed is shown when they have ended.
+# in the list below that failed. Most of the time is waiting for other processes, so several stages
+# run at a time; what one has printed is shown when it has ended.
 set -uo pipefail
 # As in the Makefile, for who calls this without it: Open MPI wants to be told twice that root may.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-failed=()
-first_code=0
+at_a_time=$((2 * $(nproc) + 1))
 
-stage() { # stage NAME COMMAND...
-    local name=$1 code
+names=() # of all stages, in their order
+declare -A pids=() outputs=() codes=()
+trap 'end_all; rm -f "${outputs[@]}"' EXIT
+
+stage() { # stage NAME COMMAND...: run it as soon as there is room
+    local name=$1
     shift
-    printf '== %s\n' "$name"
-    "$@"
-    code=$?
-    if ((code != 0)); then
-        failed+=("$name")
-        ((first_code != 0)) || first_code=$code
-    fi
+    while ((${#pids[@]} >= at_a_time)); do
+        show_ended
+    done
+    names+=("$name")
+    outputs[$name]=$(mktemp)
+    "$@" >"${outputs[$name]}" 2>&1 &
+    pids[$name]=$!
+}
+
+show_ended() { # Wait a moment, and show what has ended.
+    local name
+    sleep 0.2
+    for name in "${!pids[@]}"; do
+        if ! kill -0 "${pids[$name]}" 2>/dev/null; then
+            wait "${pids[$name]}"
+            codes[$name]=$?
+            unset "pids[$name]"
+            printf '== %s\n' "$name"
+            cat "${outputs[$name]}"
+        fi
+    done
+}
+
+end_all() {
+    local name
+    for name in "${!pids[@]}"; do
+        kill -INT "${pids[$name]}" 2>/dev/null  # pytest tidies up; the others ignore it, and are short
+    done
+    wait
+}
+
+# What is started in the background by a script ignores SIGINT, unless it says otherwise.
+interruptible_pytest='
+import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main(sys.argv[1:]))'
+
+suite() { # suite NAME PYTEST-ARGUMENTS...
+    local name=$1
+    shift
+    stage "pytest: $name" exec_pytest "$@"
+}
+
+exec_pytest() {
+    exec python -c "$interruptible_pytest" "$@"
 }
 
 # Each rank runs the same tests and would print the same report, one through the other: rank 0
@@ -45,60 +86,49 @@ mpi_tests() {
         </dev/null | tr -d '\0'
 }
 
-# What is started in the background by a script ignores SIGINT, unless it says otherwise.
-interruptible_pytest='
-import signal, sys, pytest
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(pytest.main(sys.argv[1:]))'
-
-declare -A beside=() outputs=() # of what runs in the background, by its name
-trap 'kill -INT "${beside[@]}" 2>/dev/null; wait; rm -f "${outputs[@]}"' EXIT
-
-start_beside() { # start_beside NAME PYTEST-ARGUMENTS...
-    local name=$1
-    shift
-    outputs[$name]=$(mktemp)
-    python -c "$interruptible_pytest" "$@" >"${outputs[$name]}" 2>&1 &
-    beside[$name]=$!
-}
-
-# Its output is shown when it has ended.
-finish_beside() { # finish_beside NAME
-    local code
-    wait "${beside[$1]}"
-    code=$?
-    unset "beside[$1]"
-    cat "${outputs[$1]}"
-    return "$code"
-}
-
-computing=(tests/core tests/simulation tests/wire)
-
 except() { # except PATH...: the options of pytest that leave these out
     printf -- '--ignore\n%s\n' "$@"
 }
 
-stage "system packages" tests/system-packages.sh
-start_beside chaos-and-clusters tests/chaos tests/cluster
-start_beside batch tests/batch tests/jobqueue
-start_beside launchers tests/launchers
-start_beside states-and-pages "${computing[@]}" tests/doctor tests/docs
+# A Slurm, a Grid Engine or a site of several hosts takes seconds to start, once in each stage that
+# needs one: so tests stand together that need the same.
+on_systems=(tests/batch tests/jobqueue tests/docs/test_programs_on_other_systems.py)
+on_srun=(tests/launchers/test_endings.py tests/launchers/test_runners.py)
+under_mpirun=(tests/launchers/test_mpirun.py tests/launchers/test_initialize.py)
+computing=(tests/core tests/simulation tests/wire)
+
+printf '== system packages\n'
+tests/system-packages.sh
+codes["system packages"]=$?
+names=("system packages")
+# The longest first, or one would run alone in the end.
+suite "batch systems" "${on_systems[@]}"
+suite "chaos" tests/chaos
+suite "launchers under srun too" "${on_srun[@]}"
+suite "launchers under mpirun" "${under_mpirun[@]}"
 stage "ruff check" ruff check .
 stage "ruff format" ruff format --check .
 stage "mypy" mypy
 stage "docs" sphinx-build -W --keep-going -q docs build/docs
+suite "pages, doctor" tests/docs tests/doctor --ignore tests/docs/test_programs_on_other_systems.py
+mapfile -t rest < <(except "${on_srun[@]}" "${under_mpirun[@]}")
+suite "launchers otherwise" tests/launchers "${rest[@]}"
+suite "clusters" tests/cluster
+suite "states, simulated clusters, bytes" "${computing[@]}"
 stage "pytest under mpirun, 3 ranks" mpi_tests
-mapfile -t others < <(except tests/mpi tests/chaos tests/cluster tests/batch tests/jobqueue \
-    tests/launchers "${computing[@]}" tests/doctor tests/docs)
-stage "pytest: all else" python -m pytest "${others[@]}"
-stage "pytest: states, simulated clusters, bytes; doctor, pages" finish_beside states-and-pages
-stage "pytest: chaos, clusters" finish_beside chaos-and-clusters
-stage "pytest: launchers" finish_beside launchers
-stage "pytest: batch systems" finish_beside batch
+suite "commands" tests/cli
+mapfile -t rest < <(except tests/mpi tests/chaos tests/cluster tests/launchers tests/cli tests/docs \
+    tests/doctor "${on_systems[@]}" "${computing[@]}")
+suite "all else" "${rest[@]}"
+while ((${#pids[@]})); do
+    show_ended
+done
 
-if ((${#failed[@]})); then
-    printf 'FAILED:' >&2
-    printf ' [%s]' "${failed[@]}" >&2
-    printf '\n' >&2
-fi
+first_code=0
+for name in "${names[@]}"; do
+    if ((codes[$name] != 0)); then
+        printf 'FAILED: [%s]\n' "$name" >&2
+        ((first_code != 0)) || first_code=${codes[$name]}
+    fi
+done
 exit "$first_code"

@@ -152,7 +152,8 @@ def _all_to_tell(client: Connection) -> list[Message]:
     said_here = SubmitTasks, WantKeys, ReleaseKeys, KeepUntilDone, DataScattered
     client._outbox = [message for message in waiting if type(message) not in said_here]
     # Submissions may depend on data that was scattered.
-    messages: list[Message] = [m for m in waiting if type(m) is DataScattered]
+    messages: list[Message] = client._plugins.to_tell(client.scheduler_id)  # tasks may need them
+    messages += [m for m in waiting if type(m) is DataScattered]
     before = client._wants
     messages += _submissions(client, before)
     messages += _other_wants(client, before)

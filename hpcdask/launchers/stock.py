@@ -30,12 +30,13 @@ class WorkerStock(NamedTuple):
     nbytes: int = 0  # of the values that it holds
     seconds: float = 0.0  # of known work that it has been given
     n_runnable: int = 0  # tasks that run there or could
-    is_busy: bool = False  # it has a task
+    is_busy: bool = False  # it has a task, or an actor
     is_bound: bool = False  # not all of its tasks could run on any worker
     is_leaving: bool = False
     resources: tuple[tuple[str, float], ...] = ()
     taken: tuple[tuple[str, float], ...] = ()  # of these, by tasks that run
     group: Hashable = None  # those of one group end together
+    is_kept: bool = False  # a plugin of the scheduler has it stay, busy or not
 
 
 class Waiting(NamedTuple):
@@ -112,8 +113,12 @@ def take_stock(
     state: SchedulerState = dask_scheduler.state
     records = list(state.workers.values())
     assumed = assumed or Assumed()
+    to_spare = set(dask_scheduler.hooks.workers_to_spare(records))
     return Stock(
-        workers=tuple(_look_at(record, assumed, worker_key) for record in records),
+        workers=tuple(
+            _look_at(record, assumed, worker_key)._replace(is_kept=record not in to_spare)
+            for record in records
+        ),
         waiting=tuple(w for lane in state.lanes if (w := _line_of(lane, assumed)) is not None),
         unknown=tuple(islice(filter(None, map(_unknown, records)), _SAMPLE)),
     )
@@ -137,7 +142,7 @@ def _look_at(
         nbytes=record.nbytes,
         seconds=seconds,
         n_runnable=record.n_runnable,
-        is_busy=bool(record.processing),
+        is_busy=bool(record.processing or record.actors),  # which would end with it
         is_bound=_is_bound(record),
         is_leaving=record.is_leaving,
         resources=info.resources,

@@ -58,7 +58,9 @@ class TopicRequests:
 
     def logged(self, topics: Iterable[str], message: Blob) -> None:
         """Somebody has logged an event."""
+        topics = tuple(topics)
         self.topics.logged(time.time(), topics, message)
+        self._scheduler.hooks.event_logged(topics, message)
         told, self.topics.outbox = self.topics.outbox, []
         for client, event in told:
             comm = self._scheduler.clients.get(client)

@@ -27,9 +27,10 @@ AT_ONCE, SLACK = 1.0, 2.0
 pytestmark = pytest.mark.timeout(120, method="signal")
 
 
-@pytest.fixture
-def on_hosts(home: Home) -> Iterator[OnHosts]:
-    cluster = OnHosts(home)
+@pytest.fixture(scope="module")
+def on_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnHosts]:
+    """One for all tests, each of which leaves it as it was: it takes eight processes."""
+    cluster = OnHosts(Home(tmp_path_factory.mktemp("on-hosts") / "home"))
     with cluster.running():
         yield cluster
         cluster.close_clients()

@@ -67,28 +67,28 @@ def test_scheduler_and_worker_say_where_they_are_and_end_with_0_at_a_signal(home
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_a_task_that_never_returns_does_not_keep_a_worker(home, nanny, number):
-    scheduler, address = start_scheduler(home)
-    worker = home.hpc_dask("worker", address, "--nthreads", "1", "--drain-timeout", "500ms", nanny)
-    with client_of(home, address) as client:
-        future = submit_endless_task(home, client)
+def test_a_task_that_never_returns_does_not_keep_a_worker(visitor, standing, nanny, number):
+    options = ("--nthreads", "1", "--drain-timeout", "500ms", nanny)
+    worker = visitor.hpc_dask("worker", standing.address, *options)
+    with standing.client() as client:
+        future = submit_endless_task(visitor, client)
         client.run(time.sleep, 36000, wait=False)
         assert worker.end(number, PROMPT) == 0
         worker.all_gone(1)
         future.cancel()
-    assert scheduler.end(number, PROMPT) == 0
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_who_has_no_patience_with_a_worker_that_leaves_sends_a_second_signal(home, nanny, number):
-    _scheduler, address = start_scheduler(home)
+def test_who_has_no_patience_with_a_worker_that_leaves_sends_a_second_signal(
+    visitor, standing, nanny, number
+):
     options = ("--nthreads", "1", "--drain-timeout", "1h")
-    worker = home.hpc_dask("worker", address, *options, nanny)
+    worker = visitor.hpc_dask("worker", standing.address, *options, nanny)
     if nanny == "--nanny":  # which, as long as it is starting, has nothing to hand over
         worker.line("Start Nanny at: ")
-    with client_of(home, address) as client:
-        future = submit_endless_task(home, client)
+    with standing.client() as client:
+        future = submit_endless_task(visitor, client)
         worker.process.send_signal(signal.SIGTERM)
         worker.line("leaving the cluster")
         assert worker.process.poll() is None
@@ -163,9 +163,8 @@ def test_an_idle_scheduler_ends_by_itself_and_its_workers_with_it(home):
     assert worker.code() in (0, 1)  # 1 if it came too late
 
 
-def test_a_killed_nanny_takes_its_worker_along(home):
-    _scheduler, address = start_scheduler(home)
-    worker = home.hpc_dask("worker", address)
+def test_a_killed_nanny_takes_its_worker_along(visitor, standing):
+    worker = visitor.hpc_dask("worker", standing.address)
     worker.line("Registered to: ")
     assert worker.end(signal.SIGKILL) == -signal.SIGKILL
     worker.all_gone(5)
@@ -267,14 +266,14 @@ def test_the_first_free_port_of_a_range_is_taken(home):
         assert first < int(worker.line(r"Start worker at: +tcp://\S+:(\d+)")) <= first + 20
 
 
-def test_workers_share_a_range_of_ports(home):
+def test_workers_share_a_range_of_ports(visitor, standing):
     with socket.create_server(("", 0)) as taken:
         first = taken.getsockname()[1] + 1
     ports = range(first, first + 20)
-    scheduler, address = start_scheduler(home)
-    home.hpc_dask("worker", address, "--nworkers", "3", "--worker-port", f"{first}:{first + 19}")
-    wait_until(lambda: len(workers_of(scheduler)) == 3, 30)
-    found = re.findall(r"Register worker .* at tcp://\S+:(\d+)", scheduler.err)
+    words = ("--nworkers", "3", "--worker-port", f"{first}:{first + 19}")
+    worker = visitor.hpc_dask("worker", standing.address, *words)
+    wait_until(lambda: len(standing.workers()) == 3, 30, str(worker))
+    found = re.findall(r"Register worker .* at tcp://\S+:(\d+)", standing.told())
     assert len(set(found)) == 3
     assert all(int(port) in ports for port in found)
 
@@ -286,18 +285,17 @@ def test_an_interface_pins_scheduler_and_worker(home):
     assert worker.line(r"Start worker at: +tcp://(\S+):\d+") == "127.0.0.1"
 
 
-def test_listening_and_advertised_address_may_differ(home):
+def test_listening_and_advertised_address_may_differ(visitor, standing):
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
-    scheduler, address = start_scheduler(home)
-    worker = home.hpc_dask(
+    worker = visitor.hpc_dask(
         "worker",
-        address,
+        standing.address,
         *("--listen-address", f"tcp://0.0.0.0:{port}"),
         *("--contact-address", f"tcp://localhost:{port}"),
     )
-    scheduler.line(rf"Register worker .* at tcp://localhost:{port}\b")
-    with client_of(home, address) as client:
+    standing.line(rf"Register worker .* at tcp://localhost:{port}\b")
+    with standing.client() as client:
         assert client.submit(bytes, 10).result(timeout=20) == bytes(10)
     assert worker.end() == 0
 
@@ -321,38 +319,34 @@ CPUS = host.cpu_count()
         ("--name a --no-nanny --nthreads 2", ["a"], 2),
     ],
 )
-def test_workers_have_the_names_and_threads_asked_for(home, options, names, nthreads):
-    scheduler, address = start_scheduler(home)
-    home.hpc_dask("worker", address, *options.split())
+def test_workers_have_the_names_and_threads_asked_for(visitor, standing, options, names, nthreads):
+    visitor.hpc_dask("worker", standing.address, *options.split())
     expected = [(name, nthreads) for name in names]
-    wait_until(lambda: workers_of(scheduler) == expected, 30, f"{expected}")
+    wait_until(lambda: standing.workers() == expected, 30, f"{expected}")
 
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_a_worker_ends_with_0_at_the_end_of_its_lifetime(home, nanny):
-    scheduler, address = start_scheduler(home)
-    worker = home.hpc_dask("worker", address, "--lifetime", "500ms", nanny)
+def test_a_worker_ends_with_0_at_the_end_of_its_lifetime(visitor, standing, nanny):
+    worker = visitor.hpc_dask("worker", standing.address, "--lifetime", "500ms", nanny)
     assert worker.code() == 0
-    assert len(workers_of(scheduler)) == 1
+    assert len(standing.workers()) == 1
     assert "its lifetime is over" in worker.err
     worker.all_gone(1)
 
 
-def test_a_nanny_may_start_another_worker_after_each_lifetime(home):
-    scheduler, address = start_scheduler(home)
+def test_a_nanny_may_start_another_worker_after_each_lifetime(visitor, standing):
     lifetime = ("--lifetime", "300ms", "--lifetime-stagger", "100ms", "--lifetime-restart")
-    worker = home.hpc_dask("worker", address, "--name", "a", *lifetime)
-    wait_until(lambda: len(workers_of(scheduler)) >= 3, 30)
+    worker = visitor.hpc_dask("worker", standing.address, "--name", "a", *lifetime)
+    wait_until(lambda: len(standing.workers()) >= 3, 30)
     assert worker.end() == 0
-    assert "ended with code" not in scheduler.err
+    assert "ended with code" not in standing.told()
 
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 @pytest.mark.parametrize("text", ["GPU=2 MEM=2e9", "MEM=2e9,GPU=2"])
-def test_a_worker_has_the_resources_that_it_is_given(home, nanny, text):
-    _scheduler, address = start_scheduler(home)
-    home.hpc_dask("worker", address, "--resources", text, nanny)
-    with client_of(home, address) as client:
+def test_a_worker_has_the_resources_that_it_is_given(visitor, standing, nanny, text):
+    visitor.hpc_dask("worker", standing.address, "--resources", text, nanny)
+    with standing.client() as client:
         client.wait_for_workers(1, timeout=30)
         [resources] = client.run(lambda dask_worker: dask_worker.resources).values()
     assert resources == {"GPU": 2, "MEM": 2e9}
@@ -370,15 +364,15 @@ def test_a_scheduler_knows_how_long_workers_may_be_silent(home, options, seconds
     ("nworkers", "number", "nthreads"),
     [("auto", *default_shape(None, None)), ("-1", CPUS, 1), (f"-{CPUS}", 1, CPUS)],
 )
-def test_the_number_of_workers_can_follow_the_cpus(home, nworkers, number, nthreads):
-    scheduler, address = start_scheduler(home)
-    home.hpc_dask("worker", address, "--nworkers", nworkers)
-    wait_until(lambda: len(workers_of(scheduler)) == number, 30)
-    assert {threads for _, threads in workers_of(scheduler)} == {nthreads}
+def test_the_number_of_workers_can_follow_the_cpus(visitor, standing, nworkers, number, nthreads):
+    visitor.hpc_dask("worker", standing.address, "--nworkers", nworkers)
+    wait_until(lambda: len(standing.workers()) == number, 30)
+    assert {threads for _, threads in standing.workers()} == {nthreads}
 
 
 def info_of_workers(client, number=1):
-    client.wait_for_workers(number, timeout=30)
+    """What the scheduler knows of all its workers, when there are so many."""
+    wait_until(lambda: len(client.nthreads()) == number, 30, f"{number} workers are there")
     return list(client.scheduler_info()["workers"].values())
 
 
@@ -393,18 +387,18 @@ def info_of_workers(client, number=1):
         ("0", 0),
     ],
 )
-def test_a_memory_limit_may_be_bytes_a_size_a_fraction_or_none(home, text, nbytes):
-    _scheduler, address = start_scheduler(home)
-    home.hpc_dask("worker", address, "--nthreads", "1", "--memory-limit", text)
-    with client_of(home, address) as client:
+def test_a_memory_limit_may_be_bytes_a_size_a_fraction_or_none(visitor, standing, text, nbytes):
+    nanny = "--nanny" if text == "auto" else "--no-nanny"  # of which it needs a little itself
+    words = (nanny, "--nthreads", "1", "--memory-limit", text)
+    visitor.hpc_dask("worker", standing.address, *words)
+    with standing.client() as client:
         [info] = info_of_workers(client)
         assert info["memory_limit"] == pytest.approx(nbytes, rel=0.01)
 
 
-def test_workers_of_one_command_share_the_memory_and_the_cpus(home):
-    _scheduler, address = start_scheduler(home)
-    home.hpc_dask("worker", address, "--nworkers", "2")
-    with client_of(home, address) as client:
+def test_workers_of_one_command_share_the_memory_and_the_cpus(visitor, standing):
+    visitor.hpc_dask("worker", standing.address, "--nworkers", "2")
+    with standing.client() as client:
         infos = info_of_workers(client, 2)
         assert sum(info["memory_limit"] for info in infos) <= host.memory_limit()
         share = str(infos[0]["nthreads"])
@@ -413,11 +407,10 @@ def test_workers_of_one_command_share_the_memory_and_the_cpus(home):
 
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_scratch_is_made_where_it_is_wanted_and_removed_at_the_end(home, nanny):
-    scratch = home.folder / "elsewhere"
-    _scheduler, address = start_scheduler(home)
-    worker = home.hpc_dask("worker", address, nanny, "--local-directory", scratch)
-    with client_of(home, address) as client:
+def test_scratch_is_made_where_it_is_wanted_and_removed_at_the_end(visitor, standing, nanny):
+    scratch = visitor.folder / "elsewhere"
+    worker = visitor.hpc_dask("worker", standing.address, nanny, "--local-directory", scratch)
+    with standing.client() as client:
         [info] = info_of_workers(client)
     folder = info["local_directory"]
     assert folder.startswith(f"{scratch}/")
@@ -437,11 +430,10 @@ def test_an_idle_cluster_uses_no_cpu(home):
     assert all(seconds < 0.1 for seconds in used.values()), used
 
 
-def test_a_worker_that_is_killed_is_replaced(home):
-    _scheduler, address = start_scheduler(home)
-    worker = home.hpc_dask("worker", address, "--name", "a")
+def test_a_worker_that_is_killed_is_replaced(visitor, standing):
+    worker = visitor.hpc_dask("worker", standing.address, "--name", "a")
     worker.line("Start Nanny at: ")
-    with client_of(home, address) as client:
+    with standing.client() as client:
         [info] = info_of_workers(client)
         psutil.Process(info["pid"]).kill()
         # Wherever the task is sent to at this very moment.

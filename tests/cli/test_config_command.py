@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import run_here
 
 pytest.importorskip("yaml")
 
@@ -41,14 +42,14 @@ def user(home):
 
 
 def output(home, *words, **env):
-    command = home.hpc_dask(*words, **env)
+    command = run_here(home, *words, **env)
     assert command.code() == 0, command
     assert command.err == ""
     return command.out
 
 
 def refusal(home, *words, **env):
-    command = home.hpc_dask(*words, **env)
+    command = run_here(home, *words, **env)
     assert command.code() == 2, command
     assert command.out == ""
     (line,) = command.err.splitlines()

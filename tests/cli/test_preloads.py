@@ -56,9 +56,8 @@ def test_a_scheduler_calls_setup_before_it_listens_and_teardown_at_its_end(home,
         (["--preload-nanny"], "Nanny"),
     ],
 )
-def test_workers_and_nannies_call_them_too(home, preload, options, service):
-    _, address = start_scheduler(home)
-    worker = home.hpc_dask("worker", address, *options, preload)
+def test_workers_and_nannies_call_them_too(visitor, standing, preload, options, service):
+    worker = visitor.hpc_dask("worker", standing.address, *options, preload)
     worker.line("Registered to: ")
     assert worker.out == f"setup {service} starting\n"
     assert worker.end() == 0
@@ -66,23 +65,23 @@ def test_workers_and_nannies_call_them_too(home, preload, options, service):
 
 
 @pytest.mark.parametrize("command", ["scheduler", "worker", "worker --no-nanny"])
-def test_a_setup_that_is_a_click_command_gets_the_arguments_behind_the_options(home, command):
-    home.file("preloaded.py", CLICK)
-    _, address = start_scheduler(home)
+def test_a_setup_that_is_a_click_command_gets_the_arguments_behind_the_options(
+    visitor, standing, command
+):
+    visitor.file("preloaded.py", CLICK)
     words = [*command.split(), "--preload", "preloaded.py"]
-    words += ["--port", "0"] if command == "scheduler" else [address]
-    run = home.hpc_dask(*words, "--", "ab", "--times", "2")
+    words += ["--port", "0"] if command == "scheduler" else [standing.address]
+    run = visitor.hpc_dask(*words, "--", "ab", "--times", "2")
     service = command.split()[0].title()
     run.line(f"setup {service} abab\n")
 
 
 @pytest.mark.parametrize("command", ["scheduler", "worker", "worker --no-nanny"])
-def test_a_module_of_the_current_folder_can_be_preloaded_by_its_name(home, command):
-    home.file("beside_us.py", PLAIN)
-    _, address = start_scheduler(home)
+def test_a_module_of_the_current_folder_can_be_preloaded_by_its_name(visitor, standing, command):
+    visitor.file("beside_us.py", PLAIN)
     words = [*command.split(), "--preload", "beside_us"]
-    words += ["--port", "0"] if command == "scheduler" else [address]
-    home.run("hpc-dask", *words).line("setup (Scheduler|Worker)")
+    words += ["--port", "0"] if command == "scheduler" else [standing.address]
+    visitor.run("hpc-dask", *words).line("setup (Scheduler|Worker)")
 
 
 def test_a_teardown_that_raises_is_logged_and_keeps_nobody_from_ending(home):

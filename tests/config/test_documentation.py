@@ -35,9 +35,10 @@ def test_the_page_shows_all_settings_and_variables(directive) -> None:  # type: 
     def text(*arguments: str) -> str:
         return "\n".join(node.astext() for node in directive.tables(list(arguments)))
 
-    assert all(f"\n{generic(key)}\n" in text() for key in BY_KEY)
+    settings, variables = text(), text("variables")
+    assert all(f"\n{generic(key)}\n" in settings for key in BY_KEY)
     names = [*VARIABLES, *(name for setting in SCHEMA for name in setting.variables)]
-    assert all(name in text("variables") for name in names)
+    assert all(name in variables for name in names)
     assert directive.TITLES.keys() == {directive.first(key) for key in BY_KEY}
 
 

@@ -29,20 +29,20 @@ USES = "import os, signal, sys, time\nfrom hpcdask import Client\nclient = Clien
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "err"),
+    ("np", "script", "code", "err"),
     [
-        ("", 0, []),
-        ("raise ValueError('boom')", 1, ["ValueError: boom"]),
-        ("sys.exit(3)", 3, []),
-        ("client.shutdown()", 0, []),
-        ("client.submit(time.sleep, 36000); client.submit(abs, 1).result()", 0, []),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL, []),
+        (3, "", 0, []),
+        (2, "raise ValueError('boom')", 1, ["ValueError: boom"]),
+        (2, "sys.exit(3)", 3, []),
+        (2, "client.shutdown()", 0, []),
+        (2, "client.submit(time.sleep, 36000); client.submit(abs, 1).result()", 0, []),
+        (3, "os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL, []),
     ],
     ids=["succeeds", "raises", "sys.exit(3)", "shutdown", "a task never returns", "killed"],
 )
-def test_the_exit_code_is_that_of_the_script(runs, script, code, err):
+def test_the_exit_code_is_that_of_the_script(runs, np, script, code, err):
     runs.file("script.py", f"{USES}print(client.submit(abs, -1).result())\n{script}\n")
-    runs.start(3, "run", "script.py").end(code)
+    runs.start(np, "run", "script.py").end(code)
     for _, command in runs.each():
         assert command.out == "1\n"
         assert ours(command)[-1:] == err
@@ -136,15 +136,29 @@ def test_shutdown_from_elsewhere_ends_every_rank(runs):
     ("np", "options", "code", "expected"),
     [
         (3, "--scheduler-port PORT", 1, "it is in use; choose another"),
-        (3, "--interface nope0", 1, "no network interface 'nope0'"),
-        (3, "run --scheduler-file missing/s.json script.py", 1, "/missing does not exist"),
-        (3, "run missing.py", 1, "there is no script 'missing.py' to run"),
-        (1, "--exclusive-workers", 2, "1 rank is too few for exclusive workers"),
-        (2, "--scheduler-rank 2", 2, "rank 2 cannot be the scheduler: there are 2 ranks"),
+        (2, "--interface nope0", 1, "no network interface 'nope0'"),
         (2, "--lifetime soon", 2, "'soon' is not a duration"),
     ],
 )
 def test_what_cannot_start_ends_all_ranks_with_one_line(runs, np, options, code, expected):
+    _cannot_start(runs, np, options, code, expected)
+
+
+@pytest.mark.parametrize(
+    ("np", "options", "code", "expected"),
+    [
+        (3, "run --scheduler-file missing/s.json script.py", 1, "/missing does not exist"),
+        (3, "run missing.py", 1, "there is no script 'missing.py' to run"),
+        (1, "--exclusive-workers", 2, "1 rank is too few for exclusive workers"),
+        (2, "--scheduler-rank 2", 2, "rank 2 cannot be the scheduler: there are 2 ranks"),
+    ],
+)
+def test_nor_does_it_depend_on_what_is_wrong(runs, np, options, code, expected):
+    runs.without("MPICH").without("srun")
+    _cannot_start(runs, np, options, code, expected)
+
+
+def _cannot_start(runs, np, options, code, expected):
     runs.file("script.py", "pass\n")
     with socket.create_server(("", 0)) as taken:
         runs.start(np, *options.replace("PORT", str(taken.getsockname()[1])).split()).end(code)

@@ -11,6 +11,7 @@ import threading
 
 import psutil
 import pytest
+from commands import Home
 from mpiruns import AFTER_A_CRASH, MPICH, OPEN_MPI, PROMPT, ROOT, mpirun, needs_mpi, ours
 from waiting import wait_until
 
@@ -53,10 +54,17 @@ class Cluster:
         return [found[rank] for rank in sorted(found)]
 
 
-@pytest.fixture
-def cluster(home):
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """One of three ranks, for tests that look at it, or that leave it as it was."""
+    home = Home(tmp_path_factory.mktemp("cluster") / "home")
     with Cluster(home, 3) as cluster:
         yield cluster
+        token, command = cluster.contact["token"], cluster.command
+        cluster.client.shutdown()
+        assert command.code(PROMPT) == 0
+        assert token not in command.err + command.out
+        command.all_gone(PROMPT)
 
 
 # -- A script as the client -----------------------------------------------------------------------
@@ -201,9 +209,6 @@ def test_the_token_is_in_no_command_line_and_no_environment(cluster):
         for name in ("cmdline", "environ"):
             with open(f"/proc/{process.pid}/{name}", "rb") as file:
                 assert token not in file.read().decode(errors="replace")
-    cluster.client.shutdown()
-    assert cluster.command.code(PROMPT) == 0
-    assert token not in cluster.command.err + cluster.command.out
 
 
 def test_idle_ranks_use_no_cpu(cluster):
@@ -229,8 +234,6 @@ def test_a_killed_worker_is_replaced_and_the_results_are_right(cluster):
         "another worker in place of the killed one",
     )
     assert cluster.command.process.poll() is None
-    client.shutdown()
-    assert cluster.command.code(PROMPT) == 0
 
 
 def test_workers_have_the_resources_and_lifetimes_asked_for(home):
@@ -249,8 +252,6 @@ def test_mpi_can_be_imported_in_a_task(cluster):
     sizes = cluster.client.run(eval, code)
     assert list(sizes.values()) == [1, 1], "a worker is no rank of the job"
     assert cluster.client.submit(pow, 2, 3).result(timeout=20) == 8
-    cluster.client.shutdown()
-    assert cluster.command.code(PROMPT) == 0
 
 
 # -- Other shapes ---------------------------------------------------------------------------------
@@ -370,9 +371,10 @@ def test_all_that_listens_does_so_in_the_range_given(home):
         assert cluster.command.code(PROMPT) == 0
 
 
-def test_python_m_hpcdask_runs_a_script(home):
-    home.file("sum.py", SUM)
-    command = mpirun(home, 2, "python", "-m", "hpcdask", "sum.py", "1", "x")
+@pytest.mark.parametrize("name", ["sum.py", "program"])
+def test_python_m_hpcdask_runs_a_script(home, name):
+    home.file(name, SUM)
+    command = mpirun(home, 2, "python", "-m", "hpcdask", name, "1", "x")
     assert command.code() == 0
     assert command.out.splitlines() == ["328350 1", "['x']"]
 
@@ -404,15 +406,8 @@ def test_an_error_on_rank_0_ends_all_ranks_with_one_line(home, options, expected
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("--worker-ttl soon", "'soon' is not a duration"),
-        ("--shutdown-timeout 0s", "'0s' is no time at all"),
-        ("--lifetime-restart", "lifetime-restart means nothing without a lifetime"),
-        ("--resources GPU", "'GPU' is no resource"),
-        ("--memory-limit lots", "'lots' is not a size"),
-        ("--worker-class nope.Nope", "no worker class 'nope.Nope'"),
-        ('--worker-options {"bogus":1}', "a Nanny has no option bogus"),
         ("--worker-options [1]", "is no JSON object"),
-        ("--dashboard-address :8787", "this version has no dashboard"),
+        ("--lifetime-restart", "lifetime-restart means nothing without a lifetime"),
         ("--bogus", "No such option"),
     ],
 )
@@ -421,6 +416,25 @@ def test_an_option_with_a_wrong_value_ends_all_ranks_with_one_line(home, options
     assert command.code() == 2
     assert command.err.count(expected) == 1
     command.all_gone(PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--worker-ttl soon", "'soon' is not a duration"),
+        ("--shutdown-timeout 0s", "'0s' is no time at all"),
+        ("--resources GPU", "'GPU' is no resource"),
+        ("--memory-limit lots", "'lots' is not a size"),
+        ("--worker-class nope.Nope", "no worker class 'nope.Nope'"),
+        ('--worker-options {"bogus":1}', "a Nanny has no option bogus"),
+        ("--dashboard-address :8787", "this version has no dashboard"),
+    ],
+)
+def test_an_option_with_a_wrong_value_is_named_by_a_rank_alone_too(home, options, expected):
+    command = home.hpc_dask(*options.split())
+    assert command.code() == 2
+    assert command.err.count(expected) == 1
+    assert len(command.err.splitlines()) == 1
 
 
 def test_an_option_that_belongs_behind_the_command_is_pointed_out(home):

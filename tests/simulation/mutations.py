@@ -11,8 +11,10 @@ from itertools import count
 from typing import Any
 
 import pytest
+from calm import replace_the_scheduler, take_turns
+from simulator import SeedFailed, live_through
 
-from hpcdask.core import returning
+from hpcdask.core import copying, returning
 from hpcdask.core.functions import Functions
 from hpcdask.core.lanes import Lane, Lanes
 from hpcdask.core.records import ClientRecord, Task, WorkerRecord
@@ -25,15 +27,45 @@ Breakage = Callable[[Patch], None]
 BREAKAGES: list[Breakage] = []
 
 
-#: Seeds that notice those which few others do, to begin with; they change with the simulator.
+#: Seeds with troubles, and those without, by which each is noticed.
+MAX_SEEDS, MAX_CALM = 150, 10
+#: Seeds that notice those which the first ones do not, to begin with: the others take minutes. They
+#: change with the simulator and with what it runs; ``python tests/simulation/mutations.py`` finds
+#: them anew.
 FIRST_SEEDS = {
     "the_answer_of_a_run_that_was_given_up_is_believed": 57,
     "a_leaving_worker_ends_before_its_values_are_safe": 28,
     "a_dropped_value_still_counts_as_held": 12,
+    "a_returning_worker_keeps_what_nobody_needs": 4,
     "an_old_copy_counts_as_the_present_value": 52,
+    "what_others_want_is_cancelled_too": 8,
     "half_a_graph_of_a_lost_client_is_kept": 58,
+    "scattered_data_that_nobody_takes_stays": 6,
+    "the_end_of_a_run_that_nobody_has_come_for_is_not_heard": 6,
     "a_value_is_believed_to_be_of_any_life_of_its_key": 34,
+    "a_key_begins_anew_although_it_is_still_there_for_want_of_time": 7,
+    "the_next_holder_is_never_asked": 17,
+    "a_run_does_not_wait_for_resources": 5,
+    "a_copy_that_was_to_be_saved_is_not_asked_for": 28,
+    "values_are_freed_where_they_are_to_go": 18,
 }
+
+
+def seeds_for(breakage: Breakage) -> list[int]:
+    """The seeds within which a breakage must be noticed, the most promising first."""
+    return [FIRST_SEEDS.get(breakage.__name__, 0), *range(MAX_SEEDS)]
+
+
+def is_noticed(seed: int) -> bool:
+    """Whether something contradicts itself, or does not end as it has to."""
+    try:
+        live_through(seed)
+        if seed < MAX_CALM:
+            replace_the_scheduler(seed)
+            take_turns(seed)
+    except SeedFailed:
+        return True
+    return False
 
 
 def breakage(function: Breakage) -> Breakage:
@@ -47,6 +79,26 @@ def replace(patch: Patch, owner: type, name: str, make: Callable[..., Any]) -> N
 
 
 # -- The scheduler ------------------------------------------------------------------------------
+
+
+@breakage
+def values_are_freed_where_they_are_to_go(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def unwanted(self: Any, now: float, copies: Any) -> None:
+            wrong = [copying.Copy(c.task, next(iter(c.task.who_has), c.worker)) for c in copies]
+            right(self, now, wrong)
+            for task, worker in copies:  # the books say otherwise
+                if worker in task.who_has and len(task.who_has) > 1:
+                    task.drop_holder(worker)
+
+        return unwanted
+
+    replace(patch, SchedulerState, "copies_unwanted", make)
+
+
+@breakage
+def a_task_that_rests_is_never_woken(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_wake_resting", lambda self: None)
 
 
 @breakage
@@ -383,3 +435,17 @@ def resources_of_an_abandoned_run_are_never_put_back(patch: Patch) -> None:
 @breakage
 def a_copy_that_was_to_be_saved_is_not_asked_for(patch: Patch) -> None:
     patch.setattr(WorkerState, "acquire_keys", lambda self, now, msg: None)
+
+
+def main() -> None:
+    """Print what FIRST_SEEDS should be."""
+    for each in BREAKAGES:
+        with pytest.MonkeyPatch.context() as patch:
+            each(patch)
+            first = next(filter(is_noticed, range(MAX_SEEDS)), None)
+        if first is None or first > 1:
+            print(f'    "{each.__name__}": {first},', flush=True)
+
+
+if __name__ == "__main__":
+    main()
