@@ -61,3 +61,20 @@ def make_array(nbytes: int, value: int) -> Any:
 def ends_of(*arrays: Any) -> list[int]:
     """The last byte of each, which has arrived last."""
     return [int(array[-1]) for array in arrays]
+
+
+def make_table(part: int, rows: int, n_ids: int) -> Any:
+    """One part of a table, as distinct from the others as random numbers are."""
+    import numpy
+    import pandas
+
+    rng = numpy.random.default_rng(part)
+    names = numpy.array([f"name-{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"])
+    return pandas.DataFrame(
+        {
+            "id": rng.integers(0, n_ids, rows),
+            "name": names[rng.integers(0, len(names), rows)],
+            "x": rng.random(rows),
+            "y": rng.random(rows),
+        }
+    )

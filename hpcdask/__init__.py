@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from hpcdask.client.actor import Actor, ActorFuture
     from hpcdask.client.client import Client
     from hpcdask.client.current import default_client, get_client
+    from hpcdask.client.executor import ClientExecutor
     from hpcdask.client.future import Future
+    from hpcdask.client.progress import progress
     from hpcdask.client.rpc import rpc
+    from hpcdask.client.task_stream import get_task_stream
     from hpcdask.client.waiting import (
         ALL_COMPLETED,
         FIRST_COMPLETED,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
         RemoteError,
         RendezvousError,
         RendezvousTimeoutError,
+        ReplicationError,
         Reschedule,
         SerializationError,
         SubmitError,
@@ -78,7 +82,10 @@ _WHERE = {
     "Client": "client.client",
     "default_client": "client.current",
     "get_client": "client.current",
+    "ClientExecutor": "client.executor",
     "Future": "client.future",
+    "get_task_stream": "client.task_stream",
+    "progress": "client.progress",
     "ALL_COMPLETED": "client.waiting",
     "FIRST_COMPLETED": "client.waiting",
     "DoneAndNotDoneFutures": "client.waiting",
@@ -110,6 +117,7 @@ _WHERE = {
     "RemoteError": "errors",
     "RendezvousError": "errors",
     "RendezvousTimeoutError": "errors",
+    "ReplicationError": "errors",
     "Reschedule": "errors",
     "SerializationError": "errors",
     "SubmitError": "errors",
@@ -149,6 +157,7 @@ __all__ = [
     "BaseActorFuture",
     "CancelledError",
     "Client",
+    "ClientExecutor",
     "CommClosedError",
     "ConfigError",
     "DoneAndNotDoneFutures",
@@ -173,6 +182,7 @@ __all__ = [
     "RemoteError",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "ReplicationError",
     "Reschedule",
     "SSHCluster",
     "Scheduler",
@@ -194,9 +204,11 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_stream",
     "get_worker",
     "initialize",
     "local_client",
+    "progress",
     "rejoin",
     "rpc",
     "secede",

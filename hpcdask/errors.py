@@ -80,6 +80,10 @@ class LostDataError(HpcdaskError, RuntimeError):
     """A value without a recipe (scattered data) was on workers that are gone."""
 
 
+class ReplicationError(HpcdaskError, RuntimeError):
+    """A value could not be copied to as many workers as was asked."""
+
+
 class KilledWorker(HpcdaskError, RuntimeError):
     """A task ran on too many workers that died while they ran it."""
 

@@ -30,6 +30,9 @@ SMALL_RESULT = 2048
 #: would not fit into a message.
 _MOST = 2**60
 
+#: Seconds between two looks whether the first task has come.
+_IDLE = 0.2
+
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 
@@ -273,11 +276,26 @@ class TaskThreads:
         self._returns: dict[int, concurrent.futures.Future[None]] = {}  # not done; by their id
         self._lent_is_due = False
         self._closed = False
+        self._closing = threading.Event()  # the same, to wait for
+        self.profiler: Any = None  # of a worker that keeps a profile, once a task has run
 
     def start(self) -> None:
         """Start the threads."""
         for _ in range(self._nthreads):
             self._start_thread()
+
+    def profile(self, is_busy: Callable[[], bool], interval: float) -> None:
+        """Look at what the tasks do every `interval` seconds, while there are any."""
+
+        def run() -> None:
+            while not self._closing.wait(_IDLE):
+                if is_busy():
+                    from hpcdask.profiling import Profiler  # a worker without tasks needs it not
+
+                    self.profiler = Profiler(self, is_busy, interval, self._closing)
+                    self.profiler.run()
+
+        threading.Thread(target=run, name="hpcdask-profile", daemon=True).start()
 
     def submit(self, task: Execute) -> None:
         """Queue a run."""
@@ -293,6 +311,7 @@ class TaskThreads:
 
     def close(self) -> None:
         """Let the threads end after what they are running."""
+        self._closing.set()
         with self.lock:
             self._closed = True
             for _ in range(self._n_running):
@@ -442,19 +461,41 @@ def sizeof(value: Any) -> int:
     if kind in _SCALARS:
         return sys.getsizeof(value)
     try:
+        if hasattr(kind, "memory_usage"):
+            return _size_of_table(value)
         nbytes = getattr(value, "nbytes", None)
         if type(nbytes) is int or (nbytes is not None and hasattr(nbytes, "__index__")):
             return min(max(int(nbytes), 0) + 100, _MOST)
-        if kind in _CONTAINERS and value:
-            items = list(islice(value.items() if kind is dict else value, 100))
+        container: Any = kind if kind in _CONTAINERS else _container_of(kind)
+        if container is not None and value:
+            items = list(islice(value.items() if container is dict else value, 100))
             mean = sum(map(sizeof, items)) / len(items)
-            return sys.getsizeof(value) + int(mean * len(value))
-        if hasattr(value, "memory_usage"):
-            usage = value.memory_usage(deep=False)
-            return int(usage.sum() if hasattr(usage, "sum") else usage)
+            return int(container.__sizeof__(value)) + int(mean * len(value))
         return sys.getsizeof(value)
     except Exception:  # a value that misbehaves when looked at is still a value
         return 100
+
+
+def _container_of(kind: type) -> Any:
+    """The container that a class derives from; its own ``__sizeof__`` may take long.
+
+    dask's results of splitting a table are dicts of tables which ask each of them at length.
+    """
+    for container in (dict, list, tuple):
+        if issubclass(kind, container):
+            return container
+    return None
+
+
+def _size_of_table(value: Any) -> int:
+    """Bytes of a table, or column, of pandas, or of what has the same method."""
+    blocks = getattr(getattr(value, "_mgr", None), "blocks", None)
+    if blocks is not None:
+        # Asked itself, pandas makes an object of each column: 100 us, and more than some tasks.
+        nbytes = sum([block.values.nbytes for block in blocks])
+        return int(nbytes + value.index.nbytes) + 100
+    usage = value.memory_usage(deep=False)
+    return int(usage.sum() if hasattr(usage, "sum") else usage)
 
 
 def _small(value: Any) -> Blob | None:

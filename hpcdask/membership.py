@@ -82,6 +82,8 @@ class Membership:
         Who can reach whom.
     absences : dict of str to asyncio.Task
         By the client's id: forgets it, unless it comes back before.
+    ending : set of str
+        Addresses of workers that are about to be replaced, as somebody has asked.
     on_client_gone : callable
         Called with a client's id when its connection has ended, for whatever reason.
     """
@@ -105,6 +107,7 @@ class Membership:
         self.progress = asyncio.Event()
         self.absences: dict[str, asyncio.Task[None]] = {}
         self.on_client_gone: Callable[[str], None] = lambda client: None
+        self.ending: set[str] = set()
         self._feeds: dict[str, Feed] = {}  # by client or address, as the connections
         #: Processes of clients that serve the tasks of a worker: nanny and pid, by the client's id.
         self._processes: dict[str, tuple[str, int]] = {}
@@ -320,7 +323,9 @@ class Membership:
         if self.workers.get(address) is not comm:
             return  # it has come back meanwhile
         self._scheduler.peers.forget(address)
-        planned = leaves_on_purpose or self._is_closing
+        self._scheduler.actor_peers.forget(address)
+        planned = leaves_on_purpose or self._is_closing or address in self.ending
+        self.ending.discard(address)
         level = logging.INFO if planned else logging.WARNING
         log.log(level, "Remove worker %s at %s: %s", hello.name, address, reason)
         if not planned and hello.nanny in self.nannies and self._state.would_give_up(address):

@@ -463,6 +463,72 @@ class TakeReturnedThrough(NamedTuple):
     receipt: int
 
 
+class RestartChosen(NamedTuple):
+    """client -> scheduler: give these workers new processes; tasks go on. Answered by `Reply`.
+
+    Its value has for each worker, by its address, whether it was back in time.
+    """
+
+    request: int
+    workers: tuple[str, ...]  # addresses or names
+    timeout: float  # seconds
+
+
+class RetryKeys(NamedTuple):
+    """client -> scheduler: run again what has failed of these. Answered by `Reply`: how many."""
+
+    request: int
+    keys: tuple[str, ...]
+
+
+class CopyKeys(NamedTuple):
+    """client -> scheduler: let more workers hold these values. Answered by `Reply`.
+
+    Its value is by key how many copies are missing, where some are.
+    """
+
+    request: int
+    keys: tuple[str, ...]
+    n: int  # workers that shall hold each; 0: all of `workers`
+    workers: tuple[str, ...]  # addresses or names to choose from; empty: all
+    branching_factor: int  # copies that are made of one at a time
+    timeout: float  # seconds
+
+
+class BalanceKeys(NamedTuple):
+    """client -> scheduler: move values from full workers to empty ones. Answered by `Reply`.
+
+    Its value is how many were moved, and how many could not be.
+    """
+
+    request: int
+    keys: tuple[str, ...]  # that may be moved; empty: all
+    workers: tuple[str, ...]  # addresses or names; empty: all
+    timeout: float  # seconds
+
+
+class CountLeft(NamedTuple):
+    """client -> scheduler: how many tasks are still to run for these? Answered by `Reply`.
+
+    Its value is by the name of a function how many.
+    """
+
+    request: int
+    keys: tuple[str, ...]
+
+
+class AskTaskStream(NamedTuple):
+    """client -> scheduler: which runs have ended? They are noted from now on. Answered by `Reply`.
+
+    Its value is a row for each: key, function, worker, start, stop, nbytes, whether it failed.
+    """
+
+    request: int
+    start: float  # seconds since the epoch
+    stop: float  # likewise
+    most: int  # rows at most, the last ones; 0: none, but note what follows
+
+
 class Shutdown(NamedTuple):
     """client -> scheduler: end workers, nannies and yourself."""
 
@@ -1128,6 +1194,12 @@ OPCODES: tuple[type[Any], ...] = (
     TakeReturned,
     CallActorThrough,
     TakeReturnedThrough,
+    RestartChosen,
+    RetryKeys,
+    CopyKeys,
+    BalanceKeys,
+    CountLeft,
+    AskTaskStream,
 )
 
 Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader

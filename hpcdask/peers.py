@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -103,7 +104,8 @@ class Peer:
     address : str
         Of the worker, which hangs up if it has another.
     stall_timeout : float
-        Seconds without a byte after which the connection is given up while an answer is due.
+        Seconds without a byte after which the connection is given up while an answer is due;
+        infinite for never.
     """
 
     def __init__(self, comm: Comm, address: str, stall_timeout: float) -> None:
@@ -130,7 +132,7 @@ class Peer:
             raise CommClosedError(f"connection with {self.comm.peer} is closed")
         number, future = self.requests.new()
         self.comm.send(make(number, *fields))
-        if self._look is None:
+        if self._look is None and self._stall_timeout < math.inf:
             self._progress, self._quiet = self.comm.progress, 0
             self._look_later()
         return future
@@ -173,11 +175,16 @@ class Peers:
         How to dial; may be replaced, for connections that are yet to come.
     connect_timeout : float
         Seconds to try; less than for a scheduler, since another holder may be asked instead.
+    is_patient : bool
+        Whether a worker that is silent is not given up: for answers that nobody else can give.
     """
 
-    def __init__(self, options: CommOptions, connect_timeout: float = 10.0) -> None:
+    def __init__(
+        self, options: CommOptions, connect_timeout: float = 10.0, is_patient: bool = False
+    ) -> None:
         self.options = options
         self._connect_timeout = connect_timeout
+        self._is_patient = is_patient
         self._peers: dict[str, asyncio.Task[Peer]] = {}
         self._turns: dict[str, asyncio.Lock] = {}
 
@@ -271,7 +278,7 @@ class Peers:
 
     async def _dial(self, address: str) -> Peer:
         comm = await connect(address, self.options, self._connect_timeout, was_there=True)
-        return Peer(comm, address, self.options.stall_timeout)
+        return Peer(comm, address, math.inf if self._is_patient else self.options.stall_timeout)
 
 
 def _portions(values: Iterable[StoredValue]) -> Iterator[tuple[StoredValue, ...]]:

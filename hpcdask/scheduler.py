@@ -18,6 +18,7 @@ from hpcdask.comm import Comm, Listener, listen
 from hpcdask.comm.addresses import Address, parse_address, parse_host
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.story import Story
 from hpcdask.dialling import refuse_taken_file
 from hpcdask.errors import LaunchError
 from hpcdask.membership import Membership
@@ -97,7 +98,7 @@ class Scheduler(Service):
     auth : bool
         False lets anybody in who can reach the port, and says so.
     idle_timeout : float or str, optional
-        End after so many seconds without tasks.
+        End after so many seconds without tasks and actors.
     dial_back : bool, optional
         Whether a worker is let in only if it can be reached from here at the address that it
         advertises, since others could not fetch values from it either.
@@ -189,6 +190,9 @@ class Scheduler(Service):
         self._token, self._token_file, self._auth = token, token_file, auth
         self._idle_timeout: float | None = settings.value("scheduler.idle-timeout", idle_timeout)
         self._listeners: list[Listener] = []
+        #: What each message of a worker means for the state.
+        self.worker_events = _WORKER_EVENTS
+        self.story = Story(self.state, settings["scheduler.transition-log-length"], time.time)
         self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
 
@@ -223,6 +227,7 @@ class Scheduler(Service):
             log.warning("authentication is off: anybody who reaches this port can run code as you")
         self.options = CommOptions.configured(token, self.settings)
         self.peers = Peers(self.options)
+        self.actor_peers = Peers(self.options, is_patient=True)
         await self._listen()
         self._look_at_descriptors()
         if self.scheduler_file is not None:
@@ -313,6 +318,7 @@ class Scheduler(Service):
             listener.close()
         if hasattr(self, "peers"):
             self.peers.close()
+            self.actor_peers.close()
         # Nannies first, or they would replace the workers that end.
         for comm, _ in list(self.nannies.values()):
             comm.send(CloseNanny(reason))
@@ -347,10 +353,19 @@ class Scheduler(Service):
             now = self.now()
             self.longest_tick = max(self.longest_tick, now - due)
             self.state.tick(now)
+            self._tell_of_unseen_errors()
             if self.worker_ttl and now > look_for_silent:
                 look_for_silent = now + min(1.0, self.worker_ttl / 4)
                 self._drop_silent(now, now - due)
             self.flush()
+
+    def _tell_of_unseen_errors(self) -> None:
+        """Say that tasks have failed of which nobody holds a future, or nobody would know."""
+        unseen, self.state.unseen_errors = self.state.unseen_errors, []
+        for key, error in unseen:
+            filename, line, name = error.frames[-1] if error.frames else ("?", 0, "?")
+            text = "task %r, which was fired and forgotten, failed on %s, in %s (%s, line %d)"
+            log.warning(text, key, error.worker or "no worker", name, filename, line)
 
     async def _collect_garbage(self) -> None:
         """Look for cyclic garbage while there is little else to look at."""
@@ -389,10 +404,10 @@ class Scheduler(Service):
             text = "worker %s takes %d values along that no other worker is there to take over: %s"
             log.warning(text, address, n_lost, reason)
         worker = self.state.workers.get(address)
-        actors = self.state.actors_of(worker) if worker is not None else []
-        if actors:
+        if worker is not None and worker.actors:
+            some, number = next(iter(worker.actors)).key, len(worker.actors)
             text = "worker %s takes %d actors along, %s among them, which end with it: %s"
-            log.warning(text, address, len(actors), actors[0].key, reason)
+            log.warning(text, address, number, some, reason)
 
     async def retire(
         self, addresses: Iterable[str], timeout: float, patience: float | None = None
@@ -465,7 +480,7 @@ class Scheduler(Service):
     def worker_said(self, address: str, message: Message) -> None:
         """Deal with a message of a worker."""
         kind = type(message)
-        event = _WORKER_EVENTS.get(kind)
+        event = self.worker_events.get(kind)
         if event is not None:
             event(self.state, self.now(), address, message)
         elif kind is DataMissing:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from hpcdask.core.records import WorkerRecord
+from hpcdask.core.explaining import explain
+from hpcdask.core.records import Task, WorkerRecord
 from hpcdask.core.scheduler_state import SchedulerState
 
 
@@ -33,6 +34,32 @@ def processing(state: SchedulerState, workers: Iterable[str]) -> dict[str, list[
     return {w.address: [t.key for t in w.processing] for w in state.find_workers(workers)}
 
 
+def nbytes(state: SchedulerState, keys: Iterable[str]) -> dict[str, int]:
+    """Size of each value in memory, in bytes."""
+    tasks = (state.tasks.get(key) for key in list(keys) or list(state.tasks))
+    return {t.key: t.nbytes for t in tasks if t is not None and t.state == "memory"}
+
+
+def nbytes_by_kind(state: SchedulerState, keys: Iterable[str]) -> dict[str, int]:
+    """Size of all values of a function, or of a type of scattered data, in bytes."""
+    found: dict[str, int] = {}
+    for key, size in nbytes(state, keys).items():
+        function = state.tasks[key].function
+        kind = key.rpartition("-")[0] or key if function is None else function.prefix.name
+        found[kind] = found.get(kind, 0) + size
+    return found
+
+
+def explanations(state: SchedulerState, keys: Iterable[str]) -> dict[str, Any]:
+    """Why each task is where it is, its state, and the worker that has it."""
+    found = {}
+    for key in keys:
+        task = state.tasks.get(key)
+        worker = "" if task is None or task.worker is None else task.worker.address
+        found[key] = (explain(state, key), "" if task is None else task.state, worker)
+    return found
+
+
 def no_worker(state: SchedulerState, keys: Iterable[str]) -> dict[str, str]:
     """Tasks that no worker may run, with the reason."""
     return state.why_not_running(keys)
@@ -44,6 +71,9 @@ INSPECTIONS: dict[str, Callable[[SchedulerState, Iterable[str]], dict[str, Any]]
     "nthreads": nthreads,
     "processing": processing,
     "no-worker": no_worker,
+    "nbytes": nbytes,
+    "nbytes-by-kind": nbytes_by_kind,
+    "explain": explanations,
 }
 
 
@@ -73,4 +103,26 @@ def worker_identity(worker: WorkerRecord) -> dict[str, Any]:
         "nanny": info.nanny or None,
         "last_seen": worker.last_seen,
         "metrics": {} if metrics is None else metrics._asdict(),
+    }
+
+
+def task_record(task: Task) -> dict[str, Any]:
+    """What is known of one task, but for its code, arguments and value."""
+    restriction, function = task.lane.restriction, task.function
+    return {
+        "state": task.state,
+        "function": "" if function is None else function.prefix.name,
+        "priority": list(task.priority),
+        "attempt": task.attempt,
+        "retries": task.retries,
+        "failures": task.failures,
+        "nbytes": task.nbytes,
+        "waiting_for": task.missing,
+        "waiters": task.waiters,
+        "worker": "" if task.worker is None else task.worker.address,
+        "who_has": [worker.address for worker in task.who_has],
+        "wanted_by": [client.name for client in task.wanted_by],
+        "dependencies": [dependency.key for dependency in task.dependencies],
+        "restriction": None if restriction is None else restriction._asdict(),
+        "failed": "" if task.error is None else f"{task.error.key} on {task.error.worker}",
     }

@@ -227,6 +227,9 @@ class Worker(Service):
         self._tell_size()
         self._join(link)
         self._threads.start()
+        if self.settings["worker.profile.enabled"]:
+            interval = self.settings["worker.profile.interval"]
+            self._threads.profile(lambda: self.state.executing > 0, interval)
         with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)

@@ -49,6 +49,11 @@ COMMON = {
     "feeding",
     "stdio",
     "with_dask",
+    # What workers and schedulers are asked now and then.
+    "inspection",
+    "profiling",
+    "versions",
+    "hardware",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
 ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS | {"hosting"}
@@ -91,6 +96,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.
     "client": ABOVE_CLIENT | {"launchers", "collections"},
+    "joblib": ABOVE_CLIENT | {"client"},
     "collections": ABOVE_CLIENT | {"client", "__init__"},
     "coordination": ABOVE_CLIENT | {"client"},
     "plugins": ABOVE_CLIENT | {"client", "coordination"},

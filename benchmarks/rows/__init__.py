@@ -1,12 +1,13 @@
-"""All rows of the table, by theme; collections of dask will be one more module."""
+"""All rows of the table, by theme."""
 
 from benchmarks.figures import Row
 
-from . import data, jobqueue, life, mpi, registration, scheduler, throughput
+from . import collections, data, jobqueue, life, mpi, registration, scheduler, throughput
 
 ROWS: dict[str, Row] = {
     **throughput.ROWS,
     **data.ROWS,
+    **collections.ROWS,
     **life.ROWS,
     **mpi.ROWS,
     **jobqueue.ROWS,

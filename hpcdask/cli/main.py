@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
@@ -66,7 +67,7 @@ class _Group(click.Group):
         first = args[0] if args else ""
         for_all = first in self.commands or first in ("-h", "--help", "--version")
         is_address = ":" in first or "--no-scheduler" in args
-        if first.endswith(".py"):
+        if first.endswith(".py") or (not for_all and os.path.isfile(first)):
             args = ["run", *args]
         elif not for_all and (not first or first.startswith("-") or is_address):
             args = ["mpi", *args]

@@ -74,6 +74,11 @@ def _what_next(system: BatchSystem, job: JobSpec, job_id: str) -> Iterator[str]:
                 f"{shlex.quote(path)}, or a job that writes it; workers wait a minute for it"
             )
     else:
+        if os.environ.get("HPCDASK_TOKEN"):
+            yield (
+                "HPCDASK_TOKEN is not handed on to the job, where others might see it: unset it "
+                "before you attach, and the token is read from the scheduler file"
+            )
         yield f"attach to its cluster with hpcdask.Client(scheduler_file={path!r})"
         yield f"add workers with hpc-dask worker --scheduler-file {shlex.quote(path)}"
     yield f"cancel it with {system.cancel_command} {shlex.quote(job_id)}"

@@ -9,14 +9,13 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
-from hpcdask.client.future import Future, _unpickled
+from hpcdask.client.future import Future, FutureState, _unpickled
 from hpcdask.client.loop import CarriedError, is_in_loop, wait_for_result
 from hpcdask.client.submission import pack_function, pack_with_futures
 from hpcdask.errors import CommClosedError, LostActorError
 from hpcdask.execution import current_place, current_worker, lent_thread
 from hpcdask.hosting import ActorHome, Here, Packed, callers
 from hpcdask.messages import (
-    ActorReturned,
     Blob,
     CallActor,
     CallActorThrough,
@@ -138,7 +137,10 @@ class Actor:
     def _check(self) -> None:
         state = self._future._state
         if state.status == "error":
-            raise state.exception() or AssertionError(state.status)
+            why = state.exception()
+            if isinstance(why, LostActorError):
+                raise why
+            raise LostActorError(f"the actor {self.key!r} is gone: {why}")
         if state.status == "cancelled":
             raise LostActorError(f"the actor {self.key!r} is gone: {state.reason}")
 
@@ -177,24 +179,40 @@ class Actor:
     def _error(self, exc: BaseException) -> TaskError:
         return to_task_error(exc, self.key, self._address)
 
-    async def _answer(self, call: tuple[Any, ...]) -> ActorReturned:
-        """Ask the worker, or the scheduler if only that one can reach it."""
-        make, *fields = call
+    async def _answer(self, call: tuple[Any, ...]) -> Any:
+        """Ask the worker, and wait for its answer, unless the scheduler says that it is gone.
+
+        However long that takes: a method that keeps the interpreter for minutes keeps its worker
+        from saying anything.
+        """
+        state, asked = self._future._state, await self._request(*call)
+
+        look = partial(_cancel_if_lost, asked)
+        state.when_changed(look)
+        try:
+            self._check()
+            return await asked
+        except asyncio.CancelledError:
+            self._check()
+            raise
+        finally:
+            state.wait_no_more(look)
+            asked.cancel()
+            # It holds an error that was raised here, and so this frame, and the actor.
+            del asked, look
+
+    async def _request(self, make: Any, *fields: Any) -> asyncio.Future[Any]:
+        """Ask the worker in its turn, or the scheduler if only that one can reach it."""
         client, address = self._future.client, self._address
         await client._connected()
-        asked: asyncio.Future[Any] | None = None
-        async with client._peers.turn(address):
+        peers = client._actor_peers
+        async with peers.turn(address):
             if client.direct_to_workers is not False and address not in client._unreachable:
                 try:
-                    asked = await client._peers.begin(address, make, *fields)
+                    return await peers.begin(address, make, *fields)
                 except UnreachableError:
                     client._unreachable.add(address)
-            if asked is None:
-                asked = asyncio.ensure_future(client._ask(_THROUGH[make], address, *fields))
-        try:
-            return await asked  # type: ignore[no-any-return]
-        finally:
-            del asked  # it holds an error that was raised here, and so this frame, and the actor
+            return asyncio.ensure_future(client._ask(_THROUGH[make], address, *fields))
 
     async def _take(self, receipt: int) -> None:
         """Say that we hold the futures which were returned, when the scheduler knows it."""
@@ -220,6 +238,11 @@ _THROUGH: dict[type[Any], type[Any]] = {
     CallActor: CallActorThrough,
     TakeReturned: TakeReturnedThrough,
 }
+
+
+def _cancel_if_lost(asked: asyncio.Future[Any], state: FutureState) -> None:
+    if state.status != "finished":
+        asked.cancel()
 
 
 def _handle(cls: type[Any], version: Version, address: str, future: Future) -> Actor:

@@ -10,7 +10,10 @@ from typing import Any
 from hpcdask.client import collecting, graphs, scattering
 from hpcdask.client.cluster_calls import worker_names
 from hpcdask.client.collection_calls import CollectionCalls
+from hpcdask.client.data_calls import DataCalls
 from hpcdask.client.datasets import DatasetCalls
+from hpcdask.client.diagnostics import Diagnostics
+from hpcdask.client.front_doors import FrontDoors
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
@@ -26,11 +29,8 @@ from hpcdask.errors import WaitTimeoutError
 from hpcdask.messages import CancelKeys, Function, SubmitTasks, TaskSpec
 from hpcdask.wire.arguments import loads_value
 
-#: Keywords of distributed's `submit` that are no arguments of the function, and mean nothing here.
-_MEANINGLESS = {"fifo_timeout"}
 
-
-class Client(CollectionCalls, TopicCalls, DatasetCalls):
+class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, TopicCalls, DatasetCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.
@@ -89,6 +89,7 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
         resources: dict[str, float] | None = None,
         retries: int = 0,
         priority: float = 0,
+        fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         actor: bool = False,
         actors: bool = False,
@@ -113,7 +114,10 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
         retries : int
             How often it is tried again if it raises.
         priority : float
-            Higher ones run first.
+            Higher ones run first. Of equal ones those that were submitted first do, but clients
+            take turns.
+        fifo_timeout
+            Means nothing here, and is accepted for programs that give it.
         allow_other_workers : bool
             Whether others may run it where none of `workers` is there.
         actor, actors : bool
@@ -132,8 +136,6 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
         >>> client.submit(max, [3, 5, 4]).result()
         5
         """
-        if kwargs:
-            kwargs = _own_keywords(kwargs)
         is_actor = actor or actors
         pure = not is_actor if pure is None else pure
         function = _pack_callable(func, is_actor)
@@ -180,6 +182,7 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
         resources: dict[str, float] | None = None,
         retries: int = 0,
         priority: float = 0,
+        fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         actor: bool = False,
         actors: bool = False,
@@ -197,20 +200,28 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
             Beginning of the keys, or a key for each.
         batch_size : int, optional
             Tasks per message.
-        workers, resources, retries, priority, allow_other_workers, actor, actors, pure, **kwargs
+        workers, resources, retries, priority, fifo_timeout, allow_other_workers, actor, actors, \
+        pure, **kwargs
             As for `submit`; ``kwargs`` are given to every call.
 
         Returns
         -------
         list of Future
 
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no iterable, or a keyword has a value that it cannot have.
+
         Examples
         --------
         >>> client.gather(client.map(pow, [2, 3], [10, 2]))
         [1024, 9]
         """
-        if kwargs:
-            kwargs = _own_keywords(kwargs)
+        if not iterables:
+            raise TypeError("map() needs at least one iterable; submit() calls a function once")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
         if kwargs and not pack_arguments((), kwargs)[1]:
             # Without futures among them they are pickled once, with the function.
             func, kwargs = partial(func, **kwargs), {}
@@ -279,6 +290,8 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
             Whether the first error is raised, or values that do not come are left out of lists.
         direct : bool, optional
             As `direct_to_workers` of the client.
+        asynchronous : bool, optional
+            Whether to return an awaitable; so does an asynchronous client.
         timeout : float or str, optional
             Seconds for all of it.
 
@@ -337,6 +350,7 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
         direct: bool | None = None,
         hash: bool = True,
         timeout: float | str | None = None,
+        asynchronous: bool | None = None,
     ) -> Any:
         """Put data on the workers.
 
@@ -355,10 +369,18 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
         timeout : float or str, optional
             Seconds for all of it. By default only the wait for a first worker has a limit, that of
             the client.
+        asynchronous : bool, optional
+            As for `gather`.
 
         Returns
         -------
         Future, or a list, tuple, set or dict of them as `data` is
+
+        Examples
+        --------
+        >>> [table] = client.scatter([{"a": 1}])
+        >>> client.submit(len, table).result(timeout=10)
+        1
         """
         limit = self._seconds(timeout)
         packed = scattering.pack(data, hash)
@@ -366,11 +388,12 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
         work = scattering.scatter(
             self, packed, worker_names(workers), broadcast, direct, limit, patience
         )
-        return self._maybe_sync(work)
+        return self._maybe_sync(work, None, asynchronous)
 
     def cancel(
         self,
         futures: Any,
+        asynchronous: bool | None = None,
         force: bool = False,
         reason: str | None = None,
         msg: str | None = None,
@@ -383,14 +406,24 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
         Parameters
         ----------
         futures : future, or nested lists and dicts of them
+        asynchronous : bool, optional
+            As for `gather`.
         force : bool
             Although other clients want them too.
         reason, msg : str, optional
             Told by the error that waiting for them raises.
         timeout : float or str, optional
             Seconds to wait for the scheduler's answer; by default the client's timeout.
+
+        Examples
+        --------
+        >>> future = client.submit(time.sleep, 60)
+        >>> client.cancel([future], reason="no more time")
+        >>> future.cancelled()
+        True
         """
         found: dict[str, FutureState] = {}
+        collecting.refuse_others(futures)
         collecting.find_states(futures, found)
         why = ": ".join(filter(None, (reason, msg))) or "cancelled by the client"
         self._send(CancelKeys(tuple(found), force, why))
@@ -403,12 +436,7 @@ class Client(CollectionCalls, TopicCalls, DatasetCalls):
                     state.end("cancelled")
 
         limit = self._timeout if timeout is None else self._seconds(timeout)
-        return self._maybe_sync(until_told(), limit)
-
-
-def _own_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords that are for the function."""
-    return {name: value for name, value in kwargs.items() if name not in _MEANINGLESS}
+        return self._maybe_sync(until_told(), limit, asynchronous)
 
 
 def _pack_callable(func: Callable[..., Any], actor: bool) -> Function:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hpcdask import host as hosts
@@ -17,12 +19,14 @@ from hpcdask.messages import (
     AwaitWorkers,
     CallOutcomes,
     Inspect,
+    RestartChosen,
     RestartWorkers,
     RetireWorkers,
     RunOnScheduler,
     RunOnWorkers,
     Shutdown,
 )
+from hpcdask.rendezvous import Contact, write_scheduler_file
 from hpcdask.tracebacks import to_exception
 from hpcdask.wire.serialize import dumps, loads
 
@@ -53,7 +57,7 @@ class ClusterCalls(Connection):
         function : callable
             If it has a parameter ``dask_worker`` it gets the `Worker`. May be async.
         workers : str or list of str, optional
-            Addresses or names; all by default.
+            Addresses or names; one that leaves may be named as well. By default all that stay.
         wait : bool
             For what they return.
         nanny : bool
@@ -65,6 +69,16 @@ class ClusterCalls(Connection):
         -------
         dict
             Address -> what it returned. None without `wait`.
+
+        Raises
+        ------
+        ValueError
+            If one of `workers` is not known or, with `nanny`, has none.
+
+        Examples
+        --------
+        >>> client.run(abs, -1, workers=[0, 1])
+        {'tcp://127.0.0.1:...': 1, 'tcp://127.0.0.1:...': 1}
         """
         if on_error not in ("raise", "return", "ignore"):
             raise ValueError(f"on_error must be 'raise', 'return' or 'ignore', not {on_error!r}")
@@ -72,7 +86,7 @@ class ClusterCalls(Connection):
 
         async def work() -> dict[str, Any] | None:
             outcomes = await self._ask(RunOnWorkers, blob, worker_names(workers), wait, nanny)
-            return _called(outcomes, on_error) if wait else None
+            return called(outcomes, on_error) if wait else None
 
         return self._maybe_sync(work(), self._seconds(timeout))
 
@@ -93,7 +107,7 @@ class ClusterCalls(Connection):
 
         async def work() -> Any:
             outcomes = await self._ask(RunOnScheduler, blob, wait)
-            return next(iter(_called(outcomes, "raise").values()), None)
+            return next(iter(called(outcomes, "raise").values()), None)
 
         return self._maybe_sync(work(), self._seconds(timeout))
 
@@ -177,10 +191,10 @@ class ClusterCalls(Connection):
         return self._maybe_sync(work(), self._seconds(timeout))
 
     def _inspect(self, what: str, names: tuple[str, ...], timeout: float | str | None) -> Any:
-        async def work() -> Any:
-            return (await self._ask(Inspect, what, names)).value
+        return self._maybe_sync(self._inspected(what, names), self._seconds(timeout))
 
-        return self._maybe_sync(work(), self._seconds(timeout))
+    async def _inspected(self, what: str, names: tuple[str, ...] = ()) -> Any:
+        return (await self._ask(Inspect, what, names)).value
 
     def retire_workers(
         self,
@@ -267,6 +281,95 @@ class ClusterCalls(Connection):
 
         return self._maybe_sync(work(), seconds + _ANSWER)
 
+    def restart_workers(
+        self,
+        workers: Any,
+        timeout: float | str | None = None,
+        raise_for_error: bool = True,
+    ) -> Any:
+        """Give some workers new processes; tasks and futures go on.
+
+        What these workers held and ran is computed again, here or elsewhere; scattered data that
+        only they held is lost.
+
+        Parameters
+        ----------
+        workers : str, int or list of these
+            Their addresses or names.
+        timeout : float or str, optional
+            Seconds to wait for the new processes; two minutes by default.
+        raise_for_error : bool
+            Whether to raise if some are not back in time, or to say so in what is returned.
+
+        Returns
+        -------
+        dict
+            Address of each -> "OK" or "timed out".
+
+        Raises
+        ------
+        WaitTimeoutError
+            If some are not back in time.
+        ValueError
+            If one is not known, or was started without a nanny, which alone can replace it.
+
+        Examples
+        --------
+        >>> client.restart_workers([0])
+        {'tcp://127.0.0.1:...': 'OK'}
+        """
+        seconds = 120.0 if timeout is None else hosts.parse_timedelta(timeout)
+        chosen = worker_names(workers)
+
+        async def work() -> dict[str, str]:
+            came = (await self._ask(RestartChosen, chosen, seconds)).value
+            late = [address for address, is_back in came.items() if not is_back]
+            if late and raise_for_error:
+                raise WaitTimeoutError(
+                    f"{len(late)} of {len(came)} workers were not back within {seconds:g} s after "
+                    f"a restart: {', '.join(late)}"
+                )
+            return {a: "OK" if is_back else "timed out" for a, is_back in came.items()}
+
+        return self._maybe_sync(work(), seconds + _ANSWER)
+
+    def write_scheduler_file(
+        self, scheduler_file: str | os.PathLike[str], timeout: float | str | None = None
+    ) -> Any:
+        """Write a file by which other programs find the scheduler, and are let in.
+
+        It holds the cluster's token, and so is readable for you alone. Nothing removes it when the
+        scheduler ends.
+
+        Parameters
+        ----------
+        scheduler_file : path
+            Such a file may be given to ``Client(scheduler_file=)`` and ``hpc-dask worker``.
+        timeout : float or str, optional
+            Seconds to wait for the scheduler's answer; by default the client's timeout.
+
+        Raises
+        ------
+        RendezvousError
+            If it cannot be written.
+
+        Examples
+        --------
+        >>> client.write_scheduler_file("scheduler.json")
+        >>> Client(scheduler_file="scheduler.json").close()
+        """
+        blob = dumps((_contact, (), {}))
+
+        async def work() -> None:
+            outcomes = await self._ask(RunOnScheduler, blob, True)
+            contact = next(iter(called(outcomes, "raise").values()))
+            assert self._link is not None
+            token = self._link.options.token or b""
+            write_scheduler_file(scheduler_file, replace(contact, token=token))
+
+        limit = self._timeout if timeout is None else self._seconds(timeout)
+        return self._maybe_sync(work(), limit)
+
     def shutdown(self, timeout: float | str | None = None) -> Any:
         """End the scheduler, all workers and nannies, and this client."""
         limit = self._timeout if timeout is None else self._seconds(timeout)
@@ -289,6 +392,12 @@ class ClusterCalls(Connection):
         return self._maybe_sync(work(), limit)
 
 
+def _contact(dask_scheduler: Any) -> Contact:
+    """What the scheduler says of itself, but for the token, which is not to be sent in clear."""
+    contact: Contact = dask_scheduler.contact()
+    return replace(contact, token=b"")
+
+
 def worker_names(workers: Any) -> tuple[str, ...]:
     if workers is None:
         return ()
@@ -299,7 +408,7 @@ async def _nothing_asked() -> dict[str, Any]:
     return {}
 
 
-def _called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
+def called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
     results = {address: loads(blob) for address, blob in outcomes.returned}
     for address, error in outcomes.raised:
         if on_error == "raise":

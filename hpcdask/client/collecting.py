@@ -52,6 +52,22 @@ def futures_of_collection(value: Any) -> list[Future]:
     return [found for found in graph.values() if isinstance(found, Future)]
 
 
+def refuse_others(futures: Any) -> None:
+    """Raise TypeError if anything but futures lies in nested containers; collections may."""
+    if isinstance(futures, Future) or hasattr(futures, "__dask_graph__"):
+        return
+    if isinstance(futures, dict):
+        futures = futures.values()
+    elif not isinstance(futures, (list, tuple, set, frozenset)):
+        kind = type(futures).__name__
+        raise TypeError(
+            f"expected a future, or futures in a list, tuple, set or dict; got {futures!r:.80}, "
+            f"of type {kind}. Client.submit, map and scatter give futures; Future(key) makes one."
+        )
+    for item in futures:
+        refuse_others(item)
+
+
 def replaced(futures: Any, values: dict[str, Any]) -> Any:
     """Return `futures` with values in the place of futures; those without one are left out."""
     if isinstance(futures, Future):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from hpcdask.client import graphs
+from hpcdask.client.annotations import Annotations
 from hpcdask.client.cluster_calls import ClusterCalls
 from hpcdask.client.future import FutureState
 from hpcdask.client.streaming import Conditions, Submission, conditions
@@ -50,8 +52,8 @@ class CollectionCalls(ClusterCalls):
             `dask.annotate`.
         fifo_timeout : float or str
             Means nothing here: tasks of all submissions take turns.
-        actors : bool or list of collections
-            Refused, if it is true.
+        actors : bool, or list of collections or keys
+            Which of them are actors: with True all that are computed, not what these need.
         traverse : bool
             Whether collections are looked for in lists, tuples, sets and dicts too, each of which
             is one value then.
@@ -69,13 +71,11 @@ class CollectionCalls(ClusterCalls):
         """
         from hpcdask.collections.computing import futures_of_collections
 
-        _refuse_actors(actors)
         how = conditions(priority, retries, workers, allow_other_workers, resources)
-        is_one = not isinstance(collections, (list, tuple, set, frozenset))
         found = futures_of_collections(
-            self, [collections] if is_one else list(collections), how, optimize_graph, traverse
+            self, _listed(collections), how, actors, optimize_graph, traverse
         )
-        result = found[0] if is_one else found
+        result = found if _is_several(collections) else found[0]
         return self.gather(result) if sync else result
 
     def persist(
@@ -114,11 +114,9 @@ actors
         """
         from hpcdask.collections.computing import persisted
 
-        _refuse_actors(actors)
         how = conditions(priority, retries, workers, allow_other_workers, resources)
-        is_one = not isinstance(collections, (list, tuple, set, frozenset))
-        found = persisted(self, [collections] if is_one else list(collections), how, optimize_graph)
-        return found[0] if is_one else found
+        found = persisted(self, _listed(collections), how, actors, optimize_graph)
+        return found if _is_several(collections) else found[0]
 
     def normalize_collection(self, collection: Any) -> Any:
         """Put futures of this client into a collection, in the place of tasks with their keys.
@@ -187,18 +185,16 @@ actors
         >>> client.get({"x": 1, "y": (abs, -2), "z": (max, "x", "y")}, "z")
         2
         """
-        _refuse_actors(unused.get("actor"), "actor")
         unknown = unused.keys() - _OF_OTHER_SCHEDULERS
         if unknown:
             raise TypeError(f"get() has no keyword {sorted(unknown)[0]!r}")
-        _refuse_actors(actors)
         how = conditions(priority, retries, workers, allow_other_workers, resources)
-        nested = self._futures_of_graph(dsk, keys, how)
+        nested = self._futures_of_graph(dsk, keys, how, actors)
         if not sync:
             return nested
         return self.gather(nested, direct=direct, timeout=timeout, asynchronous=asynchronous)
 
-    def _futures_of_graph(self, dsk: Any, keys: Any, how: Conditions) -> Any:
+    def _futures_of_graph(self, dsk: Any, keys: Any, how: Conditions, actors: Any = None) -> Any:
         """Submit what is needed of a graph; return futures, nested as `keys` are."""
         graph: Any
         if _is_plain(dsk):
@@ -206,17 +202,20 @@ actors
         else:
             from hpcdask.collections.graph import CollectionGraph
 
-            graph = CollectionGraph(dsk, keys, how)
+            graph = CollectionGraph(dsk, keys)
+        said = dict(graph.annotations)
+        if actors:
+            said["actor"] = dict.fromkeys(_flat(keys if actors is True else actors), True)
         states: dict[str, FutureState] = {}
         with Submission(self, how) as submission:
-            for functions, specs, is_final, conditions in graph.packed():
+            for functions, specs, is_final, own in graph.packed(Annotations(said, how)):
                 with self._lock:
                     self._check_open()
                     # Keys of graphs are short, and those of the last graph may be the same.
                     self._release_keys()
                     want = self._want_all(graph.wanted, states) if is_final else 0
                     wanted = graph.wanted if is_final else ()
-                    submission.send(functions, specs, wanted, is_final, want, conditions=conditions)
+                    submission.send(functions, specs, wanted, is_final, want, conditions=own)
                 submission.keep_pace()
         futures = {key: self._future(state) for key, state in states.items()}
         return graphs.rename(keys, graph.name, futures)
@@ -233,6 +232,14 @@ actors
         return self._wants
 
 
+def _is_several(collections: Any) -> bool:
+    return isinstance(collections, (list, tuple, set, frozenset))
+
+
+def _listed(collections: Any) -> list[Any]:
+    return list(collections) if _is_several(collections) else [collections]
+
+
 def _is_plain(dsk: Any) -> bool:
     """Whether it is a dict of tuples and other values, for which dask is not needed."""
     if not isinstance(dsk, dict):
@@ -241,6 +248,12 @@ def _is_plain(dsk: Any) -> bool:
     return spec is None or not any([isinstance(value, spec.GraphNode) for value in dsk.values()])
 
 
-def _refuse_actors(actors: Any, keyword: str = "actors") -> None:
-    if actors:
-        raise TypeError(f"this version cannot do {keyword}= of graphs and collections")
+def _flat(keys: Any) -> Iterator[Any]:
+    """The keys in nested lists of keys, and those of collections among them."""
+    if hasattr(keys, "__dask_keys__"):
+        keys = keys.__dask_keys__()
+    if isinstance(keys, (list, set, frozenset, dict)):
+        for key in keys:
+            yield from _flat(key)
+    else:
+        yield keys

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
 import logging
 import os
 import secrets
@@ -13,6 +11,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,10 +20,18 @@ from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
-from hpcdask.client.loop import CarriedError, is_in_loop, limited, run_sync, shared_loop
+from hpcdask.client.loop import (
+    CarriedError,
+    is_in_loop,
+    is_of_parent,
+    limited,
+    run_sync,
+    shared_loop,
+)
 from hpcdask.client.operations import Operations
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
+from hpcdask.client.registry import clients, defaults
 from hpcdask.client.retained import Retained
 from hpcdask.client.subscriptions import Subscriptions
 from hpcdask.comm.options import CommOptions
@@ -32,8 +39,10 @@ from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
+    AskTaskStream,
     AwaitWorkers,
     ClientClosing,
+    CountLeft,
     EventLogged,
     GatherKeys,
     GetEvents,
@@ -66,7 +75,9 @@ C = TypeVar("C", bound="Connection")
 
 #: Requests that may be made twice.
 _MERE_QUESTIONS = {
+    AskTaskStream,
     AwaitWorkers,
+    CountLeft,
     GatherKeys,
     GetEvents,
     GetMetadata,
@@ -75,16 +86,13 @@ _MERE_QUESTIONS = {
     PlanScatter,
 }
 
-#: Clients of this process, and those that set themselves as default, the latest last.
-clients: weakref.WeakSet[Any] = weakref.WeakSet()
-defaults: list[weakref.ref[Any]] = []
-
 
 class Connection:
     """What a client is made of before it has anything to say; see `hpcdask.Client`."""
 
     loop: asyncio.AbstractEventLoop
     _peers: Peers
+    _actor_peers: Peers  # by which actors are called
     _starting: asyncio.Task[Any] | None
 
     def __init__(
@@ -191,7 +199,8 @@ class Connection:
         self._closing: asyncio.Task[None] | None = None
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
-        self._is_internal = False  # whether it is a launcher's, and of no interest to users
+        self._is_of_parent = False  # whether it was made before this process was forked
+        self._is_internal = False  # whether it is a launcher's or worker's, of no interest to users
         self._process = "", 0  # of a worker's client: the worker's nanny and pid
         clients.add(self)
 
@@ -210,6 +219,7 @@ class Connection:
         if worker.place.scheduler_file:
             client._way_back = worker.place
         client._process = worker.nanny, os.getpid()
+        client._is_internal = True  # the worker says what has happened, and closes it
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client
@@ -257,13 +267,19 @@ class Connection:
         """Listen to a scheduler, the first one or another."""
         if link.options != self._options:
             if self._options is not None:
-                self._peers.close()
+                self._hang_up()
             self._options = link.options
-            self._peers = Peers(link.options, connect_timeout=min(self._timeout, 5.0))
+            limit = min(self._timeout, 5.0)
+            self._peers = Peers(link.options, limit)
+            self._actor_peers = Peers(link.options, limit, is_patient=True)
         self._link = link
         self._scheduler_ids.add(link.registered.scheduler_id)
         self._unreachable.clear()
         link.comm.start(self._on_batch, self._on_closed)
+
+    def _hang_up(self) -> None:
+        self._peers.close()
+        self._actor_peers.close()
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
@@ -274,7 +290,7 @@ class Connection:
         limit = self._timeout if timeout is None else self._seconds(timeout)
         if self.asynchronous:
             return limited(self._close(), limit)
-        if self._closing is not None and self._closing.done():
+        if is_of_parent(self.loop) or (self._closing is not None and self._closing.done()):
             return None
         return self._sync(self._close(), limit)
 
@@ -299,7 +315,7 @@ class Connection:
                 defaults.remove(reference)
         if self._link is not None:
             self._link.comm.close()
-            self._peers.close()
+            self._hang_up()
         self._give_up("the client was closed")
         if self._owns_cluster and self.cluster is not None:
             await self.cluster._close()
@@ -401,11 +417,19 @@ class Connection:
         return timeout if timeout is None else hosts.parse_timedelta(timeout)
 
     def _sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
+        if self._is_of_parent:  # in this process its loop does not run
+            work.close()
+            self._check_open()
         return run_sync(self.loop, work, timeout)
 
-    def _maybe_sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
-        """An awaitable for asynchronous clients, else what it gives."""
-        if self.asynchronous:
+    def _maybe_sync(
+        self,
+        work: Coroutine[Any, Any, Any],
+        timeout: float | None = None,
+        asynchronous: bool | None = None,
+    ) -> Any:
+        """An awaitable for asynchronous clients, or if one is asked for; else what it gives."""
+        if self.asynchronous or asynchronous:
             return limited(work, timeout)
         return self._sync(work, timeout)
 
@@ -596,6 +620,8 @@ class Connection:
 
     def _keep_no_more(self, state: FutureState) -> None:
         if self._kept.pop(state.key, None) is not None:
+            if state.status == "error":  # nobody else may ever ask for it
+                self._callbacks.put(partial(_tell_of_failure, state))
             self._let_go(state.key)
 
     def _future(self: Any, state: FutureState) -> Future:
@@ -629,19 +655,11 @@ class Connection:
             raise WaitTimeoutError(f"{late}{why}") from None
 
 
+def _tell_of_failure(state: FutureState) -> None:
+    log.warning("%s, which was fired and forgotten, failed: %r", state.key, state.exception())
+
+
 def _retrieve(starting: asyncio.Task[Any]) -> None:
     """What uses the client tells of its failure."""
     if not starting.cancelled():
         starting.exception()
-
-
-@atexit.register
-def close_all() -> None:
-    """Let no client, nor a cluster that it made, outlive the program; but for a launcher's own."""
-    for client in list(clients):
-        if client._is_open and not client._asynchronous and not client._is_internal:
-            with contextlib.suppress(Exception):
-                client.close(timeout=5)
-
-
-os.register_at_fork(after_in_child=clients.clear)  # they are the parent's

@@ -10,22 +10,38 @@ from typing import Any
 
 from hpcdask import host as hosts
 from hpcdask.client.client import Client
-from hpcdask.client.connection import clients, defaults
 from hpcdask.client.loop import is_in_loop
+from hpcdask.client.registry import chosen, clients, latest
 from hpcdask.execution import current_worker
 
 #: Whose futures those are that are unpickled just now.
 _receiver: ContextVar[Client | None] = ContextVar("receiver", default=None)
 
 
-def default_client() -> Client | None:
-    """The client made last that is open and default, or None."""
-    while defaults:
-        client: Client | None = defaults[-1]()
-        if client is not None and client._is_open:
-            return client
-        defaults.pop()
-    return None
+def default_client(c: Client | None = None) -> Client:
+    """Return the client of the context or, without one, the open client made last.
+
+    Parameters
+    ----------
+    c : Client, optional
+        Is returned if it is given.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+
+    Examples
+    --------
+    >>> default_client() is client
+    True
+    """
+    if c is not None:
+        return c
+    found: Client | None = chosen() or latest()
+    if found is None:
+        raise ValueError("there is no client: make one, as by Client(), or give one")
+    return found
 
 
 def get_client(
@@ -65,7 +81,7 @@ def get_client(
             limit = client._timeout if timeout is None else hosts.parse_timedelta(timeout)
             client._sync(client._connected(), limit)
         return client
-    default = default_client()
+    default: Client | None = chosen() or latest()
     if default is not None and address in (None, default.scheduler_address):
         return default
     for other in list(clients):
@@ -86,7 +102,7 @@ def client_of_scheduler(scheduler_id: str, address: str) -> Client:
     worker = current_worker()
     if worker is not None and worker.scheduler_id == scheduler_id:
         return _client_of(worker)
-    default = default_client()
+    default = chosen() or latest()
     for client in filter(None, (default, *clients)):
         if client._is_open and scheduler_id in client._scheduler_ids:
             return client  # type: ignore[no-any-return]

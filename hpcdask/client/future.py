@@ -62,8 +62,8 @@ class FutureState:
             waiter(self)
 
     def lost(self) -> None:
-        """It is computed again."""
-        if self.status == "finished":
+        """It is computed again: its value was lost, or it failed and is tried once more."""
+        if self.status in ("finished", "error"):
             self.status, self.value = "pending", None
 
     def when_done(self, waiter: Callable[[FutureState], None]) -> None:
@@ -83,6 +83,13 @@ class FutureState:
             except ValueError:
                 return  # `end` was quicker
             waiter(self)
+
+    def when_changed(self, waiter: Callable[[FutureState], None]) -> None:
+        """Call `waiter` once, on the client's loop, when it ends next; it may be done already."""
+        with _adding:
+            if self.waiters is None:
+                self.waiters = []
+            self.waiters.append(waiter)
 
     def wait_no_more(self, waiter: Callable[[FutureState], None]) -> None:
         """Undo `when_done`, if it has not been called."""
@@ -294,13 +301,29 @@ class Future:
 
         async def traceback() -> TracebackType | None:
             state = await self._wait(self.client._seconds(timeout))
-            return None if state.error is None else to_traceback(state.error)
+            has_failed = state.status == "error"
+            return to_traceback(state.error) if has_failed and state.error is not None else None
 
         return self.client._maybe_sync(traceback())
 
     def cancel(self, reason: str | None = None, msg: str | None = None) -> Any:
-        """Stop computing it; see `Client.cancel`."""
+        """Stop computing it, for this reason; see `Client.cancel`."""
         return self.client.cancel([self], reason=reason, msg=msg)
+
+    def retry(self, timeout: float | str | None = None) -> Any:
+        """Run its task again, which has failed; see `Client.retry`."""
+        return self.client.retry([self], timeout=timeout)
+
+    @property
+    def executor(self) -> Client:
+        """The client, by an older name."""
+        return self.client
+
+    @property
+    def type(self) -> type[Any] | None:
+        """Type of the value, if that is here already; large values stay on their workers."""
+        value = self._state.value
+        return type(loads_value(value)) if self.status == "finished" and value is not None else None
 
     def add_done_callback(self, fn: Callable[[Future], Any]) -> None:
         """Call ``fn(future)`` once it is done, in the thread that the client's callbacks share."""

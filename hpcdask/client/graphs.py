@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
+from hpcdask.client.annotations import Annotations
 from hpcdask.client.streaming import CHUNK, Conditions, chunked
 from hpcdask.client.submission import pack_function, pack_replaced, replace_futures
 from hpcdask.messages import Blob, Function, TaskSpec
@@ -18,8 +19,8 @@ FIRST_CHUNK = 50
 _SCALARS = frozenset({int, float, str, bool, type(None)})
 _KEYS = frozenset({str, tuple, int, float, bytes})
 
-#: Functions, tasks, whether these are the last, and conditions if they have some of their own.
-Chunk = tuple[tuple[Function, ...], tuple[TaskSpec, ...], bool, Conditions | None]
+#: Functions, tasks, whether these are the last, and their conditions.
+Chunk = tuple[tuple[Function, ...], tuple[TaskSpec, ...], bool, Conditions]
 
 
 class Graph:
@@ -35,6 +36,8 @@ class Graph:
     ----------
     wanted : tuple of str
         The keys, each once.
+    annotations : dict
+        What is said of single keys, by kind: nothing.
 
     Raises
     ------
@@ -44,6 +47,7 @@ class Graph:
 
     def __init__(self, dsk: Any, keys: Any) -> None:
         self._dsk = dict(dsk)
+        self.annotations: dict[str, dict[Any, Any]] = {}
         outputs = list(_flat(keys, self._dsk))
         self.wanted = tuple(dict.fromkeys(map(key_name, outputs)))
         self._order = depth_first(outputs, self._needed, self._dsk)
@@ -58,10 +62,11 @@ class Graph:
     def _needed(self, key: Any) -> list[Any]:
         return _needed(self._dsk[key], self._dsk)
 
-    def packed(self) -> Iterator[Chunk]:
+    def packed(self, annotations: Annotations) -> Iterator[Chunk]:
         """Pack the tasks chunk by chunk, dependencies before dependants."""
         for keys, is_final in chunked(self._order, CHUNK, FIRST_CHUNK):
-            yield *self._chunk(keys), is_final, None
+            for alike, is_last, conditions in annotations.runs(keys):
+                yield *self._chunk(alike), is_final and is_last, conditions
 
     def _chunk(self, keys: Iterable[Any]) -> tuple[tuple[Function, ...], tuple[TaskSpec, ...]]:
         indices: dict[bytes, int] = {}

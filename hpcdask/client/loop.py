@@ -21,6 +21,8 @@ _SLICE = 0.5
 
 _lock = threading.Lock()
 _shared: asyncio.AbstractEventLoop | None = None
+#: That of the process of which this one is a fork, which nobody runs here.
+_of_parent: asyncio.AbstractEventLoop | None = None
 
 
 def shared_loop() -> asyncio.AbstractEventLoop:
@@ -41,8 +43,9 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 def _forget() -> None:
     """In a forked child the thread of the loop does not exist."""
-    global _shared
-    _shared = None
+    global _shared, _of_parent, _lock
+    _of_parent, _shared = _shared or _of_parent, None
+    _lock = threading.Lock()  # which another thread may have held just then
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -52,6 +55,11 @@ def is_in_loop(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether the caller runs on this very loop, and so must not wait for it."""
     # The public function raises where no loop runs, which takes ten times as long.
     return asyncio._get_running_loop() is loop
+
+
+def is_of_parent(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether nobody runs this loop here, since this process is a fork of the one that does."""
+    return loop is _of_parent
 
 
 class CarriedError(Exception):
@@ -99,13 +107,19 @@ def run_sync(
     WaitTimeoutError
         If it takes longer than `timeout` seconds; it is cancelled then.
     RuntimeError
-        If called on that loop, which would wait for itself.
+        If called on that loop, which would wait for itself, or in a fork of its process.
     """
     if is_in_loop(loop):
         work.close()
         raise RuntimeError(
             "a blocking call on the event loop would wait for itself; "
             "use Client(asynchronous=True) and await, or call it from another thread"
+        )
+    if is_of_parent(loop):
+        work.close()
+        raise RuntimeError(
+            "this client or cluster is of the process of which this one is a fork, and cannot be "
+            "used here: make a Client of its own, of the same address or scheduler file"
         )
     future = asyncio.run_coroutine_threadsafe(work, loop)
     exc: BaseException | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import operator
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -64,7 +66,16 @@ def conditions(
         allow_other_workers = allow_other_workers or said.get("allow_other_workers")
         resources = resources or said.get("resources")
     restriction = restriction_of(workers, allow_other_workers, resources, actor)
+    if retries is not None and (not hasattr(retries, "__index__") or operator.index(retries) < 0):
+        raise _wrong(retries, "retries must be a whole number from 0 up", "__index__")
+    if priority is not None and (not isinstance(priority, Real) or math.isnan(priority)):
+        raise _wrong(priority, "priority must be a number; higher ones run first", "__float__")
     return Conditions(float(priority or 0), operator.index(retries or 0), restriction)
+
+
+def _wrong(value: Any, claim: str, makes_it_a_number: str) -> Exception:
+    kind = ValueError if hasattr(value, makes_it_a_number) else TypeError
+    return kind(f"{claim}, not {value!r:.80}")
 
 
 def _annotations() -> dict[str, Any] | None:

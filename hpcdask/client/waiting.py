@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hpcdask.client.client import Client
-from hpcdask.client.collecting import SKIPPED, futures_of_collection
+from hpcdask.client.collecting import SKIPPED, futures_of_collection, refuse_others
 from hpcdask.client.future import Future, FutureState, Latch, until_done
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
@@ -86,7 +86,16 @@ def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COM
     ------
     WaitTimeoutError
         If it takes longer.
+    TypeError
+        If there is something else than futures.
+
+    Examples
+    --------
+    >>> done, not_done = wait(client.map(abs, [-1, -2]), timeout=10)
+    >>> len(done), len(not_done)
+    (2, 0)
     """
+    refuse_others(fs)
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
         raise ValueError(f"return_when must be ALL_COMPLETED or FIRST_COMPLETED, not {return_when}")
     futures = futures_of(fs)
@@ -130,15 +139,19 @@ def _late(futures: list[Future], seconds: float | None, why: str) -> WaitTimeout
 def fire_and_forget(obj: Any) -> None:
     """Let tasks run to their end although nobody holds their futures.
 
+    If one fails the client that asked logs a warning or, when it has gone, the scheduler.
+
     Parameters
     ----------
     obj : future, or nested lists and dicts of them
+
+    Examples
+    --------
+    >>> fire_and_forget(client.submit(print, "for the worker's log"))
     """
-    by_client: dict[Client, list[str]] = {}
-    for future in futures_of(obj):
-        by_client.setdefault(future.client, []).append(future.key)
-    for client, keys in by_client.items():
-        client._keep_until_done(keys)
+    refuse_others(obj)
+    for client, futures in _by_client(futures_of(obj)).items():
+        client._keep_until_done([future.key for future in futures])
 
 
 class as_completed:
@@ -150,7 +163,8 @@ class as_completed:
     ----------
     futures : iterable of Future
     with_results : bool
-        Give ``(future, value)`` pairs; values that did not come along are fetched.
+        Give ``(future, value)`` pairs; values that did not come along are fetched, those of a batch
+        together.
     raise_errors : bool
         With `with_results`: raise a future's error; else give the exception as its value.
     timeout : float or str, optional
@@ -158,8 +172,10 @@ class as_completed:
 
     Examples
     --------
-    >>> for future, value in as_completed(client.map(abs, [-1, -2]), with_results=True):
+    >>> for future, value in as_completed(client.map(abs, [-2, 2]), with_results=True):
     ...     print(value)
+    2
+    2
     """
 
     def __init__(
@@ -183,6 +199,7 @@ class as_completed:
 
     def add(self, future: Future) -> None:
         """Wait for one more."""
+        refuse_others(future)
         if self._client is None:
             self._client = future.client
             seconds = self._client._seconds(self._timeout)
@@ -202,7 +219,9 @@ class as_completed:
 
     def update(self, futures: Iterable[Future]) -> None:
         """Wait for more."""
-        for future in futures_of(list(futures)):
+        futures = list(futures)
+        refuse_others(futures)
+        for future in futures_of(futures):
             self.add(future)
 
     def count(self) -> int:
@@ -231,7 +250,12 @@ class as_completed:
     def __next__(self) -> Any:
         if not self._n_left:
             raise StopIteration
-        return self._given(self._next_future(self._left()))
+        future = self._next_future(self._left())
+        if not self.with_results:
+            return future
+        if self.raise_errors:  # which is quicker, if the value is here
+            return future, future.result(self._left())
+        return self._given([future])[0]
 
     next = __next__
 
@@ -240,33 +264,50 @@ class as_completed:
             with lent_thread():
                 future = self._done.get(timeout=timeout)
         except queue.Empty:
-            raise WaitTimeoutError(
-                f"{self._n_left} futures were not done within {self._timeout}"
-            ) from None
+            raise self._late() from None
         self._n_left -= 1
         return future
 
-    def _given(self, future: Future) -> Any:
+    def _late(self) -> WaitTimeoutError:
+        return WaitTimeoutError(f"{self._n_left} futures were not done within {self._timeout}")
+
+    def _given(self, futures: list[Future]) -> list[Any]:
+        """What is given out for these: their values are fetched together."""
         if not self.with_results:
-            return future
-        if self.raise_errors:
-            return future, future.result(self._left())
-        exc = future.exception(self._left())
-        return future, future.result(self._left()) if exc is None else exc
+            return list(futures)
+        blobs: dict[Future, Any] = {}
+        for client, own in _by_client(futures).items():
+            blobs.update(zip(own, client._sync(self._fetched(client, own)), strict=True))
+        return [_pair(future, blobs[future]) for future in futures]
+
+    async def _given_later(self, futures: list[Future]) -> list[Any]:
+        if not self.with_results:
+            return list(futures)
+        blobs: dict[Future, Any] = {}
+        for client, own in _by_client(futures).items():
+            blobs.update(zip(own, await uncarried(self._fetched(client, own)), strict=True))
+        return [_pair(future, blobs[future]) for future in futures]
+
+    def _fetched(self, client: Client, futures: list[Future]) -> Coroutine[Any, Any, list[Any]]:
+        errors = "raise" if self.raise_errors else "skip"
+        return client._blobs([f._state for f in futures], errors, self._left(), None)
 
     def next_batch(self, block: bool = True) -> list[Any]:
         """All that are done; waits for one first if `block`."""
         batch = []
         if block and self._n_left:
             batch.append(self._next_future(self._left()))
-        while not self._done.empty() and self._n_left:
-            batch.append(self._next_future(0))
-        return [self._given(future) for future in batch]
+        return self._given(batch + self._all_ready())
 
-    def batches(self) -> Iterator[list[Any]]:
-        """Yield lists of what has been done since the last."""
-        while self._n_left:
-            yield self.next_batch()
+    def _all_ready(self) -> list[Future]:
+        ready = []
+        while self._n_left and not self._done.empty():
+            ready.append(self._next_future(0))
+        return ready
+
+    def batches(self) -> Batches:
+        """Lists of what has been done since the last, by ``for`` or ``async for``."""
+        return Batches(self)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -274,6 +315,11 @@ class as_completed:
     async def __anext__(self) -> Any:
         if not self._n_left:
             raise StopAsyncIteration
+        await self._until_ready()
+        [given] = await self._given_later([self._next_future(0)])
+        return given
+
+    async def _until_ready(self) -> None:
         assert self._arrived is not None
         while self._done.empty():
             self._arrived.clear()
@@ -281,17 +327,43 @@ class as_completed:
                 with lent_thread():
                     await asyncio.wait_for(self._arrived.wait(), self._left())
             except asyncio.TimeoutError:
-                raise WaitTimeoutError(
-                    f"{self._n_left} futures were not done within {self._timeout}"
-                ) from None
-        self._n_left -= 1
-        future = self._done.get()
-        if not self.with_results:
-            return future
-        errors = "raise" if self.raise_errors else "skip"
-        work = future.client._blobs([future._state], errors, self._left(), None)
-        [blob] = await uncarried(work)
-        return future, future._state.exception() if blob is SKIPPED else loads_value(blob)
+                raise self._late() from None
+
+
+def _by_client(futures: list[Future]) -> dict[Client, list[Future]]:
+    found: dict[Client, list[Future]] = {}
+    for future in dict.fromkeys(futures):
+        found.setdefault(future.client, []).append(future)
+    return found
+
+
+def _pair(future: Future, blob: Any) -> tuple[Future, Any]:
+    return future, future._state.exception() if blob is SKIPPED else loads_value(blob)
+
+
+class Batches:
+    """Lists of futures, or of pairs, as they complete; made by `as_completed.batches`."""
+
+    def __init__(self, completed: as_completed) -> None:
+        self._completed = completed
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return self
+
+    def __next__(self) -> list[Any]:
+        if self._completed.is_empty():
+            raise StopIteration
+        return self._completed.next_batch()
+
+    def __aiter__(self) -> AsyncIterator[list[Any]]:
+        return self
+
+    async def __anext__(self) -> list[Any]:
+        completed = self._completed
+        if completed.is_empty():
+            raise StopAsyncIteration
+        await completed._until_ready()
+        return await completed._given_later(completed._all_ready())
 
 
 __all__ = [

@@ -18,35 +18,46 @@ _TRAVERSED = (list, tuple, set, frozenset, dict, Iterator)
 
 
 def futures_of_collections(
-    client: CollectionCalls, items: list[Any], how: Conditions, optimize_graph: bool, traverse: bool
+    client: CollectionCalls,
+    items: list[Any],
+    how: Conditions,
+    actors: Any,
+    optimize_graph: bool,
+    traverse: bool,
 ) -> list[Any]:
     """A future of the value of each collection among `items`; see `Client.compute`."""
     if traverse:
         items = [dask.delayed(i) if isinstance(i, _TRAVERSED) else i for i in items]
     computed = dask.compute(
-        *items, traverse=False, optimize_graph=optimize_graph, scheduler=_submitter(client, how)
+        *items,
+        traverse=False,
+        optimize_graph=optimize_graph,
+        scheduler=_submitter(client, how, actors),
     )
     return list(computed)
 
 
 def persisted(
-    client: CollectionCalls, items: list[Any], how: Conditions, optimize_graph: bool
+    client: CollectionCalls, items: list[Any], how: Conditions, actors: Any, optimize_graph: bool
 ) -> list[Any]:
     """Collections of futures; see `Client.persist`."""
     for item in items:
         if not dask.is_dask_collection(item):
             raise TypeError(f"persist() takes dask collections, not {item!r:.80}")
     found = dask.persist(
-        *items, traverse=False, optimize_graph=optimize_graph, scheduler=_submitter(client, how)
+        *items,
+        traverse=False,
+        optimize_graph=optimize_graph,
+        scheduler=_submitter(client, how, actors),
     )
     return list(found)
 
 
-def _submitter(client: CollectionCalls, how: Conditions) -> Callable[..., Any]:
+def _submitter(client: CollectionCalls, how: Conditions, actors: Any) -> Callable[..., Any]:
     """Looks to dask like a scheduler; what it gives are futures, and dask puts them in places."""
 
     def submit(dsk: Any, keys: Any, **unused: Any) -> Any:
-        return client._futures_of_graph(dsk, keys, how)
+        return client._futures_of_graph(dsk, keys, how, actors)
 
     return submit
 

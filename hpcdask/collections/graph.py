@@ -10,9 +10,9 @@ from dask._task_spec import Alias, GraphNode, convert_legacy_graph
 from dask.core import flatten
 from dask.order import order
 
+from hpcdask.client.annotations import Annotations
 from hpcdask.client.graphs import FIRST_CHUNK, Chunk, depth_first, key_name, refuse_namesakes
-from hpcdask.client.streaming import CHUNK, Conditions, chunked
-from hpcdask.collections.annotations import Annotations
+from hpcdask.client.streaming import CHUNK, chunked
 from hpcdask.collections.packing import Packer
 from hpcdask.messages import Function, TaskSpec
 
@@ -28,13 +28,13 @@ class CollectionGraph:
     ----------
     dsk : dict, HighLevelGraph or dask expression
     keys : key or nested lists of keys
-    conditions : Conditions
-        Of all tasks, but for what their annotations say.
 
     Attributes
     ----------
     wanted : tuple of str
         The keys, each once, as they are named on the cluster.
+    annotations : dict
+        What is said of single keys: kind -> key -> value.
 
     Raises
     ------
@@ -42,10 +42,9 @@ class CollectionGraph:
         If there is a cycle, or a key is not in the graph.
     """
 
-    def __init__(self, dsk: Any, keys: Any, conditions: Conditions) -> None:
-        graph, annotations = _materialized(dsk)
+    def __init__(self, dsk: Any, keys: Any) -> None:
+        graph, self.annotations = _materialized(dsk)
         self._nodes = convert_legacy_graph(graph)
-        self._annotations = Annotations(annotations, conditions)
         outputs = list(dict.fromkeys(flatten(keys if isinstance(keys, list) else [keys])))
         for key in outputs:
             if key not in self._nodes and key not in graph:
@@ -71,17 +70,15 @@ class CollectionGraph:
         turns = order({key: self._nodes[key] for key in reached})
         return sorted(reached, key=turns.__getitem__)
 
-    def packed(self) -> Iterator[Chunk]:
+    def packed(self, annotations: Annotations) -> Iterator[Chunk]:
         """Pack the tasks chunk by chunk, dependencies before dependants."""
         packer = Packer(self._names)
-        is_final = False
+        if not self._order:  # all that is wanted is on the cluster already
+            yield (), (), True, annotations.general
         for keys, is_final in chunked(self._order, CHUNK, FIRST_CHUNK):
             packer.look_at([self._nodes[key] for key in keys])
-            runs = list(self._annotations.runs(keys))
-            for i, (conditions, alike) in enumerate(runs, 1):
-                yield *self._chunk(packer, alike), is_final and i == len(runs), conditions
-        if not is_final:  # all that is wanted is on the cluster already
-            yield (), (), True, None
+            for alike, is_last, conditions in annotations.runs(keys):
+                yield *self._chunk(packer, alike), is_final and is_last, conditions
 
     def _chunk(
         self, packer: Packer, keys: Iterable[Any]
@@ -104,7 +101,7 @@ class CollectionGraph:
         return tuple(table), tuple(specs)
 
 
-def _materialized(dsk: Any) -> tuple[dict[Any, Any], Mapping[str, Mapping[Any, Any]]]:
+def _materialized(dsk: Any) -> tuple[dict[Any, Any], dict[str, dict[Any, Any]]]:
     """Return a graph as a dict, and what is annotated, by kind and key."""
     if hasattr(dsk, "layers"):
         dsk = HLGExpr(dsk)

@@ -234,6 +234,12 @@ _ALL = (
         "2s",
         is_keyword=False,
     ),
+    Word(
+        "max-array",
+        kinds.POSITIVE,
+        "Most jobs that a cluster submits by one command. Default: what Slurm says; else 1000.",
+        is_keyword=False,
+    ),
 )
 WORDS = {word.name: word for word in _ALL}
 

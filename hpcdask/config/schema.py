@@ -164,6 +164,13 @@ SCHEMA: tuple[Setting, ...] = (
         "Whether idle workers get tasks that others have not started.",
     ),
     Setting(
+        "scheduler.transition-log-length",
+        kinds.COUNT,
+        0,
+        "Moves of tasks that are remembered for Client.story; each takes the scheduler a "
+        "microsecond more.",
+    ),
+    Setting(
         "scheduler.events-log-length",
         kinds.COUNT,
         10_000,
@@ -378,6 +385,18 @@ SCHEMA: tuple[Setting, ...] = (
         kinds.SIZE,
         "64 MiB",
         "Most data that it asks another for at a time; a single value may be larger.",
+    ),
+    Setting(
+        "worker.profile.enabled",
+        kinds.SWITCH,
+        True,
+        "Whether the stacks of running tasks are looked at now and then, for Client.profile.",
+    ),
+    Setting(
+        "worker.profile.interval",
+        kinds.INTERVAL,
+        "20ms",
+        "How often, at the most: looking never takes more than a hundredth of the time.",
     ),
     Setting(
         "worker.preload",

@@ -214,6 +214,7 @@ class WorkerRecord:
     """One worker."""
 
     __slots__ = (
+        "actors",
         "address",
         "alone",
         "has_what",
@@ -245,6 +246,7 @@ class WorkerRecord:
         self.recalled: dict[Task, WorkerRecord] = {}  # of these, asked back, and for whom
         self.has_what: dict[Task, None] = {}
         self.nbytes = 0  # their sum
+        self.actors: dict[Task, None] = {}  # of these, those that live there
         self.resources = dict(info.resources)  # free amounts
         self.lanes: list[Lane] = []  # restricted ones that it serves
         self.metrics: Heartbeat | None = None

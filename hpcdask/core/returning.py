@@ -139,12 +139,19 @@ class Returning(Departing, abc.ABC):
                 return False
             task.add_holder(worker)
             return True
+        if task.lane.is_actor and not value.definition:
+            return False  # a copy, which only knows where the actor was
         if task.state == "erred":
-            return False
+            if not task.lane.is_actor or task.attempt != value.attempt:
+                return False
+            self._move(task, "released")  # an actor that was only out of touch
+            task.error = None
         if task.state == "released":  # nothing that it needs has been demanded for it
             self._move(task, "memory")
             task.attempt, task.nbytes = value.attempt, value.nbytes or task.nbytes
             task.add_holder(worker)
+            if task.lane.is_actor:
+                worker.actors[task] = None
             self._tell(task, TaskDone(task.key, task.nbytes, None))
             task.drop_client(self._keeper)
             return True
@@ -163,8 +170,8 @@ class Returning(Departing, abc.ABC):
             return False
         if task.lane.resources:  # which others may have been given
             return False
-        self._move(task, "processing")
         task.attempt, task.worker = run.attempt, worker
+        self._move(task, "processing")
         self._occupy(task, worker)
         return True
 

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from heapq import nsmallest
 
 from hpcdask.core.actors import Actors
+from hpcdask.core.copying import Copying
 from hpcdask.core.keeping import Keeping
 from hpcdask.core.lanes import Lane
 from hpcdask.core.placement import has_free_thread
 from hpcdask.core.records import ClientRecord, FunctionRecord, Task, WorkerRecord
 from hpcdask.core.rescheduling import Rescheduling
-from hpcdask.core.retirement import Retirement
+from hpcdask.core.retrying import Retrying
 from hpcdask.core.scattering import Scattering
 from hpcdask.core.task_errors import killed_worker, out_of_reach
 from hpcdask.core.transitions import MOVES as MOVES
@@ -51,7 +52,7 @@ _MAX_UNREACHABLE = 3
 _HOPELESS = 20
 
 
-class SchedulerState(Keeping, Scattering, Retirement, Rescheduling, Actors):
+class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actors):
     """All the scheduler knows and decides: one public method per event.
 
     What follows from an event is in `outbox`: messages in order, by the address of a worker or the
@@ -157,10 +158,9 @@ class SchedulerState(Keeping, Scattering, Retirement, Rescheduling, Actors):
         worker = self.workers.get(address)
         if worker is None or worker.is_leaving:
             return False
-        if self.actors_of(worker):
-            return True
         running = _maybe_running(worker)
-        return any(task.failures >= self.allowed_failures for task in running)
+        given_up = any(task.failures >= self.allowed_failures for task in running)
+        return given_up or bool(worker.actors)
 
     def heartbeat(self, now: float, address: str, msg: Heartbeat) -> None:
         """A worker tells how it is."""
@@ -170,11 +170,11 @@ class SchedulerState(Keeping, Scattering, Retirement, Rescheduling, Actors):
 
     @property
     def has_work(self) -> bool:
-        """Whether there are tasks that run or are to run."""
+        """Whether there are tasks that run or are to run, or actors, which are called unseen."""
         # Those that wait do so for others that do not.
         return (
             bool(self.held or self.resting)
-            or any(worker.processing for worker in self.workers.values())
+            or any(worker.processing or worker.actors for worker in self.workers.values())
             or any(lane.n_queued or lane.stranded for lane in self.lanes)
         )
 

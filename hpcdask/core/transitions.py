@@ -14,7 +14,7 @@ there. *memory*: at least one worker holds the value.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 from hpcdask.core.ahead import inputs_come_from, may_go_ahead
@@ -77,6 +77,8 @@ class Transitions:
         self.lanes = Lanes()
         self.loaded = Loaded()
         self._keeper = ClientRecord("", is_told=False)  # of fire_and_forget
+        #: Of tasks that nobody else wanted than fire_and_forget; for the shell to tell.
+        self.unseen_errors: list[tuple[str, TaskError]] = []
         self._vacated: dict[WorkerRecord, None] = {}  # runs were taken back from these
         #: Runs that returning workers go on with and that no task has claimed yet.
         self._runs: dict[str, tuple[WorkerRecord, HeldRun]] = {}
@@ -129,6 +131,30 @@ class Transitions:
         if wanted:
             workers = [w for w in workers if w.address in wanted or w.info.name in wanted]
         return workers
+
+    def named_workers(self, names: Collection[str]) -> list[WorkerRecord]:
+        """Workers by address or name, those that leave too; all that stay if `names` is empty.
+
+        Raises
+        ------
+        ValueError
+            If a name is no worker's.
+        """
+        if not names:
+            return self.find_workers(())
+        wanted, found = set(names), []
+        known: set[str] = set()
+        for worker in self.workers.values():
+            if worker.address in wanted or worker.info.name in wanted:
+                found.append(worker)
+                known |= {worker.address, worker.info.name}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(
+                f"no worker has the address or name {', '.join(map(repr, unknown))}; "
+                "scheduler_info() tells which there are"
+            )
+        return found
 
     def _move(self, task: Task, state: str) -> None:
         if state not in MOVES[task.state]:
@@ -294,10 +320,10 @@ class Transitions:
     def _send_to(self, task: Task, worker: WorkerRecord) -> None:
         function = task.function
         assert function is not None
-        self._move(task, "processing")
         self._attempt += 1
         task.attempt = self._attempt
         task.worker = worker
+        self._move(task, "processing")
         if task.priority[1] > self._turn:
             self._turn = task.priority[1]
         self._occupy(task, worker)
@@ -399,6 +425,8 @@ class Transitions:
         self._move(task, "memory")
         task.nbytes = nbytes
         task.add_holder(worker)
+        if task.lane.is_actor:
+            worker.actors[task] = None
         self._tell(task, TaskDone(task.key, nbytes, value))
         for dependent in task.dependents:
             if dependent.state in TO_RUN:
@@ -430,6 +458,8 @@ class Transitions:
         """A task has ended: fire_and_forget asks for no more than that."""
         if self._keeper in task.wanted_by:
             task.drop_client(self._keeper)
+            if task.error is not None and not task.is_awaited:
+                self.unseen_errors.append((task.key, task.error))
         if not task.waiters and not task.wanted_by:
             self._release_unneeded([task])
 
@@ -550,11 +580,11 @@ class Transitions:
     def _to_released(self, task: Task, freed: dict[str, list[Version]]) -> None:
         """Drop the value, the error or the run of a task; note it at the workers that had it."""
         if task.state == "memory":
+            if task.lane.is_actor:
+                self._actor_ends(task)
             for holder in list(task.who_has):
                 task.drop_holder(holder)
                 freed.setdefault(holder.address, []).append(Version(task.key, task.attempt))
-            if task.lane.is_actor:
-                self._forget_recipe(task)
         elif task.state == "processing":
             worker = self._take_back(task)
             freed.setdefault(worker.address, []).append(Version(task.key, task.attempt))
@@ -563,8 +593,10 @@ class Transitions:
         self._move(task, "released")
         task.error = None
 
-    def _forget_recipe(self, task: Task) -> None:
-        """An actor has lived: one that is made anew would not know what this one knew."""
+    def _actor_ends(self, task: Task) -> None:
+        """Forget how it was made: another one would not know what this one knew."""
+        for holder in task.who_has:
+            holder.actors.pop(task, None)
         function, task.function, task.arguments = task.function, None, b""
         if function is not None:
             function.uses -= 1

@@ -42,6 +42,7 @@ def validate_scheduler(state: SchedulerState) -> None:
         assert worker.address == address
         assert worker.nbytes == sum(task.nbytes for task in worker.has_what)
         assert all(worker in task.who_has for task in worker.has_what)
+        assert all(task.lane.is_actor and task in worker.has_what for task in worker.actors)
         assert all(task.worker is worker for task in worker.processing)
         assert worker.n_ahead == sum(bool(task.missing) for task in worker.processing), worker
         assert worker.recalled.keys() <= worker.processing.keys()

@@ -61,6 +61,7 @@ class AttachableCluster(Cluster):
             if each is not None:
                 self._place(each)
         self._interval: float = config.get(f"jobqueue.{job.config_name}.poll-interval")
+        self._max_array: int | None = config.get(f"jobqueue.{job.config_name}.max-array")
         self._shutdown_on_close, self._former = shutdown_on_close, former
         self._takes_over = False
         self._n_first_jobs = 0

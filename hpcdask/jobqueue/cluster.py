@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Collection, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from hpcdask.jobqueue.job_units import JobUnits
 from hpcdask.jobqueue.keeper import Keeper
 from hpcdask.jobqueue.keywords import changed
 from hpcdask.jobqueue.queue import Queue
+from hpcdask.jobqueue.records import Limits
 from hpcdask.jobqueue.scheduler_job import (
     SCHEDULER,
     SchedulerInJob,
@@ -198,17 +200,24 @@ class JobQueueCluster(AttachableCluster):
         self._leaves_jobs = self._former is not None  # whatever goes wrong with them here
         if self._shutdown_on_close:
             self._guard = Guard(self._folder)
-        if self._scheduler_job is None:
-            self._access = await self._start_scheduler()
-        else:
-            self._access = SchedulerInJob(self.scheduler_file, self.name)
+        queue = Queue(self._job.system, Commands(), self._folder)
+        limits = asyncio.ensure_future(self._limits(queue))
+        try:
+            if self._scheduler_job is None:
+                self._access = await self._start_scheduler()
+            else:
+                self._access = SchedulerInJob(self.scheduler_file, self.name)
+            await limits
+        finally:
+            limits.cancel()
         self._keeper = keeper = Keeper(
             state,
-            Queue(self._job.system, Commands(), self._folder),
+            queue,
             self._folder,
             self._access,
             self._interval,
             self.workers,
+            limits.result(),
             on_end=self._ends_by_itself,
         )
         if self._scheduler_job is not None:
@@ -224,6 +233,10 @@ class JobQueueCluster(AttachableCluster):
         if self._n_first_jobs:
             await self._have_jobs(POOL, self._n_first_jobs)
         self._leaves_jobs = False
+
+    async def _limits(self, queue: Queue) -> Limits:
+        limits, told = Limits(), self._max_array or await queue.max_array()
+        return limits if told is None else replace(limits, max_array=told)
 
     async def _start_scheduler(self) -> SchedulerHere:
         scheduler = self._scheduler_cls(

@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -37,7 +37,9 @@ _OWN_JOB = (
 )
 
 
-def environment(environ: Mapping[str, str], submits: bool) -> dict[str, str]:
+def environment(
+    environ: Mapping[str, str], submits: bool, keeps: Collection[str] = ()
+) -> dict[str, str]:
     """What a command gets of our environment.
 
     Parameters
@@ -47,11 +49,14 @@ def environment(environ: Mapping[str, str], submits: bool) -> dict[str, str]:
     submits : bool
         Whether jobs may inherit it, as those of Slurm do, which belong to no launch or job that we
         may be a part of. Other commands are to answer in a form that does not depend on the user.
+    keeps : collection of str
+        Variables to hand on that others would not get.
     """
     kept = {
         name: value
         for name, value in environ.items()
-        if name not in _SECRETS and not name.startswith((*MPI_VARIABLES, *_OWN_JOB))
+        if name in keeps
+        or (name not in _SECRETS and not name.startswith((*MPI_VARIABLES, *_OWN_JOB)))
     }
     if submits:
         return kept
@@ -73,6 +78,8 @@ class Commands:
         Seconds that each may take.
     environ : mapping, optional
         Environment, by default that of this process when a command is run.
+    keeps : collection of str
+        As of `environment`.
     """
 
     def __init__(
@@ -80,8 +87,10 @@ class Commands:
         pace: Pace | None = None,
         timeout: float = PATIENCE,
         environ: Mapping[str, str] | None = None,
+        keeps: Collection[str] = (),
     ) -> None:
         self._pace, self._timeout, self._environ = pace or Pace(), timeout, environ
+        self._keeps = keeps
         self._in_haste = asyncio.Event()
 
     def make_haste(self) -> None:
@@ -113,7 +122,8 @@ class Commands:
         with contextlib.suppress(asyncio.TimeoutError):
             pause = self._pace.take(time.monotonic())
             await asyncio.wait_for(self._in_haste.wait(), pause)
-        environ = environment(os.environ if self._environ is None else self._environ, submits)
+        ours = os.environ if self._environ is None else self._environ
+        environ = environment(ours, submits, self._keeps)
         # To files and not to pipes: PBS's qsub leaves a process behind that would keep them open.
         with _files(command[0], answer) as (out, err):
             try:

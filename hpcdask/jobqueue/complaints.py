@@ -38,8 +38,9 @@ class Complaints:
                 if not told[1]:
                     log.error("%s: %s", title, troubles.in_words())
             elif troubles.starts.n > told[0]:
-                text = "%s: a start has failed, which is tried %d times: %s"
-                log.warning(text, title, troubles.limits.max_failures, troubles.starts.why)
+                text = "%s: a start has failed, number %d in a row of at most %d: %s"
+                n, most = troubles.starts.n, troubles.limits.max_failures
+                log.warning(text, title, n, most, troubles.starts.why)
 
     def of_hopeless(self, never: Iterable[str]) -> None:
         """Say of jobs that they can never run, as their batch system says."""

@@ -511,6 +511,7 @@ class Controller:
 
     def _retire(self, job: JobRecord, workers: Collection[str]) -> None:
         job.n_retiring += 1
+        job.was_retired |= not job.is_wanted
         self.outbox.append(Retire(job.id, tuple(sorted(workers))))
 
     def _cancel(self, now: float, jobs: Collection[JobRecord]) -> None:

@@ -81,6 +81,7 @@ class JobRecord:
     is_presumed: bool = False  # its end; the batch system has not said so
     # How it is given back.
     n_retiring: int = 0  # `Retire` actions under way
+    was_retired: bool = False  # workers of it were, when it was given back
     cancelled: float | None = None  # when this was last asked for
     n_cancels: int = 0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
+from hpcdask.errors import SubmitError
 from hpcdask.jobqueue.controller import JobRecord
 from hpcdask.jobqueue.shares import Division, share
 from hpcdask.jobqueue.status import Phase
@@ -88,7 +90,9 @@ class JobUnits(QueuedUnits):
         self._keeper.forgive(self._pool)
 
     async def grow(self, n: int) -> None:
-        await self._keeper.scale(self._pool, self._state.n_wanted + n, forgives=False)
+        # A refusal is told and tried again as one of all jobs, whoever has asked for them.
+        with contextlib.suppress(SubmitError):
+            await self._keeper.scale(self._pool, self._state.n_wanted + n, forgives=False)
 
     async def shrink(self, names: Collection[str]) -> None:
         self._keeper.release(names)

@@ -103,8 +103,6 @@ class Keeper:
         on_end: Callable[[str, bool], None] = lambda reason, is_anothers: None,
     ) -> None:
         limits = limits or Limits()
-        if not queue.system.has_arrays:
-            limits = replace(limits, max_array=1)
         used = max((each.request for each in folder.submissions()), default=0)
         self.controller = Controller(limits, first_request=used + 1)
         self.pools: dict[str, Job] = {}
@@ -164,7 +162,7 @@ class Keeper:
                 log.warning("nobody knows what came of %s", self._folder.path / submission.script)
             elif submission.pool in unheard:
                 unheard[submission.pool] += ids
-                self._file.heard(submission.script)
+                self._file.heard(submission.script, ids)
         for name, former in pools.items():
             ids = list(dict.fromkeys([*former.jobs, *unheard[name]]))
             self._tell(self.controller.adopt, name, ids, leaving=former.leaving)
@@ -455,10 +453,11 @@ class Keeper:
                     self._kinds[action.pool], action.count, _script_name(action)
                 )
         except SubmitError as exc:
-            # Where somebody has just asked for jobs, it is raised.
-            is_heard = asyncio.current_task() in self._listeners
-            log.log(logging.DEBUG if is_heard else logging.ERROR, "%s", exc)
             is_unclear = isinstance(exc, UnclearError)
+            # What is refused is a failed start, of which it is told. What is unclear is none; where
+            # somebody has just asked for jobs, it is raised.
+            is_told = not is_unclear or asyncio.current_task() in self._listeners
+            log.log(logging.DEBUG if is_told else logging.ERROR, "%s", exc)
             event = self.controller.submit_unclear if is_unclear else self.controller.submit_failed
             self._tell(event, action.request, str(exc))
             return exc
@@ -466,7 +465,7 @@ class Keeper:
             self._tell(self.controller.submit_unclear, action.request, repr(exc))
             raise
         self._last_event = self.now()
-        self._file.heard(self._queue.script_name(_script_name(action)))
+        self._file.heard(self._queue.script_name(_script_name(action)), ids)
         self._tell(self.controller.submitted, action.request, ids)
         self._look_within(_SOON)
         return None

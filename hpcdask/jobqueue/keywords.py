@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import re
 import warnings
@@ -25,7 +26,8 @@ _OTHERS = {
 }
 #: Who calls a project what others call an account.
 _WITH_PROJECTS = ("sge", "lsf", "oar")
-
+#: What the names of our modules begin with.
+_OURS = __name__.partition(".")[0] + "."
 
 #: Keywords that are about another, and mean nothing without it.
 _ABOUT = {
@@ -118,10 +120,19 @@ def _renamed(owner: str, system: str, given: Mapping[str, Any]) -> dict[str, Any
             warnings.warn(
                 f"{owner}({old}=) is deprecated; write {new}= in its place",
                 FutureWarning,
-                stacklevel=4,  # who has made the job
+                stacklevel=_callers_level(),
             )
         found[new] = found.pop(old)
     return found
+
+
+def _callers_level() -> int:
+    """How far above our caller's frame the first one is that is not of hpcdask: the user's line."""
+    level, frame = 1, inspect.currentframe()
+    frame = frame and frame.f_back
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _unknown(owner: str, keyword: str, words: Mapping[str, Word]) -> str:

@@ -88,6 +88,8 @@ def row(job: JobRecord, now: float) -> Row:
 
 def _state(job: JobRecord) -> str:
     if job.phase is Phase.ENDED:
+        if job.was_retired and job.status.end is End.CANCELLED:
+            return "retired"
         return (job.status.end or End.UNKNOWN).value
     if job.cancelled is not None:
         return "ending"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -22,6 +23,8 @@ from hpcdask.threads import in_thread
 
 log = logging.getLogger("hpcdask.jobqueue")
 
+#: Seconds for an answer that one can do without.
+_SOON = 3.0
 #: Seconds between two questions why jobs wait, where the listing does not tell.
 _REASONS = 15.0
 
@@ -46,6 +49,20 @@ class Queue:
         self._tried: set[Job] = set()  # whose script the system has found good
         self._reasons: dict[str, str] = {}  # why jobs wait, and when to ask again
         self._reasons_due = -math.inf
+
+    async def max_array(self) -> int | None:
+        """Most jobs of one submission, if the system says soon what that is."""
+        if not self.system.has_arrays:
+            return 1
+        command = self.system.array_command()
+        if command is None:
+            return None
+        try:
+            answer = await asyncio.wait_for(self._commands.run(command), _SOON)
+        except (StatusError, asyncio.TimeoutError) as exc:
+            log.debug("%s does not say how large an array may be: %r", self.system.title, exc)
+            return None
+        return self.system.parse_array(answer)
 
     # -- Submitting -------------------------------------------------------------------------------
 

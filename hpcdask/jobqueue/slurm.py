@@ -163,6 +163,18 @@ class Slurm(BatchSystem):
         yield """    bash -c 'exec "$@" --name "$0.$SLURM_NODEID"' "$name" "${worker[@]}" &"""
         yield "workers+=($!)"
 
+    def array_command(self) -> list[str]:
+        return ["scontrol", *self._where, "show", "config"]
+
+    def parse_array(self, answer: Answer) -> int | None:
+        # MaxArraySize is one more than the highest index; 0 is for none. The other one is among
+        # SchedulerParameters.
+        size = re.search(r"^MaxArraySize\s*= (\d+)$", answer.out, re.MULTILINE)
+        tasks = re.search(r"\bmax_array_tasks=(\d+)", answer.out)
+        limits = [int(size[1]) - 1] if size else []
+        limits += [int(tasks[1])] if tasks else []
+        return max(min(limits), 1) if limits else None
+
     def trial_command(self, path: str) -> list[str]:
         return [*self.submit_command, "--test-only", path]
 

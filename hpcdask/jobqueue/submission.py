@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable
 
-from hpcdask.errors import SubmitError
+from hpcdask.errors import StatusError, SubmitError
+from hpcdask.jobqueue.commands import Commands, NoCommandError, in_words
+from hpcdask.jobqueue.status import Answer
 from hpcdask.jobqueue.system import BatchSystem
-
-#: Seconds that the submit command may take. A controller that is down lets it wait for minutes.
-_PATIENCE = 120.0
 
 
 def submit(
@@ -39,13 +38,13 @@ def submit(
         with open(path, "w", encoding="utf-8") as file:
             file.write(script)
         answer = _run([*system.submit_command, path])
-    words = "\n".join(filter(None, (answer.stderr.strip(), answer.stdout.strip())))
-    if answer.returncode != 0:
+    words = in_words(answer)
+    if answer.code != 0:
         raise SubmitError(f"{system.title} refused the job:\n{words}")
-    if answer.stderr.strip():
-        say(answer.stderr.strip())
+    if answer.err.strip():
+        say(answer.err.strip())
     try:
-        return system.job_id(answer.stdout)
+        return system.job_id(answer.out)
     except ValueError:
         raise SubmitError(
             f"{system.submit_command[0]} has taken the job and named no id that {system.title} has:"
@@ -53,22 +52,15 @@ def submit(
         ) from None
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str]) -> Answer:
+    # The place of a token is no secret, and a user's own choice here.
+    commands = Commands(keeps=("HPCDASK_TOKEN_FILE",))
     try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
-        )
-    except FileNotFoundError:
+        return asyncio.run(commands.run(command, submits=True))
+    except NoCommandError as exc:
+        raise SubmitError(str(exc)) from None
+    except StatusError as exc:
         raise SubmitError(
-            f"there is no {command[0]} here; go to a host from which jobs are submitted"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise SubmitError(
-            f"{command[0]} gave no answer within {_PATIENCE:g} s; the job may be in the queue "
-            "nevertheless. Look there before you submit it again."
+            f"{exc}; the job may be in the queue nevertheless. Look there before you submit it "
+            "again."
         ) from None

@@ -137,6 +137,14 @@ class BatchSystem(ABC):
     #: Whether one submission can bring several jobs.
     has_arrays: ClassVar[bool] = True
 
+    def array_command(self) -> list[str] | None:
+        """A command that tells how many jobs one submission may bring; None if there is none."""
+        return None
+
+    def parse_array(self, answer: Answer) -> int | None:
+        """Those; None if the system sets no limit, or does not say."""
+        return None
+
     def trial_command(self, path: str) -> list[str] | None:
         """A command that asks whether a job script would be taken, and submits nothing."""
         return None

@@ -25,7 +25,8 @@ class JobRow:
         Kind of job in the cluster.
     state : str
         "pending", "running", "retiring" (its workers hand over), "ending"; of a job that is over
-        how it has ended, as in "completed", "failed", "walltime", "cancelled" or "node failure".
+        how it has ended, as in "completed", "failed", "walltime", "cancelled" or "node failure";
+        "retired" if it was given back when its workers had handed over.
     reason : str
         Why it waits or how it has ended, in the batch system's own words.
     node : str

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hpcdask import host as hosts
 from hpcdask import logs
 from hpcdask.client.client import Client
-from hpcdask.client.connection import close_all
-from hpcdask.client.loop import is_in_loop, run_sync, shared_loop
+from hpcdask.client.loop import is_in_loop, is_of_parent, run_sync, shared_loop
+from hpcdask.client.registry import close_all
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.launchers.scheduler_access import SchedulerAccess, as_text
@@ -243,7 +243,7 @@ class Cluster(abc.ABC):
         """End all workers and the scheduler."""
         if self.asynchronous:
             return self._close()
-        if self.status in ("closed", "created", "detached"):
+        if self.status in ("closed", "created", "detached") or is_of_parent(self.loop):
             return None
         limit = ENDING if timeout is None else hosts.parse_timedelta(timeout)
         return run_sync(self.loop, self._close(), limit)

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from hpcdask import logs
 from hpcdask.client import place as client_place
 from hpcdask.client.client import Client
-from hpcdask.client.connection import close_all as close_clients
 from hpcdask.client.loop import run_sync, shared_loop
+from hpcdask.client.registry import close_all as close_clients
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError
 from hpcdask.launchers.meeting import find_ranks

@@ -30,7 +30,7 @@ class WorkerStock(NamedTuple):
     nbytes: int = 0  # of the values that it holds
     seconds: float = 0.0  # of known work that it has been given
     n_runnable: int = 0  # tasks that run there or could
-    is_busy: bool = False  # it has a task
+    is_busy: bool = False  # it has a task, or an actor
     is_bound: bool = False  # not all of its tasks could run on any worker
     is_leaving: bool = False
     resources: tuple[tuple[str, float], ...] = ()
@@ -137,7 +137,7 @@ def _look_at(
         nbytes=record.nbytes,
         seconds=seconds,
         n_runnable=record.n_runnable,
-        is_busy=bool(record.processing),
+        is_busy=bool(record.processing or record.actors),  # which would end with it
         is_bound=_is_bound(record),
         is_leaving=record.is_leaving,
         resources=info.resources,

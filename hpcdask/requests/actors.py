@@ -37,7 +37,7 @@ class ActorRequests:
 
     async def _ask(self, address: str, make: Any, *fields: Any) -> Any:
         """Ask a worker, after what it was asked before."""
-        peers = self._scheduler.peers
+        peers = self._scheduler.actor_peers
         if address not in self._scheduler.workers:
             raise LostActorError(f"the worker {address} is gone, and its actors with it")
         try:

@@ -12,6 +12,8 @@ from hpcdask.requests.actors import ActorRequests
 from hpcdask.requests.calls import Answers, Calls, Events
 from hpcdask.requests.cluster import ClusterRequests
 from hpcdask.requests.coordination import CoordinationRequests
+from hpcdask.requests.data import DataRequests
+from hpcdask.requests.diagnostics import DiagnosticRequests
 from hpcdask.requests.topics import TopicRequests
 from hpcdask.tracebacks import to_task_error
 
@@ -53,6 +55,8 @@ class ClientRequests:
             ClusterRequests(scheduler, self.calls, spawn),
             ActorRequests(scheduler),
             self.topics,
+            DataRequests(scheduler),
+            DiagnosticRequests(scheduler),
         )
         self.answers: Answers = {}
         for family in families:

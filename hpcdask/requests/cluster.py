@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from hpcdask.calls import call
+from hpcdask.core.records import WorkerRecord
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.gathering import gather_values
 from hpcdask.messages import (
@@ -19,7 +20,9 @@ from hpcdask.messages import (
     LocateKeys,
     Locations,
     PlanScatter,
+    RegisterWorker,
     Reply,
+    RestartChosen,
     RestartWorker,
     RestartWorkers,
     RetireWorkers,
@@ -55,6 +58,7 @@ class ClusterRequests:
             RunOnScheduler: self._run_on_scheduler,
             RetireWorkers: self._retire,
             RestartWorkers: self._restart,
+            RestartChosen: self._restart_chosen,
             AwaitWorkers: self._await_workers,
         }
 
@@ -79,6 +83,9 @@ class ClusterRequests:
         if msg.what == "identity":
             about = identity(self._scheduler.state, self._scheduler.about())
             return Reply(msg.request, about)
+        if msg.what == "story":
+            steps = self._scheduler.story.of(msg.names)
+            return Reply(msg.request, (self._scheduler.story.is_kept, tuple(map(tuple, steps))))
         return Reply(msg.request, INSPECTIONS[msg.what](self._scheduler.state, msg.names))
 
     async def _run_on_scheduler(self, name: str, msg: RunOnScheduler) -> CallOutcomes:
@@ -94,14 +101,17 @@ class ClusterRequests:
         return outcomes(msg.request, [(self._scheduler.address, await work)])
 
     async def _run_on_workers(self, name: str, msg: RunOnWorkers) -> CallOutcomes:
-        chosen = self._scheduler.state.find_workers(msg.workers)
-        comms = [(worker.address, self._scheduler.workers[worker.address]) for worker in chosen]
+        chosen = self._scheduler.state.named_workers(msg.workers)
         if msg.nanny:
+            if msg.workers:
+                self._refuse_without_nanny(chosen)
             comms = [
                 (worker.info.nanny, self._scheduler.nannies[worker.info.nanny][0])
                 for worker in chosen
                 if worker.info.nanny in self._scheduler.nannies
             ]
+        else:
+            comms = [(w.address, self._scheduler.workers[w.address]) for w in chosen]
         return outcomes(msg.request, await self._calls.call_all(comms, msg.function, msg.wait))
 
     async def _retire(self, name: str, msg: RetireWorkers) -> Reply:
@@ -127,16 +137,40 @@ class ClusterRequests:
             if info.nanny not in expected:
                 self._scheduler.workers[address].send(CloseWorker("the cluster was restarted"))
 
+        missing = await self._await_back(old.values(), expected, msg.timeout)
+        if missing:
+            raise WaitTimeoutError(
+                f"{len(missing)} of {len(expected)} workers were not back within "
+                f"{msg.timeout:g} s after a restart: {sorted(missing)}"
+            )
+        return Reply(msg.request, None)
+
+    async def _restart_chosen(self, name: str, msg: RestartChosen) -> Reply:
+        """Give workers new processes; what they had is computed anew, and no task is blamed."""
+        chosen = self._scheduler.state.named_workers(msg.workers) if msg.workers else []
+        self._refuse_without_nanny(chosen)
+        for worker in chosen:
+            self._scheduler.members.ending.add(worker.address)
+            self._scheduler.nannies[worker.info.nanny][0].send(RestartWorker())
+        old = [worker.info for worker in chosen]
+        missing = await self._await_back(old, {info.nanny for info in old}, msg.timeout)
+        return Reply(msg.request, {info.address: info.nanny not in missing for info in old})
+
+    async def _await_back(
+        self, old: Iterable[RegisterWorker], nannies: set[str], timeout: float
+    ) -> set[str]:
+        """Wait until nannies have workers that are none of the old ones; return who has not."""
         # By process, since one that listens on a fixed port has the address of the last.
-        ended = {(info.nanny, info.pid) for info in old.values()}
+        ended = {(info.nanny, info.pid) for info in old}
 
         def missing() -> set[str]:
             present = (worker.info for worker in self._scheduler.state.workers.values())
-            return expected - {w.nanny for w in present if (w.nanny, w.pid) not in ended}
+            return nannies - {w.nanny for w in present if (w.nanny, w.pid) not in ended}
 
-        if not await self._scheduler.members.until(lambda: not missing(), msg.timeout):
-            raise WaitTimeoutError(
-                f"{len(missing())} of {len(expected)} workers were not back within "
-                f"{msg.timeout:g} s after a restart: {sorted(missing())}"
-            )
-        return Reply(msg.request, None)
+        await self._scheduler.members.until(lambda: not missing(), timeout)
+        return missing()
+
+    def _refuse_without_nanny(self, workers: Iterable[WorkerRecord]) -> None:
+        alone = [w.address for w in workers if w.info.nanny not in self._scheduler.nannies]
+        if alone:
+            raise ValueError(f"no nanny is there for {', '.join(alone)}: it was started without")

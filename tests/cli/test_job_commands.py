@@ -62,8 +62,8 @@ def test_a_script_is_filled_in_with_this_python(home, here):
         ("jobscript slurm --launch cluster x.py", 2, "runs no script"),
         ("submit slurm", 2, "--launch mpi runs a script: name it after the options"),
         ("submit pbs missing.py", 2, "there is no script 'missing.py' to run"),
-        ("submit slurm --launch cluster", 1, "there is no sbatch here"),
-        ("submit --system sge --launch workers", 1, "there is no qsub here"),
+        ("submit slurm --launch cluster", 1, "cannot run sbatch: No such file"),
+        ("submit --system sge --launch workers", 1, "cannot run qsub: No such file"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(here, words, code, expected):
@@ -95,6 +95,21 @@ def test_grid_engine_is_not_taken_for_pbs(home, here):
     assert command.code() == 2
     assert "is that of Grid Engine" in command.err
     assert not (home.folder / "submitted").exists()
+
+
+def test_a_job_inherits_no_token_and_nothing_of_the_job_it_is_submitted_from(home):
+    home.file("sbatch", "#!/bin/sh\nexport -p >environment; echo 12\n").chmod(0o755)
+    mine = {"HPCDASK_TOKEN": "5e" * 32, "SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "99"}
+    others = {"HPCDASK_TOKEN_FILE": "~/mine", "SBATCH_ACCOUNT": "abc"}
+    command = home.hpc_dask(
+        *("submit", "slurm", "--launch", "cluster"), PATH=str(home.folder), **mine, **others
+    )
+    assert command.code() == 0, command
+    found = (home.folder / "environment").read_text()
+    assert [name for name in mine if f"{name}=" in found] == []
+    assert [name for name in others if f"{name}=" in found] == list(others)
+    assert "5e5e" not in found
+    assert "HPCDASK_TOKEN is not handed on to the job" in command.err
 
 
 def test_workers_for_a_scheduler_that_is_not_there_are_told_of(home, here):

@@ -230,7 +230,8 @@ def test_methods_wait_for_each_other_and_nothing_else_for_them(counter: Actor, g
 
 
 def test_coroutine_methods_begin_in_order_on_the_workers_loop(counter: Actor) -> None:
-    items = [bytes(100_000) if i % 3 == 1 else i for i in range(30)]
+    # Some are rebuilt in a thread, since nobody knows how long that takes.
+    items = [Path(str(i)) if i % 3 == 1 else i for i in range(60)]
     calls = [counter.pause(item) for item in items]
     results = {call.result(timeout=20) for call in calls}
     assert {is_on_loop for _, is_on_loop in results} == {True}
@@ -269,7 +270,8 @@ def test_a_coroutine_task_awaits_an_actor(client: Client, counter: Actor) -> Non
         return await counter.increment(), await counter.n
 
     futures = [client.submit(use, counter, workers=a, pure=False) for a in addresses(client)]
-    assert sorted(client.gather(futures, timeout=20)) == [(1, 1), (2, 2)]
+    results = sorted(client.gather(futures, timeout=20))
+    assert results in ([(1, 1), (2, 2)], [(1, 2), (2, 2)])
 
 
 def test_an_actor_that_an_actor_holds_lives_on(client: Client, cluster: LocalCluster) -> None:
@@ -508,6 +510,35 @@ def test_a_killed_worker_fails_what_is_under_way_and_all_later_use(short_lived: 
     # A program for distributed expects these.
     assert issubclass(LostActorError, ValueError)
     assert issubclass(LostActorError, OSError)
+
+
+def test_a_silent_worker_is_waited_for_until_the_scheduler_gives_it_up() -> None:
+    from hpcdask import config
+
+    with (
+        config.set({"comm.timeouts.stall": "200ms", "scheduler.worker-ttl": "0"}),
+        Client(n_workers=1, threads_per_worker=1, set_as_default=False) as client,
+    ):
+        mortal = client.submit(Mortal, actor=True).result(timeout=20)
+        pid = pid_of_actor(mortal)
+        os.kill(pid, signal.SIGSTOP)
+        call = mortal.increment()
+        with pytest.raises(WaitTimeoutError):
+            call.result(timeout=1)  # five times as long as it may be silent as one of several
+        os.kill(pid, signal.SIGCONT)
+        assert call.result(timeout=20) == 1
+        os.kill(pid, signal.SIGSTOP)
+        call = mortal.increment()
+        try:
+            client.run_on_scheduler(_give_up, mortal._address, timeout=20)
+            with pytest.raises(LostActorError, match="What it knew is lost"):
+                call.result(timeout=20)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _give_up(address: str, dask_scheduler: Any) -> None:
+    dask_scheduler.workers[address].abort("it is silent")
 
 
 def test_a_worker_that_retires_takes_its_actors_along(

@@ -43,7 +43,7 @@ def test_a_value_that_is_lost_while_it_is_gathered_is_not_missed(
 ) -> None:
     futures = client.map(increment, range(3))
     wait(futures)
-    load = calling.loads
+    load = calling.loads_value
 
     def lose_and_load(blob: bytes) -> object:
         # As the client's own thread does at any time, when a worker is lost.
@@ -52,7 +52,7 @@ def test_a_value_that_is_lost_while_it_is_gathered_is_not_missed(
 
     last = futures[-1]._state.value
     assert last is not None  # it came along, and is looked at in this thread
-    monkeypatch.setattr(calling, "loads", lose_and_load)
+    monkeypatch.setattr(calling, "loads_value", lose_and_load)
     assert client.gather(futures, timeout=10) == [1, 2, 3]
     futures[-1]._state.status, futures[-1]._state.value = "finished", last
 

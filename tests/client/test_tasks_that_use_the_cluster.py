@@ -12,6 +12,7 @@ import pytest
 from waiting import wait_until
 
 from hpcdask import Actor, Client, LocalCluster, as_completed, get_client, get_worker, wait
+from hpcdask.client.loop import limited
 from hpcdask.errors import WaitTimeoutError
 
 
@@ -90,6 +91,26 @@ async def ask_on_loop(middleman: Actor) -> int:
 def test_a_task_waits_for_an_actor_that_waits_for_a_task(one_thread: Client, task: Any) -> None:
     middleman = one_thread.submit(Middleman, actor=True)
     assert one_thread.submit(task, middleman, pure=False).result(timeout=30) == 2
+
+
+async def wait_for_another_task() -> str:
+    event = get_worker().event_of_test = asyncio.Event()
+    await limited(event.wait(), 20)
+    return "set"
+
+
+def set_event() -> None:
+    worker = get_worker()
+    wait_until(lambda: hasattr(worker, "event_of_test"))
+    worker.loop.call_soon_threadsafe(worker.event_of_test.set)
+
+
+def test_whatever_a_coroutine_task_awaits_of_its_client_lends_its_place(
+    one_thread: Client,
+) -> None:
+    waiting = one_thread.submit(wait_for_another_task, pure=False)
+    one_thread.submit(set_event, pure=False).result(timeout=30)
+    assert waiting.result(timeout=30) == "set"
 
 
 def test_lent_threads_come_back(one_thread: Client) -> None:

@@ -215,6 +215,30 @@ def test_a_program_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     run(tmp_path, HEAD)  # whose workers sweep up the scratch folders
 
 
+def test_in_a_fork_what_is_of_its_parent_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    program = HEAD + textwrap.dedent(
+        """
+        cluster, pid = client.cluster, os.fork()
+        if not pid:
+            for call in (lambda: client.submit(abs, -7), client.ncores, cluster.get_logs):
+                try:
+                    call()
+                except (RuntimeError, ConnectionError) as exc:
+                    print(exc, flush=True)
+            with client, cluster:
+                sys.exit(3)
+        assert os.waitpid(pid, 0)[1] == 3 << 8
+        print(client.submit(abs, -6).result(timeout=10))
+        """
+    )
+    code, out, err = run(tmp_path, program)
+    assert code == 0, err
+    *refused, result = out.splitlines()[1:]
+    assert [" is a fork" in line for line in refused] == [True] * 3
+    assert all("make a" in line for line in refused)
+    assert result == "6"
+
+
 def test_a_forked_child_does_not_touch_its_parents_cluster(tmp_path: Path) -> None:
     program = HEAD + textwrap.dedent(
         """

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hpcdask.client.annotations import Annotations
 from hpcdask.client.streaming import conditions
 from hpcdask.wire.arguments import loads_arguments
 from hpcdask.wire.serialize import loads
@@ -24,13 +25,16 @@ Alias, DataNode, Dict, List, Task, TaskRef = (
 )
 
 
+UNSAID = Annotations({}, conditions(0, 0, None, False, None))
+
+
 class Sent:
     """What a graph is on the wire, run here as a worker would."""
 
     def __init__(self, dsk: Any, keys: Any, known: dict[str, Any] | None = None) -> None:
-        graph = CollectionGraph(dsk, keys, conditions(0, 0, None, False, None))
+        graph = CollectionGraph(dsk, keys)
         self.wanted, self.name = graph.wanted, graph.name
-        self.chunks = list(graph.packed())
+        self.chunks = list(graph.packed(UNSAID))
         self.values = dict(known or {})
         self.functions: dict[str, Any] = {}  # by key of a task
         self.ids: list[bytes] = []
@@ -44,7 +48,7 @@ class Sent:
                 self.values[key] = function(*args, **kwargs)
                 self.ids.append(functions[index].function_id)
                 self.names.append(functions[index].name)
-                self.priorities[key] = own.priority if own else 0.0
+                self.priorities[key] = own.priority
 
     def __getitem__(self, key: Any) -> Any:
         return self.values[self.name(key)]
@@ -211,7 +215,7 @@ def test_the_key_of_a_future_is_known_to_the_scheduler() -> None:
     sent = Sent(graph, ["y"], {"('x', 0)": 41})
     assert sent["y"] == 42
     # Wanted itself it needs no task, but under another name it does.
-    assert Sent(graph, [key], {"('x', 0)": 41}).chunks == [((), (), True, None)]
+    assert Sent(graph, [key], {"('x', 0)": 41}).chunks == [((), (), True, UNSAID.general)]
     sent = Sent({"z": FutureOf("('x', 0)")}, ["z"], {"('x', 0)": 41})
     assert sent["z"] == 41
 
@@ -267,10 +271,8 @@ def test_any_graph_gives_what_dask_gives_for_it(seed: int) -> None:
 
 def test_the_first_chunk_is_short_and_those_of_a_large_graph_are_packed_one_by_one() -> None:
     nodes = [Task(i, add, i, 1) for i in range(6000)]
-    graph = CollectionGraph(
-        graph_of(*nodes), list(range(6000)), conditions(0, 0, None, False, None)
-    )
-    chunks = graph.packed()
+    graph = CollectionGraph(graph_of(*nodes), list(range(6000)))
+    chunks = graph.packed(UNSAID)
     assert len(next(chunks)[1]) == 50
     sizes = [len(specs) for _, specs, _, _ in chunks]
     assert sum(sizes) == 5950

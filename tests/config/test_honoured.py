@@ -158,6 +158,7 @@ OF_CLUSTERS: dict[str, tuple[Any, Callable[[Any], Any], Any]] = {
         "1h",
     ),
     "poll-interval": ("7s", lambda cluster: cluster._interval, 7.0),
+    "max-array": (7, lambda cluster: cluster._max_array, 7),
 }
 CLASSES = {
     each.system.name: each

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
-from core_helpers import A, B, C, F, computed, finish, free, release, sent, started, submit
+from core_helpers import (
+    A,
+    B,
+    C,
+    F,
+    computed,
+    finish,
+    free,
+    release,
+    sent,
+    started,
+    submit,
+    worker_info,
+)
 
+from hpcdask.core.definition import definition_of
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.errors import LostActorError
+from hpcdask.launchers.stock import take_stock
 from hpcdask.messages import (
     CloseWorker,
     ComputeTask,
     DataMissing,
+    HeldValue,
     KeysAdded,
     KeysDropped,
     Message,
     Restriction,
     SubmitTasks,
+    TaskDone,
     TaskFailed,
     TaskSpec,
     Version,
 )
 
 ACTOR = Restriction((), False, (), True)
+MEANT = definition_of(F.function_id, b"")
 
 
 def submit_actor(state: SchedulerState, key: str, *needs: str, submission: int = 9) -> None:
@@ -83,13 +102,24 @@ def test_what_needs_a_lost_actor_fails_now_and_later() -> None:
     assert failed(sent(state)["c"]).keys() == {"y"}
 
 
+def test_a_worker_with_an_actor_is_not_idle() -> None:
+    state, home, other = with_actor(A, B)
+    assert state.has_work
+    stock = {
+        worker.name: worker.is_busy for worker in take_stock(SimpleNamespace(state=state)).workers
+    }
+    assert stock == {f"name of {home}": True, f"name of {other}": False}
+    release(state, "a")
+    assert not state.has_work
+
+
 def test_a_copy_is_no_actor() -> None:
     state, home, other = with_actor(A, B)
     version = Version("a", state.tasks["a"].attempt)
     state.keys_added(1.0, other, KeysAdded((version,)))
     state.worker_lost(2.0, other)
     assert sent(state) == {}
-    assert state.actors_of(state.workers[home]) == [state.tasks["a"]]
+    assert list(state.workers[home].actors) == [state.tasks["a"]]
 
 
 def test_a_worker_that_says_it_has_lost_an_actor_has() -> None:
@@ -154,6 +184,58 @@ def test_an_actor_out_of_reach_of_others_is_left_alone() -> None:
     assert state.tasks["x"].state == "erred"
     assert state.tasks["a"].state == "memory"
     assert state.tasks["a"].attempt == attempt
+
+
+def returns(state: SchedulerState, address: str, *values: HeldValue) -> None:
+    state.worker_joined(3.0, worker_info(address)._replace(returns=True, values=values))
+
+
+def test_an_actor_that_was_only_out_of_touch_comes_back() -> None:
+    state, home, other = with_actor(A, B)
+    attempt = state.tasks["a"].attempt
+    state.keys_added(1.0, other, KeysAdded((Version("a", attempt),)))
+    state.worker_lost(2.0, home)
+    state.worker_lost(2.0, other)
+    sent(state)
+    returns(state, other, HeldValue("a", attempt, 8, 0))
+    assert sent(state) == {other: [free(("a", attempt))]}, "a copy is no actor"
+    returns(state, home, HeldValue("a", attempt, 8, MEANT))
+    assert sent(state) == {"c": [TaskDone("a", 8, None)]}
+    assert list(state.workers[home].actors) == [state.tasks["a"]]
+    state.worker_lost(4.0, home)
+    assert failed(sent(state)["c"]).keys() == {"a"}
+
+
+def test_an_actor_of_another_life_of_its_key_does_not_come_back() -> None:
+    state, home, other = with_actor(A, B)
+    old = state.tasks["a"].attempt
+    submit(state, {"x": ["a"]})
+    state.worker_lost(2.0, home)
+    submit_actor(state, "a", submission=10)
+    finish(state, other, "a")
+    state.worker_lost(2.5, other)
+    sent(state)
+    returns(state, home, HeldValue("a", old, 8, MEANT))
+    assert sent(state) == {home: [free(("a", old))]}
+
+
+@pytest.mark.parametrize("has_home", [True, False])
+def test_a_new_scheduler_finds_an_actor_where_it_was_made(has_home: bool) -> None:
+    state = SchedulerState(first_attempt=1000)
+    if has_home:
+        returns(state, A, HeldValue("a", 7, 8, MEANT))
+    returns(state, B, HeldValue("a", 7, 8, 0))
+    state.client_returned(3.0, "c")
+    submit_actor(state, "a")  # it had not heard that the actor is there
+    state.all_told(3.0, "c")
+    state.tick(100.0)
+    found = sent(state)
+    if has_home:
+        assert list(state.workers[A].actors) == [state.tasks["a"]]
+        assert state.tasks["a"].attempt == 7
+    else:
+        assert free(("a", 7)) in found[B]
+        assert state.tasks["a"].state == "processing"  # it is made, as nothing is known of it
 
 
 def test_a_released_actor_is_freed_everywhere() -> None:

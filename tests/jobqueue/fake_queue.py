@@ -51,6 +51,9 @@ class Queue(Slurm):
         yield f"#FAKE --count={job.count}"
         yield f"#FAKE --queue={job.queue}"
 
+    def array_command(self) -> None:  # type: ignore[override]
+        return None
+
     def trial_command(self, path: str) -> None:  # type: ignore[override]
         return None
 

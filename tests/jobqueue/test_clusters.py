@@ -98,6 +98,8 @@ def test_a_lost_job_is_replaced_and_one_too_many_hands_over(queue):
         cluster.scale(1)  # the idle one ends
         wait_until(lambda: ids(cluster) == ["1_2"], PATIENCE)
         wait_until(lambda: queue.commands("cancel") == ["1_1", "2_1"], PATIENCE)
+        wait_until(lambda: ids(cluster, "retired") == ["2_1"], PATIENCE)
+        assert ids(cluster, "cancelled") == ["1_1"], "which somebody else has ended"
         assert only_there.result(timeout=PATIENCE) == pid
         assert not busy.done()
 
@@ -271,10 +273,44 @@ def test_failed_starts_are_told_and_adapting_anew_tries_again(queue, caplog):
             future = client.submit(abs, -1)
             told = "3 starts in a row have failed, so no more are tried until .* adapt"
             wait_until(lambda: re.search(told, caplog.text), PATIENCE)
-        assert "a start has failed, which is tried 3 times: job 1_1" in caplog.text
+        assert "a start has failed, number 1 in a row of at most 3: job 1_1" in caplog.text
         broken.unlink()
         cluster.adapt(maximum=1, interval="50ms")
         assert future.result(timeout=PATIENCE) == 1
+
+
+def test_what_an_adaptive_cluster_is_refused_is_told_once_for_each_try(queue, caplog):
+    (queue.folder / "refuse").write_text('unknown queue "nope"')
+    with QueueCluster(queue, queue="nope") as cluster, caplog.at_level("WARNING", "hpcdask"):
+        cluster.adapt(minimum=1, interval="50ms")
+        wait_until(lambda: "3 starts in a row have failed" in caplog.text, PATIENCE)
+    assert len(queue.commands("submit")) == caplog.text.count('unknown queue "nope"') == 3
+
+
+def test_more_jobs_than_an_array_may_have_are_several(queue, monkeypatch):
+    monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__MAX_ARRAY", "2")
+    (queue.folder / "hold").write_text("Priority")
+    with QueueCluster(queue) as cluster:
+        cluster.scale(jobs=5)
+        wait_until(lambda: len(ids(cluster, "pending")) == 5, PATIENCE)
+        names = [Path(path).stem for path in queue.commands("submit")]
+        assert names == ["workers-1x2", "workers-2x2", "workers-3x1"]
+
+
+def test_scripts_of_jobs_that_have_ended_are_removed_while_the_cluster_goes_on(queue):
+    with QueueCluster(queue) as cluster:
+        folder = Path(cluster.scheduler_file).parent
+
+        def scripts() -> list[str]:
+            return sorted(path.name for path in folder.glob("*.sbatch"))
+
+        for _ in range(3):
+            cluster.scale(2)
+            wait_until(lambda: len(ids(cluster)) == 2, PATIENCE)
+            cluster.scale(1)
+            wait_until(lambda: len(ids(cluster)) == 1, PATIENCE)
+        # Of the first array a job is left, the last one tells the number of the next.
+        wait_until(lambda: scripts() == ["workers-1x2.sbatch", "workers-3x1.sbatch"], PATIENCE)
 
 
 def test_adapting_submits_jobs_for_the_work_and_cancels_them_after_it(queue):

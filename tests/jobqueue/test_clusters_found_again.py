@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,21 @@ def test_nothing_is_left_of_killed_clients(
         assert f"process {owner.command.process.pid} on " in log
         assert "and 60 more" in log
         assert owner.hpc_dask("ps").out == "no clusters\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_nothing_is_left_of_a_client_that_is_told_to_end(
+    slurm: Slurm, home: Home, number: signal.Signals
+):
+    # As at a logout, which is said to all processes of the session.
+    owner = Owner(home, slurm, SLURMCluster, n_jobs=4)
+    owner.command.line("ready", PATIENCE)
+    os.killpg(owner.command.process.pid, number)
+    assert owner.command.code() == -number, "as the program has it; what it does itself is its own"
+    wait_until(lambda: not owner.queue(), PATIENCE, "an empty queue")
+    owner.command.all_gone(PATIENCE)
+    assert [path.name for path in owner.folder.path.iterdir()] == ["logs"]
+    assert "and left mine behind" in (owner.folder.logs / "cluster.log").read_text()
 
 
 def test_a_cluster_is_found_again_after_its_client_was_killed(

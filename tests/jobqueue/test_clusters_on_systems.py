@@ -147,7 +147,7 @@ def test_adapting_submits_and_ends_whole_jobs(slurm_here, tmp_path):
         assert [what["status"] for _, what in adaptive.log].count("up") == 1
         assert client.submit(abs, -1).result(timeout=PATIENCE) == 1
     ends = {job.state for job in cluster.jobs()}
-    assert ends <= {"completed", "cancelled"}
+    assert ends <= {"completed", "retired"}
 
 
 def test_jobs_that_never_bring_a_worker_are_told_with_the_reason(slurm_here):

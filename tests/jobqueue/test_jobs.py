@@ -27,6 +27,7 @@ from hpcdask.jobqueue import (
     OARJob,
     PBSJob,
     SGEJob,
+    SLURMCluster,
     SLURMJob,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
@@ -566,6 +567,12 @@ def test_names_of_old_work_and_warn(kind, old, new, value):
     with pytest.raises(ConfigError, match=f"{old} is another name of {new}; give one of them"):
         of(kind, **{old: value, new: value})
     assert caught[0].filename == __file__, "it is about the line that makes the job"
+
+
+def test_a_name_of_old_given_to_a_cluster_warns_of_the_line_that_makes_the_cluster():
+    with pytest.warns(FutureWarning) as caught, pytest.raises(ConfigError, match="lives in"):
+        SLURMCluster(cores=1, memory="1GB", job_extra=["-x"], scheduler="elsewhere")
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 @each_kind

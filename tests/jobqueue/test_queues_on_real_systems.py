@@ -146,6 +146,17 @@ def test_what_a_user_has_set_for_squeue_hides_no_job(slurm, tmp_path):
         queue.cancel([id])
 
 
+def test_the_largest_array_is_known_where_the_system_tells(queue):
+    command = queue.system.array_command()
+    if command is None:
+        pytest.skip(f"{queue.system.title} does not tell how large an array may be")
+    largest = queue.system.parse_array(queue.ask(command))
+    assert largest == 1000, "which is what Slurm has where nobody has set another"
+    path = queue.write(count=largest + 1)
+    assert "array" in queue.ask([*queue.system.submit_command, path]).err
+    queue.cancel(queue.submit(queue.write(count=largest), largest))
+
+
 def test_jobs_are_found_by_their_script(queue):
     command = queue.system.find_command()
     if command is None:

@@ -46,6 +46,24 @@ def test_ids_of_an_array_are_those_of_squeue():
 
 
 @pytest.mark.parametrize(
+    ("lines", "largest"),
+    [
+        ("MaxArraySize            = 1001", 1000),
+        ("MaxArraySize            = 0", 1),  # there are none
+        ("MaxArraySize            = 75000\nMaxDBDMsgs = 20012", 74999),
+        (
+            "MaxArraySize            = 1001\n"
+            "SchedulerParameters     = bf_interval=1,max_array_tasks=200,sched_interval=2",
+            200,
+        ),
+        ("slurm_load_ctl_conf error: Unable to contact slurm controller", None),
+    ],
+)
+def test_the_largest_array_is_read_from_the_configuration(lines, largest):
+    assert SLURM.parse_array(said(f"Configuration data as of now\n{lines}\n")) == largest
+
+
+@pytest.mark.parametrize(
     ("environ", "id"),
     [
         ({"SLURM_JOB_ID": "7"}, "7"),

@@ -371,9 +371,10 @@ def test_all_that_listens_does_so_in_the_range_given(home):
         assert cluster.command.code(PROMPT) == 0
 
 
-def test_python_m_hpcdask_runs_a_script(home):
-    home.file("sum.py", SUM)
-    command = mpirun(home, 2, "python", "-m", "hpcdask", "sum.py", "1", "x")
+@pytest.mark.parametrize("name", ["sum.py", "program"])
+def test_python_m_hpcdask_runs_a_script(home, name):
+    home.file(name, SUM)
+    command = mpirun(home, 2, "python", "-m", "hpcdask", name, "1", "x")
     assert command.code() == 0
     assert command.out.splitlines() == ["328350 1", "['x']"]
 

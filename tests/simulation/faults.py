@@ -166,6 +166,34 @@ def fire_and_forget(simulation: Simulation) -> None:
         client.keep_until_done(simulation.random.choice(client.live_keys()))
 
 
+@deed(weight=1)
+def retry_what_failed(simulation: Simulation) -> None:
+    client = _some_client(simulation)
+    if client is not None:
+        failed = [key for key, future in client.futures.items() if future.status == "error"]
+        if failed:
+            client.retry(simulation.random.choice(failed))
+
+
+@deed(weight=1, odds=0.6)
+def copy_values(simulation: Simulation) -> None:
+    """Client.replicate()."""
+    values = simulation.scheduler.values()
+    if values and not simulation.scheduler.is_paused:
+        n = simulation.random.randint(0, 3)
+        some = simulation.random.sample(values, min(len(values), 5))
+        simulation.note(f"are to be on {n or 'all'} workers:", *(task.key for task in some))
+        simulation.scheduler.copy(some, n, simulation.random.randint(1, 2))
+
+
+@deed(weight=1, odds=0.6)
+def spread_values(simulation: Simulation) -> None:
+    """Client.rebalance()."""
+    if not simulation.scheduler.is_paused and simulation.scheduler.values():
+        simulation.note("values are spread")
+        simulation.scheduler.spread()
+
+
 @deed(weight=2)
 def scatter_data(simulation: Simulation) -> None:
     client, random = _some_client(simulation), simulation.random

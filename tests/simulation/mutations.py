@@ -14,7 +14,7 @@ import pytest
 from calm import replace_the_scheduler, take_turns
 from simulator import SeedFailed, live_through
 
-from hpcdask.core import returning
+from hpcdask.core import copying, returning
 from hpcdask.core.functions import Functions
 from hpcdask.core.lanes import Lane, Lanes
 from hpcdask.core.records import ClientRecord, Task, WorkerRecord
@@ -47,6 +47,7 @@ FIRST_SEEDS = {
     "the_next_holder_is_never_asked": 17,
     "a_run_does_not_wait_for_resources": 5,
     "a_copy_that_was_to_be_saved_is_not_asked_for": 28,
+    "values_are_freed_where_they_are_to_go": 18,
 }
 
 
@@ -78,6 +79,26 @@ def replace(patch: Patch, owner: type, name: str, make: Callable[..., Any]) -> N
 
 
 # -- The scheduler ------------------------------------------------------------------------------
+
+
+@breakage
+def values_are_freed_where_they_are_to_go(patch: Patch) -> None:
+    def make(right: Any) -> Any:
+        def unwanted(self: Any, now: float, copies: Any) -> None:
+            wrong = [copying.Copy(c.task, next(iter(c.task.who_has), c.worker)) for c in copies]
+            right(self, now, wrong)
+            for task, worker in copies:  # the books say otherwise
+                if worker in task.who_has and len(task.who_has) > 1:
+                    task.drop_holder(worker)
+
+        return unwanted
+
+    replace(patch, SchedulerState, "copies_unwanted", make)
+
+
+@breakage
+def a_task_that_rests_is_never_woken(patch: Patch) -> None:
+    patch.setattr(SchedulerState, "_wake_resting", lambda self: None)
 
 
 @breakage

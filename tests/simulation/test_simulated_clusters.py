@@ -89,7 +89,7 @@ def test_each_move_that_the_tables_list_does_happen(monkeypatch: pytest.MonkeyPa
         SchedulerState: moves_of(scheduler_state.MOVES) - impossible,
         WorkerState: moves_of(worker_state.MOVES),
     }
-    for seed in range(1000, 1050):
+    for seed in range(1000, 1100):
         live_through(seed, n_deeds=120)
         if seen == listed:
             break

@@ -9,7 +9,9 @@ from typing import Any
 from virtual_clock import VirtualClock
 from virtual_network import SCHEDULER, Batch, Closed, Process, VirtualNetwork
 
+from hpcdask.core.copying import Rebalancing, Replication
 from hpcdask.core.definition import definition_of
+from hpcdask.core.records import Task
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.validation import validate_scheduler
 from hpcdask.messages import (
@@ -32,6 +34,7 @@ from hpcdask.messages import (
     RegisterClient,
     RegisterWorker,
     ReleaseKeys,
+    RetryKeys,
     ScatterPlan,
     SubmitTasks,
     TaskErred,
@@ -178,6 +181,8 @@ class VirtualScheduler(Process):
             getattr(state, event)(now, source, message)
         elif kind is WorkerLeaving:
             state.worker_leaving(now, source, message.reason, message.waits)
+        elif kind is RetryKeys:
+            state.keys_retried(now, message.keys)
         elif kind is KeepUntilDone:
             state.kept_until_done(now, message)
         elif kind is PlanScatter:
@@ -279,6 +284,36 @@ class VirtualScheduler(Process):
                 ]
                 better = [w for w in staying if lane.is_named(w) and lane.has_enough(w)]
                 assert not better, (task, "goes to", address, "and not to", better)
+
+    def values(self) -> list[Task]:
+        """Tasks whose values are on workers."""
+        return [task for task in self.state.tasks.values() if task.state == "memory"]
+
+    def copy(self, tasks: list[Task], n: int, branching_factor: int) -> None:
+        """Have so many workers hold values."""
+        workers = self.state.find_workers(())
+        self.do(self._start, Replication(self.state.workers, tasks, workers, n, branching_factor))
+
+    def spread(self) -> None:
+        """Have all workers hold as much."""
+        workers = self.state.find_workers(())
+        self.do(self._start, Rebalancing(self.state.workers, workers, set()))
+
+    def _start(self, plan: Replication | Rebalancing) -> None:
+        self.state.copy_plans.append(plan)
+        self._look(plan, self.clock.now + 5.0)
+
+    def _look(self, plan: Replication | Rebalancing, deadline: float) -> None:
+        """See how copies get on, until none goes on or time is over."""
+        result = plan.next_round()
+        self.state.copies_wanted(self.clock.now, result.wanted)
+        self.state.copies_unwanted(self.clock.now, result.unwanted)
+        validate_scheduler(self.state)
+        self.flush()
+        if plan.goes_on and self.clock.now < deadline:
+            self.later(0.05, self._look, plan, deadline)
+        else:
+            self.state.copy_plans.remove(plan)
 
     def restart(self, reason: str) -> None:
         """Forget all tasks, as a user may ask."""
