@@ -37,7 +37,6 @@ from hpcdask.messages import (
     KeepUntilDone,
     KeysAdded,
     KeysDropped,
-    LogEvent,
     Message,
     NotAcquired,
     PluginFailed,
@@ -53,6 +52,7 @@ from hpcdask.messages import (
     WantKeys,
     WorkerLeaving,
 )
+from hpcdask.messages.shared import LogEvent
 from hpcdask.peers import Peers
 from hpcdask.rendezvous import (
     Contact,

@@ -43,7 +43,6 @@ from hpcdask.messages import (
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
-    LogEvent,
     Message,
     RegisterWorker,
     SetUpPlugin,
@@ -651,6 +650,8 @@ class Worker(Service):
             What has happened: anything that can be pickled. While the worker has lost its
             scheduler, it is lost too.
         """
+        from hpcdask.messages.shared import LogEvent  # few programs log any
+
         topics = (topic,) if isinstance(topic, str) else tuple(topic)
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))

@@ -44,10 +44,7 @@ from hpcdask.messages import (
     AwaitWorkers,
     ClientClosing,
     CountLeft,
-    EventLogged,
     GatherKeys,
-    GetEvents,
-    GetMetadata,
     Inspect,
     KeepUntilDone,
     KeyCancelled,
@@ -60,12 +57,12 @@ from hpcdask.messages import (
     ReleaseKeys,
     SchedulerClosing,
     SubmitTasks,
-    Subscribe,
     TaskDone,
     TaskFailed,
     WantKeys,
     WantsRead,
 )
+from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata, Subscribe
 from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.plugins.output import SHOWN
 from hpcdask.tracebacks import to_exception
