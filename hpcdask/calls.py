@@ -6,8 +6,8 @@ import asyncio
 import inspect
 from typing import Any
 
-from hpcdask.execution import coroutine_is_of, on_behalf_of
 from hpcdask.messages import Blob, TaskError
+from hpcdask.places import coroutine_is_of, on_behalf_of
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.serialize import dumps, loads

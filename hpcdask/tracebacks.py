@@ -15,6 +15,7 @@ from hpcdask.wire.serialize import dumps, loads
 #: Files that call what users wrote, of which their tracebacks say nothing.
 _OWN_FILES = (
     "/hpcdask/execution.py",
+    "/hpcdask/places.py",
     "/hpcdask/calls.py",
     "/hpcdask/hosting.py",
     "/hpcdask/client/actor.py",

@@ -30,7 +30,7 @@ from hpcdask.dialling import (
 )
 from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
 from hpcdask.exchange import Exchange
-from hpcdask.execution import TaskThreads, current_place, current_worker
+from hpcdask.execution import TaskThreads
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AcquireKeys,
@@ -57,6 +57,7 @@ from hpcdask.messages import (
     WorkersGone,
 )
 from hpcdask.peers import Peers
+from hpcdask.places import current_place, current_worker
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
 from hpcdask.tracebacks import to_exception

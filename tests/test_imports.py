@@ -37,6 +37,8 @@ COMMON = {
     "peers",
     "gathering",
     "execution",
+    "places",
+    "sizes",
     "calls",
     "tracebacks",
     "snapshots",

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.loop import CarriedError
 from hpcdask.errors import CommClosedError
-from hpcdask.execution import lent_thread
 from hpcdask.messages import (
     Blob,
     Confirm,
@@ -26,6 +25,7 @@ from hpcdask.messages import (
     Withdraw,
 )
 from hpcdask.peers import RequestFailedError
+from hpcdask.places import lent_thread
 from hpcdask.tracebacks import to_exception
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from hpcdask.client.future import Future, Latch, until_done
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
-from hpcdask.execution import lent_thread
+from hpcdask.places import lent_thread
 from hpcdask.wire.arguments import loads_value
 
 ALL_COMPLETED = "ALL_COMPLETED"
