@@ -210,6 +210,9 @@ class Worker(Service):
         self._protocol = protocol
         self._death_timeout: float = settings.value("worker.death-timeout", death_timeout)
         self._drain_timeout: float = settings.value("worker.drain-timeout", drain_timeout)
+        self._profile_interval: float = settings["worker.profile.interval"]
+        if not settings["worker.profile.enabled"]:
+            self._profile_interval = 0.0
         self._leaving: WorkerLeaving | None = None  # what was said, once it leaves
         self._listener: Listener | None = None
         self._offered: tuple[str, CommOptions] | None = None  # to whom, as what `_offer` has made
@@ -236,9 +239,8 @@ class Worker(Service):
         self._tell_size()
         self._join(link)
         self._threads.start()
-        if self.settings["worker.profile.enabled"]:
-            interval = self.settings["worker.profile.interval"]
-            self._threads.profile(lambda: self.state.executing > 0, interval)
+        if self._profile_interval:
+            self._threads.profile(lambda: self.state.executing > 0, self._profile_interval)
         with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)

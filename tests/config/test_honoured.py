@@ -224,6 +224,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "scheduler.client-grace": ("1min", lambda: Scheduler().state.unclaimed, 60.0),
     "scheduler.heartbeat": ("1s", lambda: Scheduler().members._registered().heartbeat, 1.0),
     "scheduler.work-stealing": (False, lambda: Scheduler().state.work_stealing, False),
+    "scheduler.transition-log-length": (9, lambda: Scheduler().story._steps.maxlen, 9),
+    "scheduler.events-log-length": (9, lambda: Scheduler().requests.topics.topics._length, 9),
     "scheduler.preload": (["a"], lambda: preloads(Scheduler())[0], ["a"]),
     "scheduler.preload-argv": (["--n", "1"], lambda: preloads(Scheduler())[1], ["--n", "1"]),
     "worker.port": ("9000", lambda: Worker(NOBODY)._port, "9000"),
@@ -244,6 +246,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "worker.walltime.margin": ("5 min", lambda: departure()[1], 300.0),
     "worker.connections.outgoing": (3, lambda: asyncio.run(fetching())[0], 3),
     "worker.transfer.message-bytes-limit": ("1 kB", lambda: asyncio.run(fetching())[1], 1000),
+    "worker.profile.enabled": (False, lambda: Worker(NOBODY)._profile_interval, 0.0),
+    "worker.profile.interval": ("5ms", lambda: Worker(NOBODY)._profile_interval, 0.005),
     "worker.preload": (["a"], lambda: preloads(Worker(NOBODY))[0], ["a"]),
     "worker.preload-argv": (["x"], lambda: preloads(Worker(NOBODY))[1], ["x"]),
     "nanny.environ": (
