@@ -67,8 +67,14 @@ def _as_it_is(task: Task) -> Step:
     return Step(task.key, "", task.state, worker, task.attempt if at else 0, 0.0)
 
 
-def watch_moves(state: Transitions, watcher: Callable[[Task, str], None]) -> None:
-    """Have a function called after each move of a task, with the task and its state before."""
+def watch_moves(state: Transitions, watcher: Callable[[Task, str], None]) -> Callable[[], None]:
+    """Have a function called after each move of a task, with the task and its state before.
+
+    Returns
+    -------
+    callable
+        Ends that. Who has begun last has to end first.
+    """
     move = state._move
 
     def watched(task: Task, to: str) -> None:
@@ -76,4 +82,8 @@ def watch_moves(state: Transitions, watcher: Callable[[Task, str], None]) -> Non
         move(task, to)
         watcher(task, start)
 
+    def end() -> None:
+        state._move = move  # type: ignore[method-assign]
+
     state._move = watched  # type: ignore[method-assign, assignment]
+    return end
