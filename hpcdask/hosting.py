@@ -168,7 +168,7 @@ class ActorHome(Stored):
     async def read(self, name: str) -> Packed:
         """The value of an attribute, now: whatever runs is not waited for."""
         if isinstance(getattr(type(self.instance), name, None), property):  # it may take long
-            return self.pack(await in_thread(self._read, name))
+            return await self._packed(await in_thread(self._read, name))
         return await self._packed(self._read(name))
 
     def _read(self, name: str) -> Any:

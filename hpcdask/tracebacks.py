@@ -18,6 +18,8 @@ _OWN_FILES = (
     "/hpcdask/calls.py",
     "/hpcdask/hosting.py",
     "/hpcdask/client/actor.py",
+    "/hpcdask/collections/programs.py",
+    "/hpcdask/joblib.py",
     "/hpcdask/threads.py",
     "/hpcdask/plugin_host.py",
     "/hpcdask/plugin_hooks.py",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_for_file, wait_until
 
-from hpcdask import Client, get_client, rejoin, secede, worker_client
+from hpcdask import Client, get_client, local_client, rejoin, secede, worker_client
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,16 @@ def test_worker_client_gives_the_client_of_the_task(one_thread: Client) -> None:
             return total, client is get_client()
 
     assert one_thread.submit(outer, pure=False).result(timeout=20) == (6, True)
+
+
+def test_worker_client_in_a_coroutine_task_is_awaited(one_thread: Client) -> None:
+    async def outer() -> int:
+        with local_client() as client:  # its older name
+            return sum(await client.gather(client.map(increment, range(3), pure=False)))
+
+    futures = [one_thread.submit(outer, pure=False) for _ in range(5)]
+    assert one_thread.gather(futures, timeout=20) == [6] * 5
+    wait_until(lambda: one_thread.run(_lent, timeout=5) == {_only(one_thread): (1, 0)})
 
 
 @pytest.mark.parametrize("separate_thread", [True, False])

@@ -10,6 +10,7 @@ import pytest
 from dask.base import get_scheduler
 from dask.utils import get_default_shuffle_method
 
+import hpcdask
 from hpcdask import Client, LocalCluster
 from hpcdask.collections import adoption
 
@@ -55,6 +56,23 @@ def test_what_the_program_has_set_stays() -> None:
             assert dask.config.get("scheduler") == "sync"
 
 
+def test_a_client_of_distributed_is_meant_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+
+    class Client:
+        asynchronous = False
+
+        def get(self, dsk: object, keys: list[object], **unused: object) -> list[object]:
+            return ["theirs" for _ in keys]
+
+    delayed = dask.delayed(abs)(-1)
+    with LocalCluster(n_workers=1, processes=False) as cluster, hpcdask.Client(cluster):
+        assert delayed.compute(scheduler="distributed") == 1
+        monkeypatch.setattr(distributed, "default_client", Client)
+        assert delayed.compute(scheduler="distributed") == "theirs"
+        assert delayed.compute() == delayed.compute(scheduler="hpcdask") == 1
+
+
 def test_a_client_that_is_not_the_default_leaves_others_alone() -> None:
     with LocalCluster(n_workers=0) as cluster, Client(cluster, set_as_default=False) as client:
         # It may be named, and what is computed with it must not be shuffled on a disk.
@@ -80,14 +98,12 @@ def test_one_waits_for_collections_that_hold_no_futures_as_before() -> None:
 
 
 def test_a_lock_for_a_file_is_one_of_the_cluster() -> None:
-    hpcdask = pytest.importorskip("hpcdask")
-    if "Lock" not in hpcdask.__all__:
-        pytest.skip("this version has no locks")
+    array_core = pytest.importorskip("dask.array.core")
     with LocalCluster(n_workers=0) as cluster, Client(cluster) as client:
         assert isinstance(dask.utils.get_scheduler_lock(), hpcdask.Lock)
         assert isinstance(dask.utils.get_scheduler_lock(scheduler=client), hpcdask.Lock)
         assert not isinstance(dask.utils.get_scheduler_lock(scheduler="threads"), hpcdask.Lock)
-        assert isinstance(dask.array.core.get_scheduler_lock(), hpcdask.Lock)
+        assert isinstance(array_core.get_scheduler_lock(), hpcdask.Lock)
 
 
 PROGRAM = """
