@@ -75,7 +75,7 @@ def watch_moves(state: Transitions, watcher: Callable[[Task, str], None]) -> Cal
     callable
         Ends that. Who has begun last has to end first.
     """
-    move = state._move
+    move, before = state._move, vars(state).get("_move")
 
     def watched(task: Task, to: str) -> None:
         start = task.state
@@ -83,7 +83,10 @@ def watch_moves(state: Transitions, watcher: Callable[[Task, str], None]) -> Cal
         watcher(task, start)
 
     def end() -> None:
-        state._move = move  # type: ignore[method-assign]
+        if before is None:
+            del state._move
+        else:
+            state._move = before  # type: ignore[method-assign]
 
     state._move = watched  # type: ignore[method-assign, assignment]
     return end

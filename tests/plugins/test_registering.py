@@ -21,6 +21,7 @@ from hpcdask import (
     WorkerPlugin,
     get_worker,
 )
+from hpcdask.errors import TaskExitError
 
 
 class Marks(WorkerPlugin):
@@ -184,7 +185,7 @@ def test_what_setup_raises_reaches_who_registers_and_changes_nothing_else(client
         def start(self, scheduler: Any) -> None:
             raise SystemExit("start")
 
-    with pytest.raises(SystemExit, match="start"):
+    with pytest.raises(TaskExitError, match="start"):
         client.register_plugin(FailsHere(), name="fails-here", timeout=20)
     assert "fails-here" not in client.run_on_scheduler(
         lambda dask_scheduler: dask_scheduler.plugins
