@@ -93,6 +93,9 @@ class Nanny(Service):
         At the end of a worker's lifetime start another; by default the nanny ends with it.
     preload_nanny : iterable of str, optional
         Modules or files with ``dask_setup(nanny)`` and ``dask_teardown(nanny)``.
+    preload_nanny_argv : iterable of str, optional
+        Arguments of a ``dask_setup`` among these that is a click command; by default as
+        `preload_argv`, which is also for those of the worker.
     worker_class : type or str, optional
         A subclass of `Worker` to run, or where to import it from, as in "module.Class".
     """
@@ -119,6 +122,7 @@ class Nanny(Service):
         auth: bool = True,
         env: Mapping[str, str] | None = None,
         preload_nanny: Iterable[str] | None = None,
+        preload_nanny_argv: Iterable[str] | None = None,
         preload: Iterable[str] | None = None,
         preload_argv: Iterable[str] | None = None,
         worker_class: type | str | None = None,
@@ -128,7 +132,10 @@ class Nanny(Service):
         self.settings = settings = config.current()
         super().__init__(
             settings.value("nanny.preload", preload_nanny),
-            settings.value("nanny.preload-argv", preload_argv),
+            settings.value(
+                "nanny.preload-argv",
+                preload_argv if preload_nanny_argv is None else preload_nanny_argv,
+            ),
             loop,
         )
         path = None if scheduler_file is None else os.fspath(scheduler_file)

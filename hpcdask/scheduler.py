@@ -515,8 +515,8 @@ class Scheduler(Service):
 
     def flush(self) -> None:
         """Send what the state has to say."""
-        if self.state.moves:
-            self.hooks.moved()
+        if self.hooks.moves:
+            self.hooks.tell_moves()
         if self.state.departed and self._dropping is None:
             self._dropping = self._spawn(self._drop_wants())
         outbox = self.state.outbox

@@ -451,7 +451,6 @@ class InternalClient(Client):
     """A client of a launcher, which is of no interest to users."""
 
     _is_internal = True
-    _shows_output = False
 
 
 def _map_keys(key: Any, count: int) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from hpcdask import config, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
-from hpcdask.client import collecting, returning
+from hpcdask.client import collecting, first_things, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import (
     CarriedError,
@@ -62,9 +62,8 @@ from hpcdask.messages import (
     WantKeys,
     WantsRead,
 )
-from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata, Subscribe
+from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata
 from hpcdask.peers import Peers, RequestFailedError, Requests
-from hpcdask.plugins.output import SHOWN
 from hpcdask.tracebacks import to_exception
 
 log = logging.getLogger("hpcdask.client")
@@ -93,9 +92,6 @@ class Connection:
 
     #: Whether it is a launcher's, and of no interest to users.
     _is_internal = False
-    #: Whether it shows what tasks print, by `hpcdask.print`, and warn of.
-    _shows_output = True
-
     loop: asyncio.AbstractEventLoop
     _peers: Peers
     _actor_peers: Peers  # by which actors are called
@@ -199,6 +195,7 @@ class Connection:
         self._operations = Operations()  # of locks, queues and what else is shared
         self._subscriptions = Subscriptions(self)
         self._plugins = RegisteredPlugins()
+        self._preloads: Any = None  # once there are any
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
         self._set_as_default = set_as_default
@@ -226,7 +223,6 @@ class Connection:
             client._way_back = worker.place
         client._process = worker.nanny, os.getpid()
         client._is_internal = True  # the worker says what has happened, and closes it
-        client._shows_output = False
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client
@@ -264,19 +260,15 @@ class Connection:
         # A person waits, who sees warnings only.
         self._take(await reach_scheduler(place, self._introduce, self._timeout, log.warning))
         self._retains = self._can_return
-        if self._shows_output:
-            self._show_output()
         self.status = "running"
+        if not self._is_internal:
+            first_things.show_output(self)
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
         with_dask.enter(self)
-
-    def _show_output(self) -> None:
-        for topic, handler in SHOWN.items():
-            if topic not in self._subscriptions:  # else the user has a handler of his own
-                self._subscriptions.add(topic, handler)
-                self._outbox.append(Subscribe(topic))
+        if not self._is_internal:
+            await first_things.set_up_preloads(self)
 
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
@@ -319,6 +311,8 @@ class Connection:
             if task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+        if self._preloads is not None:
+            await self._preloads.teardown()
         if self.status == "running":
             with self._lock:
                 self._outbox.append(ClientClosing())

@@ -19,6 +19,7 @@ from hpcdask.cli.configured import behind, settled
 from hpcdask.cli.jobscript import _this_environment, system_and_job
 from hpcdask.cli.main import main
 from hpcdask.cli.worker import _departure
+from hpcdask.client.first_things import set_up_preloads
 from hpcdask.client.place import find_place
 from hpcdask.comm.options import CommOptions
 from hpcdask.comm.tcp import TCPComm
@@ -48,6 +49,14 @@ def client(**given: Any) -> Client:
     """A client before it has connected."""
     made = Client.__new__(Client)
     made._prepare(given.pop("address", None), **given)
+    return made
+
+
+def preloaded(names: list[str] | None = None) -> Client:
+    """A client that has imported its preloads."""
+    with config.set({"client.preload": names} if names else {}):
+        made = client()
+    asyncio.run(set_up_preloads(made))
     return made
 
 
@@ -259,6 +268,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "nanny.preload-argv": (["x"], lambda: preloads(Nanny(NOBODY))[1], ["x"]),
     "client.reconnect-timeout": (0, lambda: client()._reconnect_timeout, 0.0),
     "client.direct-to-workers": (False, lambda: client().direct_to_workers, False),
+    "client.preload": (["json"], lambda: preloads(preloaded())[0], ["json"]),
+    "client.preload-argv": (["x"], lambda: preloads(preloaded(["json"]))[1], ["x"]),
     "comm.compression": ("zstd", lambda: options().compression, "zstd"),
     "comm.max-messages": ("1 MiB", lambda: options().limits.section, 2**20),
     "comm.max-buffers": ("1 MiB", lambda: options().limits.buffers, 2**20),
