@@ -224,6 +224,7 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "scheduler.client-grace": ("1min", lambda: Scheduler().state.unclaimed, 60.0),
     "scheduler.heartbeat": ("1s", lambda: Scheduler().members._registered().heartbeat, 1.0),
     "scheduler.work-stealing": (False, lambda: Scheduler().state.work_stealing, False),
+    "scheduler.events-log-length": (3, lambda: Scheduler().requests.topics.topics._length, 3),
     "scheduler.preload": (["a"], lambda: preloads(Scheduler())[0], ["a"]),
     "scheduler.preload-argv": (["--n", "1"], lambda: preloads(Scheduler())[1], ["--n", "1"]),
     "worker.port": ("9000", lambda: Worker(NOBODY)._port, "9000"),
