@@ -39,6 +39,7 @@ COMMON = {
     "execution",
     "calls",
     "tracebacks",
+    "unreadable",
     "snapshots",
     "logs",
     "pulse",
