@@ -131,6 +131,15 @@ class PlacedValue(NamedTuple):
     addresses: tuple[str, ...]
 
 
+class Cause(NamedTuple):
+    """An exception that led to another one; fields as of `TaskError`."""
+
+    exception: Blob
+    frames: tuple[tuple[str, int, str], ...]
+    text: str
+    is_direct: bool  # by ``raise ... from``; else it was being handled
+
+
 class TaskError(NamedTuple):
     """Why a task, or a call, failed."""
 
@@ -138,6 +147,8 @@ class TaskError(NamedTuple):
     frames: tuple[tuple[str, int, str], ...]  # remote traceback: file, line, function
     key: str  # the task that raised; dependants carry the error of what they depend on
     worker: str  # its address; empty if no worker was involved
+    text: str = ""  # of the exception, for who cannot rebuild it
+    causes: tuple[Cause, ...] = ()  # what led to it, what led to that, and so on
 
 
 # -- First message of a connection -----------------------------------------------------------------

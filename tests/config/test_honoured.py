@@ -14,7 +14,7 @@ import click
 import pytest
 from waiting import on_a_loop
 
-from hpcdask import Client, Nanny, Scheduler, Worker, config, logs
+from hpcdask import Client, Nanny, Scheduler, Worker, config, execution, logs
 from hpcdask.cli.configured import behind, settled
 from hpcdask.cli.jobscript import _this_environment, system_and_job
 from hpcdask.cli.main import main
@@ -40,6 +40,7 @@ from hpcdask.jobqueue import (
     SLURMJob,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
+from hpcdask.tracebacks import shown
 
 NOBODY = "tcp://127.0.0.1:1"
 TOKEN = "5a" * 32
@@ -285,7 +286,12 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "ssh.silence-timeout": ("7s", lambda: of_command("ssh", "silence_timeout"), "7s"),
     "admin.log-length": (7, log_length, 7),
     "admin.log-format": ("<%(message)s>", log_format, "<hello>"),
+    "admin.full-tracebacks": (True, lambda: len(shown(FRAMES)), 2),
 }
+
+
+#: Of a traceback: a line of ours, and one of a user.
+FRAMES = [(execution.__file__, 1, "_outcome"), ("program.py", 2, "work")]
 
 
 def lifetimes() -> tuple[Any, Any]:
