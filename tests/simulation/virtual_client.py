@@ -75,6 +75,13 @@ class Chunks:
     doomed: bool = False  # something of it was cancelled meanwhile
 
 
+class NothingToTell:
+    """What a client has besides futures, and would tell when it comes back."""
+
+    def to_tell(self, *_: object) -> list[Message]:
+        return []
+
+
 class VirtualClient(Process):
     """One client process."""
 
@@ -101,6 +108,8 @@ class VirtualClient(Process):
         self._retained = Retained(self.futures)  # type: ignore[arg-type]
         self._outbox: list[Message] = []  # while there is no scheduler
         self._kept: dict[str, KnownFuture] = {}
+        self._plugins = self._operations = self._subscriptions = NothingToTell()
+        self.scheduler_id = ""
         #: Keys that were relied on when this client came back, but not submitted again: of these
         #: a scheduler that did not know us has what survived, and no more.
         self.uncovered: set[str] = set()
