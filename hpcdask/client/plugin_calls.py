@@ -259,9 +259,10 @@ class PluginCalls(TopicCalls):
 
         Examples
         --------
+        >>> import logging
         >>> results = client.forward_logging("simulation", level=logging.WARNING)
         >>> client.submit(logging.getLogger("simulation").error, "it diverges").result()
-        >>> client.unforward_logging("simulation")
+        >>> results = client.unforward_logging("simulation")
         """
         from hpcdask.plugins.forwarding import ForwardLogging, handle_forwarded
 
