@@ -22,7 +22,6 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.errors import LostActorError
-from hpcdask.execution import coroutine_is_of, current, on_behalf_of
 from hpcdask.messages import (
     ActorReturned,
     Blob,
@@ -33,6 +32,7 @@ from hpcdask.messages import (
     TaskError,
     Version,
 )
+from hpcdask.places import coroutine_is_of, current, on_behalf_of
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.arguments import Stored

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from hpcdask.execution import coroutine_is_of, on_behalf_of
 from hpcdask.messages import (
     CallReturned,
     Failure,
@@ -17,6 +16,7 @@ from hpcdask.messages import (
     SetUpPlugin,
     TearDownPlugin,
 )
+from hpcdask.places import coroutine_is_of, on_behalf_of
 from hpcdask.plugin_hooks import RAISED, Hooks, hook_of, tell
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error

@@ -13,7 +13,6 @@ from hpcdask.client.future import Future, FutureState, _unpickled
 from hpcdask.client.loop import CarriedError, is_in_loop, wait_for_result
 from hpcdask.client.submission import pack_function, pack_with_futures
 from hpcdask.errors import CommClosedError, LostActorError
-from hpcdask.execution import current_place, current_worker, lent_thread
 from hpcdask.hosting import ActorHome, Here, Packed, callers
 from hpcdask.messages import (
     Blob,
@@ -26,6 +25,7 @@ from hpcdask.messages import (
     Version,
 )
 from hpcdask.peers import RequestFailedError, UnreachableError
+from hpcdask.places import current_place, current_worker, lent_thread
 from hpcdask.tracebacks import to_exception, to_task_error
 from hpcdask.wire.arguments import Stored
 from hpcdask.wire.serialize import function_name, loads

@@ -44,10 +44,7 @@ from hpcdask.messages import (
     AwaitWorkers,
     ClientClosing,
     CountLeft,
-    EventLogged,
     GatherKeys,
-    GetEvents,
-    GetMetadata,
     Inspect,
     KeepUntilDone,
     KeyCancelled,
@@ -65,6 +62,7 @@ from hpcdask.messages import (
     WantKeys,
     WantsRead,
 )
+from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata
 from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.tracebacks import to_exception
 

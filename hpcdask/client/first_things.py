@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpcdask.messages import Subscribe
+from hpcdask.messages.shared import Subscribe
 from hpcdask.plugins.output import SHOWN
 
 if TYPE_CHECKING:

@@ -569,6 +569,12 @@ SCHEMA: tuple[Setting, ...] = (
         "%(asctime)s - %(name)s - %(levelname)s - %(message)s",
         "What a line of the log has in it, as for Python's logging.",
     ),
+    Setting(
+        "admin.full-tracebacks",
+        kinds.SWITCH,
+        False,
+        "Show in the tracebacks of tasks the lines of hpcdask, dask, asyncio and the like, too.",
+    ),
 )
 
 BY_KEY = {setting.key: setting for setting in SCHEMA}

@@ -127,7 +127,7 @@ def test_worker_client_in_a_coroutine_task_is_awaited(one_thread: Client) -> Non
 @pytest.mark.parametrize("separate_thread", [True, False])
 def test_worker_client_stands_aside_if_it_is_to(one_thread: Client, separate_thread: bool) -> None:
     def outer(separate_thread: bool) -> list[bool]:
-        from hpcdask.execution import current_place
+        from hpcdask.places import current_place
 
         place = current_place()
         with worker_client(separate_thread=separate_thread):
@@ -140,7 +140,7 @@ def test_worker_client_stands_aside_if_it_is_to(one_thread: Client, separate_thr
 
 def test_worker_client_leaves_a_seceded_task_seceded(one_thread: Client) -> None:
     def outer() -> bool:
-        from hpcdask.execution import current_place
+        from hpcdask.places import current_place
 
         secede()
         with worker_client():
