@@ -287,7 +287,7 @@ class Nanny(Service):
     def _listen_to(self, link: Link) -> None:
         self._link = link
         self.address = link.comm.local
-        if link.registered.n_plugins:
+        if link.registered.n_plugins or self._plugin_host is not None:
             self._plugins_here().announce(link.registered.n_plugins)
         self._is_met.set()
         link.comm.start(self._from_scheduler, self._scheduler_lost)
@@ -381,10 +381,14 @@ class Nanny(Service):
             await self._restart_worker(f"plugin {type(plugin).__name__} asks for it")
 
     async def _restart_worker(self, reason: str) -> None:
-        """Let the worker hand over what only it holds, and wait for another in its place."""
-        child = self._child
-        if child is None or not child.has_started:
-            return
+        """Let the worker hand over what only it holds, and wait for another in its place.
+
+        One that has not been configured yet can stay: it gets what it needs.
+        """
+        while (child := self._child) is None or not child.has_started:
+            if child is None or not child.is_configured or self.status != "running":
+                return
+            await asyncio.sleep(_LOOK)
         child.restart_reason = reason
         await self._let_leave(child, reason, self._drain_timeout)
         while self.status == "running" and not self._has_other_worker(child):

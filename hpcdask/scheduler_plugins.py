@@ -37,6 +37,8 @@ EVENTS = (
 )
 #: Seconds that all plugins together have for each of the last two.
 _LAST_WORDS = 2.0
+#: Seconds after which it is said what the scheduler waits for.
+_SLOW = 30.0
 
 
 class SchedulerPlugins:
@@ -121,10 +123,14 @@ class SchedulerPlugins:
     async def start(self) -> None:
         """Start those plugins that preloads have added; the scheduler can be reached."""
         for name, plugin in list(self.plugins.items()):
+            text = "the scheduler waits for the start of plugin %r"
+            slow = asyncio.get_running_loop().call_later(_SLOW, log.warning, text, name)
             try:
                 await _awaited(_start(plugin, self._scheduler))
             except RAISED as exc:
                 self._report(name, "start", exc)
+            finally:
+                slow.cancel()
 
     def _watch_moves(self) -> None:
         if self._hooks.has("transition"):

@@ -70,6 +70,8 @@ def options() -> CommOptions:
 
 
 def preloads(service: Any) -> tuple[list[str], list[str]]:
+    if service._preloads is None:  # a client's, who usually has none
+        return [], []
     return service._preloads._names, service._preloads._argv
 
 
