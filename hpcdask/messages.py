@@ -12,7 +12,7 @@ comes late, twice, or for a key that was used again is recognised and dropped.
 
 from typing import Any, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class Frames:
@@ -185,6 +185,7 @@ class RegisterClient(NamedTuple):
     returns: bool = False  # it had lost the scheduler; all that it holds follows, then `AllTold`
     nanny: str = ""  # of a worker's client: the nanny that watches its process, and
     pid: int = 0  # the process, so that it is known when that has died
+    software: tuple[tuple[str, str], ...] = ()  # name, version
 
 
 class RegisterWorker(NamedTuple):
@@ -204,6 +205,7 @@ class RegisterWorker(NamedTuple):
     returns: bool = False  # it had lost the scheduler, and has kept:
     values: tuple[HeldValue, ...] = ()
     runs: tuple[HeldRun, ...] = ()
+    software: tuple[tuple[str, str], ...] = ()  # name, version
 
 
 class RegisterNanny(NamedTuple):
@@ -236,6 +238,7 @@ class Registered(NamedTuple):
 
     scheduler_id: str
     heartbeat: float  # seconds between heartbeats
+    mismatch: str = ""  # which versions are not the same here and there, in words
 
 
 class Refused(NamedTuple):

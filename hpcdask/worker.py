@@ -56,6 +56,7 @@ from hpcdask.messages import (
 from hpcdask.peers import Peers
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
+from hpcdask.versions import software
 from hpcdask.wire.arguments import Stored
 from hpcdask.wire.serialize import dumps
 
@@ -233,6 +234,8 @@ class Worker(Service):
         with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
+        if link.registered.mismatch:
+            log.warning(link.registered.mismatch)
 
     def _tell_size(self) -> None:
         scratch = hosts.find_scratch(self._scratch)
@@ -298,6 +301,7 @@ class Worker(Service):
             protocol=PROTOCOL_VERSION,
             version=__version__,
             resources=tuple(self.resources.items()),
+            software=software(),
         )
 
     async def _listen(self, scheduler: str, options: CommOptions) -> None:
