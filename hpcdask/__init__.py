@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         FutureCancelledError,
         HandshakeError,
         HpcdaskError,
+        InstallError,
         InterfaceNotFoundError,
         KilledWorker,
         LaunchError,
@@ -62,13 +63,18 @@ if TYPE_CHECKING:
         WaitTimeoutError,
         WorkerStartError,
     )
-    from hpcdask.execution import rejoin, secede
     from hpcdask.launchers.adaptive import Adaptive
     from hpcdask.launchers.local import LocalCluster
     from hpcdask.launchers.program import execute, initialize
     from hpcdask.launchers.spec import ProcessInterface, SpecCluster
     from hpcdask.launchers.ssh import SSHCluster
     from hpcdask.nanny import Nanny
+    from hpcdask.places import rejoin, secede
+    from hpcdask.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin
+    from hpcdask.plugins.environ import Environ
+    from hpcdask.plugins.installing import CondaInstall, InstallPlugin, PipInstall
+    from hpcdask.plugins.output import ForwardOutput, print, warn
+    from hpcdask.plugins.uploading import UploadDirectory, UploadFile
     from hpcdask.scheduler import Scheduler
     from hpcdask.worker import Worker, get_worker
 
@@ -108,6 +114,7 @@ _WHERE = {
     "FutureCancelledError": "errors",
     "HandshakeError": "errors",
     "HpcdaskError": "errors",
+    "InstallError": "errors",
     "InterfaceNotFoundError": "errors",
     "KilledWorker": "errors",
     "LaunchError": "errors",
@@ -125,8 +132,8 @@ _WHERE = {
     "TokenError": "errors",
     "WaitTimeoutError": "errors",
     "WorkerStartError": "errors",
-    "rejoin": "execution",
-    "secede": "execution",
+    "rejoin": "places",
+    "secede": "places",
     "Adaptive": "launchers.adaptive",
     "LocalCluster": "launchers.local",
     "execute": "launchers.program",
@@ -135,6 +142,18 @@ _WHERE = {
     "SpecCluster": "launchers.spec",
     "SSHCluster": "launchers.ssh",
     "Nanny": "nanny",
+    "NannyPlugin": "plugins.base",
+    "SchedulerPlugin": "plugins.base",
+    "WorkerPlugin": "plugins.base",
+    "Environ": "plugins.environ",
+    "CondaInstall": "plugins.installing",
+    "InstallPlugin": "plugins.installing",
+    "PipInstall": "plugins.installing",
+    "ForwardOutput": "plugins.output",
+    "print": "plugins.output",
+    "warn": "plugins.output",
+    "UploadDirectory": "plugins.uploading",
+    "UploadFile": "plugins.uploading",
     "Scheduler": "scheduler",
     "Worker": "worker",
     "get_worker": "worker",
@@ -159,13 +178,18 @@ __all__ = [
     "Client",
     "ClientExecutor",
     "CommClosedError",
+    "CondaInstall",
     "ConfigError",
     "DoneAndNotDoneFutures",
+    "Environ",
     "Event",
+    "ForwardOutput",
     "Future",
     "FutureCancelledError",
     "HandshakeError",
     "HpcdaskError",
+    "InstallError",
+    "InstallPlugin",
     "InterfaceNotFoundError",
     "KilledWorker",
     "LaunchError",
@@ -175,6 +199,8 @@ __all__ = [
     "LostDataError",
     "MultiLock",
     "Nanny",
+    "NannyPlugin",
+    "PipInstall",
     "ProcessInterface",
     "ProtocolError",
     "Queue",
@@ -186,6 +212,7 @@ __all__ = [
     "Reschedule",
     "SSHCluster",
     "Scheduler",
+    "SchedulerPlugin",
     "Semaphore",
     "SerializationError",
     "SpecCluster",
@@ -193,9 +220,12 @@ __all__ = [
     "TaskExitError",
     "TimeoutError",
     "TokenError",
+    "UploadDirectory",
+    "UploadFile",
     "Variable",
     "WaitTimeoutError",
     "Worker",
+    "WorkerPlugin",
     "WorkerStartError",
     "__version__",
     "as_completed",
@@ -208,11 +238,13 @@ __all__ = [
     "get_worker",
     "initialize",
     "local_client",
+    "print",
     "progress",
     "rejoin",
     "rpc",
     "secede",
     "wait",
+    "warn",
     "worker_client",
 ]
 

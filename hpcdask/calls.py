@@ -7,8 +7,8 @@ import inspect
 from typing import Any
 
 from hpcdask.errors import SerializationError
-from hpcdask.execution import coroutine_is_of, on_behalf_of
 from hpcdask.messages import Blob, TaskError
+from hpcdask.places import coroutine_is_of, on_behalf_of
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.serialize import dumps, function_name, loads
@@ -32,7 +32,7 @@ async def call(
     try:
         with on_behalf_of(worker):
             target, args, kwargs = _loaded(function, address)
-        kwargs = {**kwargs, **_accepted(target, service)}
+        kwargs = {**kwargs, **accepted(target, service)}
 
         def run() -> Any:
             with on_behalf_of(worker):
@@ -71,7 +71,8 @@ def _pickled(value: Any, function: Any) -> Blob:
         raise unpicklable.about(exc, what, cure="Return what can be") from exc.__cause__
 
 
-def _accepted(function: Any, offered: dict[str, Any]) -> dict[str, Any]:
+def accepted(function: Any, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered keyword arguments that a function has a parameter for."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some builtins tell nothing

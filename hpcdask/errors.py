@@ -122,6 +122,10 @@ class RemoteError(HpcdaskError, RuntimeError):
     """A remote exception that could not be sent or rebuilt here; its text is the message."""
 
 
+class InstallError(HpcdaskError, RuntimeError):
+    """An installer, such as pip, could not install what a plugin asked for; with its words."""
+
+
 class SerializationError(HpcdaskError, TypeError):
     """An object cannot be pickled, or its pickle cannot be read on this side."""
 

@@ -18,7 +18,6 @@ from hpcdask.comm import Comm
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Fetch, HeldTask, WorkerState
 from hpcdask.errors import SerializationError
-from hpcdask.execution import on_behalf_of, sizeof
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     CallActor,
@@ -36,6 +35,8 @@ from hpcdask.messages import (
     Version,
 )
 from hpcdask.peers import Peers
+from hpcdask.places import on_behalf_of
+from hpcdask.sizes import sizeof
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.effort import is_quickly_pickled, loads_if_quick

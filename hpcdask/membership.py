@@ -21,6 +21,7 @@ from hpcdask.messages import (
     Failure,
     Message,
     OutOfReach,
+    PluginFailed,
     Refused,
     RegisterClient,
     Registered,
@@ -190,6 +191,7 @@ class Membership:
 
     def _client_joins(self, comm: Comm, hello: RegisterClient) -> None:
         name, scheduler = hello.client, self._scheduler
+        is_new = name not in self._state.clients
         self._end_absence(name)
         if hello.returns:
             self._state.client_returned(scheduler.now(), name)
@@ -215,6 +217,8 @@ class Membership:
             feed.finish(lambda: self._client_has_gone(name, comm, has_said_goodbye))
 
         comm.start(feed, on_closed)
+        if is_new:
+            scheduler.hooks.call("add_client", scheduler=scheduler, client=name)
 
     def _client_has_gone(self, name: str, comm: Comm, has_said_goodbye: bool) -> None:
         if self.clients.get(name) is not comm:
@@ -244,10 +248,13 @@ class Membership:
         self._client_lost(name)
 
     def _client_lost(self, name: str) -> None:
+        """A client is gone for good."""
         self._processes.pop(name, None)
         self._dead.discard(name)
-        self._scheduler.client_lost(name)
-        self._scheduler.log_event("all", {"action": "remove-client", "client": name})
+        scheduler = self._scheduler
+        scheduler.client_lost(name)
+        scheduler.log_event("all", {"action": "remove-client", "client": name})
+        scheduler.hooks.call("remove_client", scheduler=scheduler, client=name)
 
     def _process_died(self, nanny: str, is_it: Callable[[int], bool]) -> None:
         """A worker's process is no more: what its tasks' client held is free, without any grace."""
@@ -286,6 +293,7 @@ class Membership:
             self._feeds.pop(address).drop()
             self.workers.pop(address).abort("replaced by a new connection")
             self._state.worker_lost(scheduler.now(), address, planned=True)
+            self._tell_of_loss(address)
         self.workers[address] = comm
         if hello.nanny:
             self._watched[hello.nanny] = address
@@ -304,9 +312,11 @@ class Membership:
 
         feed = self._feeds[address] = Feed(comm, handle, scheduler.flush)
         comm.send(self._registered()._replace(mismatch=self._mismatch(hello)))
+        scheduler.requests.plugins.equip("worker", address, comm, hello.plugins)  # before any task
         self._state.worker_joined(scheduler.now(), hello)
         scheduler.flush()
         scheduler.log_event("all", {"action": "add-worker", "worker": address})
+        scheduler.hooks.call("add_worker", scheduler=scheduler, worker=address)
 
         def on_batch(batch: list[Message]) -> None:
             record = self._state.workers.get(address)
@@ -369,6 +379,14 @@ class Membership:
         self._scheduler.flush()
         about = {"action": "remove-worker", "worker": hello.address, "expected": planned}
         self._scheduler.log_event("all", about)
+        self._tell_of_loss(hello.address)
+
+    def _tell_of_loss(self, address: str) -> None:
+        scheduler = self._scheduler
+        stimulus = f"remove-worker-{scheduler.now()}"
+        scheduler.hooks.call(
+            "remove_worker", scheduler=scheduler, worker=address, stimulus_id=stimulus
+        )
 
     async def until(self, happened: Callable[[], bool], timeout: float) -> bool:
         """Wait for something that workers' coming and going decides."""
@@ -390,7 +408,10 @@ class Membership:
         self.nannies[hello.name] = (comm, hello)
         self.n_nannies_joined += 1
         self.progress.set()
-        comm.send(self._registered())
+        plugins = self._scheduler.requests.plugins
+        n_plugins = plugins.n_missing("nanny", hello.plugins)
+        comm.send(self._registered()._replace(n_plugins=n_plugins))
+        plugins.equip("nanny", hello.name, comm, hello.plugins)
 
         def on_batch(batch: list[Message]) -> None:
             for message in batch:
@@ -419,6 +440,8 @@ class Membership:
             self._scheduler.flush()
         elif kind in (CallReturned, Failure):
             self._scheduler.requests.calls.answered(message)
+        elif kind is PluginFailed:
+            self._scheduler.requests.plugins.failed(message)
 
     def _vouched_for(self, nanny: str) -> None:
         """A worker that cannot speak, since code of a task keeps the interpreter, is at work."""

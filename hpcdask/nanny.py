@@ -12,7 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcdask import config, network, sizing
 from hpcdask import host as hosts
@@ -36,7 +36,9 @@ from hpcdask.messages import (
     Message,
     RegisterNanny,
     RestartWorker,
+    SetUpPlugin,
     TaskError,
+    TearDownPlugin,
     WorkerDied,
     WorkerLeaving,
     WorkerLives,
@@ -48,10 +50,15 @@ from hpcdask.service import ENDED_AS_ASKED, Lifetime, Service
 from hpcdask.worker_child import GRACE, CutOffAtStartError, KilledAtStartError, WorkerChild, ending
 from hpcdask.worker_class import path_of
 
+if TYPE_CHECKING:
+    from hpcdask.plugin_host import PluginHost
+
 log = logging.getLogger("hpcdask.nanny")
 
 #: Seconds that a worker gets beyond `death_timeout` to say that it has started.
 _SILENCE = 10.0
+#: Seconds between two looks at whether another worker has started.
+_LOOK = 0.05
 #: How MPI, and hpcdask where ranks are numbered by hand, find out that they were launched. A worker
 #: is no rank: with these it could call MPI_Init, and would stand for its nanny's rank.
 MPI_VARIABLES = (
@@ -86,6 +93,9 @@ class Nanny(Service):
         At the end of a worker's lifetime start another; by default the nanny ends with it.
     preload_nanny : iterable of str, optional
         Modules or files with ``dask_setup(nanny)`` and ``dask_teardown(nanny)``.
+    preload_nanny_argv : iterable of str, optional
+        Arguments of a ``dask_setup`` among these that is a click command; by default as
+        `preload_argv`, which is also for those of the worker.
     worker_class : type or str, optional
         A subclass of `Worker` to run, or where to import it from, as in "module.Class".
     """
@@ -112,6 +122,7 @@ class Nanny(Service):
         auth: bool = True,
         env: Mapping[str, str] | None = None,
         preload_nanny: Iterable[str] | None = None,
+        preload_nanny_argv: Iterable[str] | None = None,
         preload: Iterable[str] | None = None,
         preload_argv: Iterable[str] | None = None,
         worker_class: type | str | None = None,
@@ -121,7 +132,10 @@ class Nanny(Service):
         self.settings = settings = config.current()
         super().__init__(
             settings.value("nanny.preload", preload_nanny),
-            settings.value("nanny.preload-argv", preload_argv),
+            settings.value(
+                "nanny.preload-argv",
+                preload_argv if preload_nanny_argv is None else preload_nanny_argv,
+            ),
             loop,
         )
         path = None if scheduler_file is None else os.fspath(scheduler_file)
@@ -173,6 +187,8 @@ class Nanny(Service):
         self._restarts = Restarts(self._reconnect_timeout)
         self._is_leaving = False
         self._retirement: asyncio.Task[None] | None = None
+        self._plugin_host: PluginHost | None = None
+        self._is_met = asyncio.Event()  # the scheduler has told of plugins, or never will
         _nannies.add(self)
 
     @property
@@ -196,6 +212,7 @@ class Nanny(Service):
         if self.place.scheduler_file:
             # Of a scheduler file there is one reader per nanny; the worker is told what it says.
             link = await self._register()
+            await self._plugins_are_set_up()
             await self._start_first_worker(link.address, link.options)
         else:
             # Both can connect at the same time: spawning Python takes the longest.
@@ -245,6 +262,9 @@ class Nanny(Service):
     async def _close(self, reason: str) -> None:
         if self._child is not None:
             await self._child.stop()
+        self._is_met.set()
+        if self._plugin_host is not None:
+            await self._plugin_host.close()
         if self._link is not None:
             self._link.comm.close()
         if self.has_run:
@@ -260,11 +280,16 @@ class Nanny(Service):
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterNanny:
         me = (network.hostname(), os.getpid())
-        return RegisterNanny(self.id, *me, PROTOCOL_VERSION, __version__)
+        host = self._plugin_host
+        plugins = () if host is None else tuple(host.registrations.values())
+        return RegisterNanny(self.id, *me, PROTOCOL_VERSION, __version__, plugins)
 
     def _listen_to(self, link: Link) -> None:
         self._link = link
         self.address = link.comm.local
+        if link.registered.n_plugins:
+            self._plugins_here().announce(link.registered.n_plugins)
+        self._is_met.set()
         link.comm.start(self._from_scheduler, self._scheduler_lost)
         unsaid, self._unsaid = self._unsaid, []
         link.comm.send_now(unsaid)
@@ -313,6 +338,8 @@ class Nanny(Service):
                 self._spawn(self._child.stop(grace=0.5))
             elif type(message) is CallFunction:
                 self._spawn(self._call(message))
+            elif type(message) in (SetUpPlugin, TearDownPlugin):
+                self._plugins_here().take(message)
 
     async def _call(self, message: CallFunction) -> None:
         assert self._link is not None
@@ -321,6 +348,50 @@ class Nanny(Service):
             self._link.comm.send(Failure(message.request, result))
         else:
             self._link.comm.send(CallReturned(message.request, result))  # type: ignore[arg-type]
+
+    # -- Plugins ----------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """Plugins of this nanny, by name."""
+        return {} if self._plugin_host is None else self._plugin_host.plugins
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment variables for the worker; a plugin may change them before it starts."""
+        return self.environment
+
+    def _plugins_here(self) -> PluginHost:
+        if self._plugin_host is None:
+            from hpcdask.plugin_host import PluginHost  # here, since most nannies need none
+
+            self._plugin_host = PluginHost(
+                self, None, self.name, self._spawn, self._say, after_setup=self._plugin_is_set_up
+            )
+        return self._plugin_host
+
+    async def _plugins_are_set_up(self) -> None:
+        """Wait for the plugins that the scheduler has for us, unless we end before."""
+        await self._is_met.wait()
+        if self._plugin_host is not None:
+            await self._plugin_host.settled.wait()
+
+    async def _plugin_is_set_up(self, plugin: Any) -> None:
+        if getattr(plugin, "restart", False):
+            await self._restart_worker(f"plugin {type(plugin).__name__} asks for it")
+
+    async def _restart_worker(self, reason: str) -> None:
+        """Let the worker hand over what only it holds, and wait for another in its place."""
+        child = self._child
+        if child is None or not child.has_started:
+            return
+        child.restart_reason = reason
+        await self._let_leave(child, reason, self._drain_timeout)
+        while self.status == "running" and not self._has_other_worker(child):
+            await asyncio.sleep(_LOOK)
+
+    def _has_other_worker(self, child: WorkerChild) -> bool:
+        return self._child is not None and self._child is not child and self._child.has_started
 
     # -- The worker -------------------------------------------------------------------------------
 
@@ -344,7 +415,13 @@ class Nanny(Service):
         parameters["sys_path"] = sys.path  # a script's own folder, whose modules tasks may need
         parameters["settings"] = config.hand_over(self.settings)
         limit = self._death_timeout + _SILENCE
-        self._child = child = WorkerChild(self.name, self._worker_environment())
+        environ = self._worker_environment()
+        self._child = child = WorkerChild(self.name, environ)
+        # It starts its interpreter meanwhile, which takes longer.
+        await self._plugins_are_set_up()
+        if self._closing is None and self._worker_environment() != environ:
+            await child.stop()
+            self._child = child = WorkerChild(self.name, self._worker_environment())
         try:
             await child.start(parameters, limit)
         except LaunchError:

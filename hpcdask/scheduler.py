@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -36,9 +37,9 @@ from hpcdask.messages import (
     KeepUntilDone,
     KeysAdded,
     KeysDropped,
-    LogEvent,
     Message,
     NotAcquired,
+    PluginFailed,
     RegisterNanny,
     ReleaseKeys,
     SchedulerClosing,
@@ -51,6 +52,7 @@ from hpcdask.messages import (
     WantKeys,
     WorkerLeaving,
 )
+from hpcdask.messages.shared import LogEvent
 from hpcdask.peers import Peers
 from hpcdask.rendezvous import (
     Contact,
@@ -59,6 +61,7 @@ from hpcdask.rendezvous import (
     write_scheduler_file,
 )
 from hpcdask.requests import ClientRequests
+from hpcdask.scheduler_plugins import SchedulerPlugins
 from hpcdask.service import Service
 from hpcdask.tracebacks import shown
 
@@ -176,7 +179,7 @@ class Scheduler(Service):
         self.worker_ttl: float = settings.value("scheduler.worker-ttl", worker_ttl)
         #: Longest time in seconds for which the event loop was not free, lately and ever.
         self.longest_tick = 0.0
-        self._own_process = own_process
+        self.own_process = own_process
         self.state.unclaimed = settings.value("scheduler.client-grace", client_grace)
         self.members = Membership(self, self._spawn, self.state.unclaimed)
         #: Nannies that surely come, as the ranks of an MPI job do: who closes waits for them a
@@ -194,8 +197,10 @@ class Scheduler(Service):
         #: What each message of a worker means for the state.
         self.worker_events = _WORKER_EVENTS
         self.story = Story(self.state, settings["scheduler.transition-log-length"], time.time)
+        self.hooks = SchedulerPlugins(self, self._spawn)
         self.requests = ClientRequests(self, self._spawn)
         self._idle_since: float | None = None
+        self._folder: tuple[str, int] | None = None  # and the descriptor that locks it
 
     @property
     def workers(self) -> dict[str, Comm]:
@@ -213,9 +218,59 @@ class Scheduler(Service):
         return self.members.nannies
 
     @property
+    def local_directory(self) -> str:
+        """Folder for files on this host; made when first asked for, and removed at the end."""
+        if self._folder is None:
+            from hpcdask.worker import own_folder, remove_leftovers
+
+            scratch = hosts.local_directory(self.settings["worker.local-directory"])
+            remove_leftovers(scratch)
+            self._folder = own_folder(scratch, "scheduler")
+        return self._folder[0]
+
+    @property
     def token(self) -> bytes:
         """The cluster token; empty without authentication."""
         return self.options.token or b""
+
+    # -- Plugins ----------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """Plugins of this scheduler, by name."""
+        return self.hooks.plugins
+
+    def add_plugin(
+        self, plugin: Any, *, idempotent: bool = False, name: str | None = None, **kwargs: Any
+    ) -> None:
+        """Tell a plugin of what happens here, from now on.
+
+        For preloads, and functions that run here. Before the scheduler runs, as in ``dask_setup``,
+        the plugin's ``start`` is called once it does.
+
+        Parameters
+        ----------
+        plugin : SchedulerPlugin
+            Any object with some of its methods will do.
+        idempotent : bool
+            Whether to do nothing if there is a plugin of that name. Else it is replaced, with a
+            warning.
+        name : str, optional
+            By default the plugin's own, or a new one.
+        **kwargs
+            Taken and not used, as by dask.distributed.
+        """
+        self.hooks.add(plugin, name, idempotent)
+
+    def remove_plugin(self, name: str) -> None:
+        """Tell a plugin of nothing any more.
+
+        Raises
+        ------
+        ValueError
+            If there is none of that name.
+        """
+        self.hooks.remove(name)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -236,10 +291,11 @@ class Scheduler(Service):
             write_scheduler_file(self.scheduler_file, self.contact())
         self._spawn(self._watch_idle())
         self._spawn(self._tick())
-        if self._own_process:
+        if self.own_process:
             gc.set_threshold(*_RARE)
             self._spawn(self._collect_garbage())
         log.info("Scheduler at: %s", self.address)
+        await self.hooks.start()
 
     def _listen_at(self, where: int | str) -> None:
         if isinstance(where, str) and not where.isdecimal():
@@ -250,7 +306,7 @@ class Scheduler(Service):
 
     def _look_at_descriptors(self) -> None:
         """Say in time when there are too few for the workers that come."""
-        available = descriptors.raise_limit() if self._own_process else descriptors.limit()
+        available = descriptors.raise_limit() if self.own_process else descriptors.limit()
         self.members.limit_descriptors(available)
         if shortage := descriptors.shortage(self.expected_nannies, available):
             log.warning("%s", shortage)
@@ -307,6 +363,7 @@ class Scheduler(Service):
         )
 
     async def _close(self, reason: str) -> None:
+        await self.hooks.call_last("before_close")
         if self.scheduler_file is not None:
             remove_scheduler_file(self.scheduler_file, self.id)
         for comm in list(self.clients.values()):
@@ -326,8 +383,12 @@ class Scheduler(Service):
         for comm in list(self.workers.values()):
             comm.send(CloseWorker(reason))
         await self.members.until(lambda: not self.workers and not self.nannies, _FAREWELL)
+        await self.hooks.call_last("close")
         for comm in list(self.members.comms):
             comm.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder[0], ignore_errors=True)
+            os.close(self._folder[1])
         if self.has_run:
             log.info("Scheduler closed: %s", reason)
 
@@ -457,6 +518,8 @@ class Scheduler(Service):
 
     def flush(self) -> None:
         """Send what the state has to say."""
+        if self.hooks.moves:
+            self.hooks.tell_moves()
         if self.state.departed and self._dropping is None:
             self._dropping = self._spawn(self._drop_wants())
         outbox = self.state.outbox
@@ -495,6 +558,8 @@ class Scheduler(Service):
             self.requests.topics.logged(message.topics, message.message)
         elif kind in (CallReturned, Failure):
             self.requests.calls.answered(message)
+        elif kind is PluginFailed:
+            self.requests.plugins.failed(message)
 
     def client_lost(self, name: str) -> None:
         """A client is gone for good: what it wanted and held is free."""
@@ -512,6 +577,8 @@ class Scheduler(Service):
         event = _CLIENT_EVENTS.get(kind)
         if event is not None:
             event(self.state, self.now(), name, message)
+            if kind is SubmitTasks and self.hooks.wants_graphs:
+                self.hooks.graph_came(name, message)
         elif kind in self.requests.events:
             self.requests.events[kind](name, message)
         elif kind in self.requests.answers:

@@ -64,6 +64,14 @@ def _causes(exc: BaseException) -> Iterator[Cause]:
         exc = cause
 
 
+def as_text(exc: BaseException) -> str:
+    """The traceback of an exception that was raised here, in those lines that are not ours."""
+    lines = traceback.StackSummary.from_list(
+        [traceback.FrameSummary(*frame) for frame in shown(_frames(exc))]
+    ).format()
+    return "".join([*lines, *traceback.format_exception_only(type(exc), exc)]).rstrip()
+
+
 def _pickled(exc: BaseException) -> Blob:
     """Pickle an exception, as text if it cannot be rebuilt elsewhere, or would do harm there."""
     if isinstance(exc, _ENDS):

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcdask import config, network, sizing, with_dask
 from hpcdask import host as hosts
@@ -30,7 +30,7 @@ from hpcdask.dialling import (
 )
 from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
 from hpcdask.exchange import Exchange
-from hpcdask.execution import TaskThreads, current_place, current_worker
+from hpcdask.execution import TaskThreads
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AcquireKeys,
@@ -43,22 +43,29 @@ from hpcdask.messages import (
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
-    LogEvent,
     Message,
     RegisterWorker,
+    SetUpPlugin,
     TakeBack,
+    TaskErred,
     TaskError,
+    TearDownPlugin,
     ThreadsLent,
     WorkerClosing,
     WorkerLeaving,
     WorkersGone,
 )
 from hpcdask.peers import Peers
+from hpcdask.places import current_place, current_worker
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
+from hpcdask.tracebacks import to_exception
 from hpcdask.versions import software
 from hpcdask.wire.arguments import Stored
 from hpcdask.wire.serialize import dumps
+
+if TYPE_CHECKING:
+    from hpcdask.plugin_host import PluginHost
 
 log = logging.getLogger("hpcdask.worker")
 
@@ -204,6 +211,9 @@ class Worker(Service):
         self._protocol = protocol
         self._death_timeout: float = settings.value("worker.death-timeout", death_timeout)
         self._drain_timeout: float = settings.value("worker.drain-timeout", drain_timeout)
+        self._profile_interval: float = settings["worker.profile.interval"]
+        if not settings["worker.profile.enabled"]:
+            self._profile_interval = 0.0
         self._leaving: WorkerLeaving | None = None  # what was said, once it leaves
         self._listener: Listener | None = None
         self._offered: tuple[str, CommOptions] | None = None  # to whom, as what `_offer` has made
@@ -217,20 +227,21 @@ class Worker(Service):
         self._link: Link | None = None
         self._linked = asyncio.Event()  # set while there is a scheduler
         self._client: Any = None  # of tasks that use the cluster
+        self._plugin_host: PluginHost | None = None
+        self._is_held = False  # plugins are being set up that tasks may need
 
     # -- Life -------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
         scratch = hosts.local_directory(self._scratch)
-        _remove_leftovers(scratch)
-        self.local_directory, self._scratch_lock = _own_folder(scratch)
+        remove_leftovers(scratch)
+        self.local_directory, self._scratch_lock = own_folder(scratch, "worker")
         link = await reach_scheduler(self.place, self._offer, self._death_timeout)
         self._tell_size()
         self._join(link)
         self._threads.start()
-        if self.settings["worker.profile.enabled"]:
-            interval = self.settings["worker.profile.interval"]
-            self._threads.profile(lambda: self.state.executing > 0, interval)
+        if self._profile_interval:
+            self._threads.profile(lambda: self.state.executing > 0, self._profile_interval)
         with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
@@ -380,6 +391,8 @@ class Worker(Service):
 
     async def _close(self, reason: str) -> None:
         with_dask.leave(self)
+        if self._plugin_host is not None:
+            await self._plugin_host.close()
         self._stop_listening()
         if self._client is not None:
             await self._client._close()
@@ -426,7 +439,9 @@ class Worker(Service):
             self._listener.options = options
         self._exchange.use(options)
         values, runs = self.state.came_back(time.monotonic())
-        return self._about()._replace(returns=True, values=values, runs=runs)
+        host = self._plugin_host
+        plugins = () if host is None else tuple(host.registrations.values())
+        return self._about()._replace(returns=True, values=values, runs=runs, plugins=plugins)
 
     async def _beat(self, interval: float) -> None:
         """Tell the scheduler how we are, every `interval` seconds."""
@@ -457,6 +472,8 @@ class Worker(Service):
                 self._exchange.hang_up(message.addresses)
             elif kind is CallFunction:
                 self._spawn(self._call(message))
+            elif kind is SetUpPlugin or kind is TearDownPlugin:
+                self._plugins_here().take(message)
             elif kind is CloseWorker:
                 asyncio.get_running_loop().create_task(self.close(message.reason))
         self._act()
@@ -464,6 +481,8 @@ class Worker(Service):
     def _act(self) -> None:
         """Do what the state says, and tell the scheduler."""
         state = self.state
+        if state.moves:
+            self._tell_of_moves()
         if state.instructions:
             instructions, state.instructions = state.instructions, []
             for instruction in instructions:
@@ -499,7 +518,7 @@ class Worker(Service):
             self._tell_threads()
 
     def _tell_threads(self) -> None:
-        change = self._n_lent - self._n_stuck
+        change = -self.nthreads if self._is_held else self._n_lent - self._n_stuck
         if self._link is not None and change != self._change_told:
             self._change_told = change
             self._link.comm.send(ThreadsLent(change))
@@ -508,8 +527,13 @@ class Worker(Service):
         self._n_lent = count
         if self._link is not None:
             self._tell_threads()  # first: what ends next may fill the room
-            self.state.threads_changed(time.monotonic(), self.nthreads + count)
-            self._act()
+            self._use_threads()
+
+    def _use_threads(self) -> None:
+        """Have as many tasks run as there is room for now."""
+        room = 0 if self._is_held else self.nthreads + self._n_lent
+        self.state.threads_changed(time.monotonic(), room)
+        self._act()
 
     async def _call(self, message: CallFunction) -> None:
         assert self._link is not None
@@ -519,6 +543,57 @@ class Worker(Service):
             self._link.comm.send(Failure(message.request, result))
         else:
             self._link.comm.send(CallReturned(message.request, result))  # type: ignore[arg-type]
+
+    # -- Plugins ----------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """Plugins of this worker, by name."""
+        return {} if self._plugin_host is None else self._plugin_host.plugins
+
+    def forget_functions(self) -> None:
+        """Load functions anew that tasks use from now on: modules that they are in have changed."""
+        self._threads.forget_all()
+
+    def _plugins_here(self) -> PluginHost:
+        if self._plugin_host is None:
+            from hpcdask.plugin_host import PluginHost  # here, since most workers need none
+
+            self._plugin_host = PluginHost(
+                self,
+                self,
+                self.address,
+                self._spawn,
+                self._send,
+                self._hold_tasks,
+                self._plugins_changed,
+            )
+        return self._plugin_host
+
+    def _send(self, message: Message) -> None:
+        if self._link is not None:
+            self._link.comm.send(message)
+
+    def _hold_tasks(self, is_held: bool) -> None:
+        """Start no task while a plugin is set up that it may need; others may run them instead."""
+        self._is_held = is_held
+        self._tell_threads()
+        self._use_threads()
+
+    def _plugins_changed(self) -> None:
+        wants_moves = self._plugin_host is not None and self._plugin_host.hooks.has("transition")
+        if not wants_moves:
+            self.state.moves = None
+        elif self.state.moves is None:
+            self.state.moves = []
+
+    def _tell_of_moves(self) -> None:
+        """Tell plugins of the tasks that went from state to state."""
+        assert self._plugin_host is not None
+        assert self.state.moves is not None
+        moves, self.state.moves = self.state.moves, []
+        erred = (m for m in self.state.outbox if type(m) is TaskErred)
+        self._plugin_host.moved(moves, {m.key: to_exception(m.error) for m in erred})
 
     # -- Data -------------------------------------------------------------------------------------
 
@@ -581,6 +656,8 @@ class Worker(Service):
             What has happened: anything that can be pickled. While the worker has lost its
             scheduler, it is lost too.
         """
+        from hpcdask.messages.shared import LogEvent  # few programs log any
+
         topics = (topic,) if isinstance(topic, str) else tuple(topic)
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))
@@ -616,20 +693,20 @@ async def _any_within(seconds: float, *work: Coroutine[Any, Any, Any]) -> bool:
     return bool(done)
 
 
-def _own_folder(scratch: str) -> tuple[str, int]:
+def own_folder(scratch: str, of: str) -> tuple[str, int]:
     """Make a folder, and lock it by a file descriptor, which the kernel closes if we are killed."""
     while True:
-        path = tempfile.mkdtemp(prefix="worker-", dir=scratch)
+        path = tempfile.mkdtemp(prefix=f"{of}-", dir=scratch)
         descriptor = _lock_folder(path)
         if descriptor is not None and os.path.isdir(path):
             return path, descriptor
         # Another worker took it for a leftover before it was locked.
 
 
-def _remove_leftovers(scratch: str) -> None:
-    """Remove the folders of workers that were killed together with their nanny."""
+def remove_leftovers(scratch: str) -> None:
+    """Remove the folders of workers that were killed together with their nanny, and the like."""
     for name in os.listdir(scratch):
-        if name.startswith("worker-"):
+        if name.startswith(("worker-", "scheduler-")):
             path = os.path.join(scratch, name)
             descriptor = _lock_folder(path, is_needed=True)
             if descriptor is not None:

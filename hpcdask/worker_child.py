@@ -64,6 +64,8 @@ class WorkerChild:
         Why another is to follow although this one ends as it was asked to; empty if none is.
     was_stopped : bool
         Its end is our doing.
+    has_started : bool
+        Its worker has registered.
     """
 
     def __init__(self, name: str, environ: Mapping[str, str]) -> None:
@@ -71,7 +73,7 @@ class WorkerChild:
         self.address = self.local_directory = ""
         self.restart_reason = ""
         self.was_stopped = False
-        self._has_started = False
+        self.has_started = False
         self._stderr: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self.process, self._voice = _spawn(name, environ)
         self._life = asyncio.get_running_loop().create_task(self._live(self.process))
@@ -110,8 +112,10 @@ class WorkerChild:
         with contextlib.suppress(BrokenPipeError):  # it has died; its exit code tells more
             process.stdin.write(json.dumps(config, default=os.fspath).encode() + b"\n")
             process.stdin.flush()  # and left open: its end tells the worker that we are gone
+        voice, self._voice = self._voice, -1
         try:
-            answer = await asyncio.wait_for(_read_line(self._voice), timeout)
+            # It may have ended before we came to this.
+            answer = b"" if voice < 0 else await asyncio.wait_for(_read_line(voice), timeout)
         except asyncio.TimeoutError:
             process.kill()
             await self.ended()
@@ -130,7 +134,7 @@ class WorkerChild:
             kind = CutOffAtStartError if status["is_cut_off"] else WorkerStartError
             raise kind(f"worker {self.name} could not start: {status['error']}")
         self.address, self.local_directory = status["address"], status["local_directory"]
-        self._has_started = True
+        self.has_started = True
 
     async def ended(self) -> int:
         """Wait for its end, and until all is cleaned up behind it; return its exit code."""
@@ -146,13 +150,16 @@ class WorkerChild:
         if process.stdin is not None:
             with contextlib.suppress(OSError):
                 process.stdin.close()
+        if self._voice >= 0:  # it was given up before anybody listened
+            os.close(self._voice)
+            self._voice = -1
         if self.local_directory and code != ENDED_AS_ASKED:  # else it has removed it itself
             await in_thread(shutil.rmtree, self.local_directory, True)
         return code
 
     async def leave(self, reason: str, limit: float, waits: bool) -> None:
         """Let it end without losing what only it holds, in `limit` seconds at most."""
-        if self._has_started:
+        if self.has_started:
             self._ask_to_leave({"reason": reason, "limit": limit, "waits": waits})
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.ended(), limit + GRACE)
@@ -171,7 +178,7 @@ class WorkerChild:
         if self.process.poll() is None:
             self.was_stopped = True
             # SIGINT means just that, but a young interpreter would print a traceback.
-            self.process.send_signal(signal.SIGINT if self._has_started else signal.SIGTERM)
+            self.process.send_signal(signal.SIGINT if self.has_started else signal.SIGTERM)
 
     async def stop(self, grace: float = GRACE) -> None:
         """End it: ask, then force."""

@@ -37,6 +37,8 @@ COMMON = {
     "peers",
     "gathering",
     "execution",
+    "places",
+    "sizes",
     "calls",
     "tracebacks",
     "unreadable",
@@ -55,6 +57,8 @@ COMMON = {
     "profiling",
     "versions",
     "hardware",
+    "plugin_hooks",
+    "plugin_host",
 }
 SHELLS = {"scheduler", "worker", "nanny"}
 ABOVE_CLIENT = ABOVE_SHELLS | COMMON | SHELLS | {"hosting"}
@@ -90,17 +94,24 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "membership": ABOVE_SHELLS | COMMON | {"scheduler", "reachability"},
     "reachability": ABOVE_SHELLS | COMMON | {"scheduler"},
     "requests": ABOVE_SHELLS | COMMON | {"scheduler"},
+    "scheduler_plugins": ABOVE_SHELLS | COMMON | {"scheduler"},
     **dict.fromkeys(
-        SHELLS, ABOVE_SHELLS | COMMON | SHELLS | {"exchange", "membership", "requests"}
+        SHELLS,
+        ABOVE_SHELLS
+        | COMMON
+        | SHELLS
+        | {"exchange", "membership", "requests", "scheduler_plugins"},
     ),
     # The process that a nanny starts: a worker and its log.
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.
-    "client": ABOVE_CLIENT | {"launchers", "collections"},
+    "client": ABOVE_CLIENT | {"launchers", "collections", "plugins"},
     "joblib": ABOVE_CLIENT | {"client"},
     "collections": ABOVE_CLIENT | {"client", "__init__"},
     "coordination": ABOVE_CLIENT | {"client"},
-    "plugins": ABOVE_CLIENT | {"client", "coordination"},
+    "plugins": ABOVE_CLIENT,
+    # Other names of what is elsewhere, as dask.distributed has them.
+    "diagnostics": ABOVE_EDGES,
     "launchers": ANYTHING,
     "jobqueue": ABOVE_EDGES | {"launchers"},
     "dashboard": ABOVE_EDGES,

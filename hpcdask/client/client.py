@@ -16,6 +16,7 @@ from hpcdask.client.diagnostics import Diagnostics
 from hpcdask.client.front_doors import FrontDoors
 from hpcdask.client.future import Future, FutureState, Latch
 from hpcdask.client.loop import uncarried
+from hpcdask.client.plugin_calls import PluginCalls
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.streaming import CHUNK, Submission, chunked, conditions
 from hpcdask.client.submission import (
@@ -24,13 +25,12 @@ from hpcdask.client.submission import (
     pack_function,
     pure_key,
 )
-from hpcdask.client.topic_calls import TopicCalls
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.messages import CancelKeys, Function, SubmitTasks, TaskSpec
 from hpcdask.wire.arguments import loads_value
 
 
-class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, TopicCalls, DatasetCalls):
+class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, DatasetCalls):
     """A connection to a cluster.
 
     What is not given is as `hpcdask.config` has it.
@@ -445,6 +445,12 @@ def _pack_callable(func: Callable[..., Any], actor: bool) -> Function:
     from hpcdask.client.actor import pack_actor  # few programs have any
 
     return pack_actor(func)
+
+
+class InternalClient(Client):
+    """A client of a launcher, which is of no interest to users."""
+
+    _is_internal = True
 
 
 def _map_keys(key: Any, count: int) -> list[str]:

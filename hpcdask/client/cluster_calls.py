@@ -410,6 +410,7 @@ async def _nothing_asked() -> dict[str, Any]:
 
 
 def called(outcomes: CallOutcomes, on_error: str) -> dict[str, Any]:
+    """What each called process has returned; `on_error` as of `Client.run`."""
     results = {address: loads(blob) for address, blob in outcomes.returned}
     for address, error in outcomes.raised:
         if on_error == "raise":

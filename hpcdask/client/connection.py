@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from hpcdask import config, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
-from hpcdask.client import collecting, returning
+from hpcdask.client import collecting, first_things, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import (
     CarriedError,
@@ -32,6 +32,7 @@ from hpcdask.client.loop import (
 from hpcdask.client.operations import Operations
 from hpcdask.client.place import find_place
 from hpcdask.client.reasons import why_pending
+from hpcdask.client.registered import RegisteredPlugins, plugin_failed
 from hpcdask.client.registry import clients, defaults
 from hpcdask.client.retained import Retained
 from hpcdask.client.subscriptions import Subscriptions
@@ -44,10 +45,7 @@ from hpcdask.messages import (
     AwaitWorkers,
     ClientClosing,
     CountLeft,
-    EventLogged,
     GatherKeys,
-    GetEvents,
-    GetMetadata,
     Inspect,
     KeepUntilDone,
     KeyCancelled,
@@ -55,6 +53,7 @@ from hpcdask.messages import (
     LocateKeys,
     Message,
     PlanScatter,
+    PluginFailed,
     RegisterClient,
     ReleaseKeys,
     SchedulerClosing,
@@ -64,6 +63,7 @@ from hpcdask.messages import (
     WantKeys,
     WantsRead,
 )
+from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata
 from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.tracebacks import to_exception
 from hpcdask.versions import VersionMismatchWarning, software
@@ -92,6 +92,8 @@ _MERE_QUESTIONS = {
 class Connection:
     """What a client is made of before it has anything to say; see `hpcdask.Client`."""
 
+    #: Whether it is a launcher's, and of no interest to users.
+    _is_internal = False
     loop: asyncio.AbstractEventLoop
     _peers: Peers
     _actor_peers: Peers  # by which actors are called
@@ -194,6 +196,8 @@ class Connection:
         self._requests = Requests()
         self._operations = Operations()  # of locks, queues and what else is shared
         self._subscriptions = Subscriptions(self)
+        self._plugins = RegisteredPlugins()
+        self._preloads: Any = None  # once there are any
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
         self._set_as_default = set_as_default
@@ -202,7 +206,6 @@ class Connection:
         self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
         self._is_of_parent = False  # whether it was made before this process was forked
-        self._is_internal = False  # whether it is a launcher's or worker's, of no interest to users
         self._process = "", 0  # of a worker's client: the worker's nanny and pid
         clients.add(self)
 
@@ -260,10 +263,14 @@ class Connection:
         self._take(await reach_scheduler(place, self._introduce, self._timeout, log.warning))
         self._retains = self._can_return
         self.status = "running"
+        if not self._is_internal:
+            first_things.show_output(self)
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
         with_dask.enter(self)
+        if not self._is_internal:
+            await first_things.set_up_preloads(self)
 
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
@@ -309,6 +316,8 @@ class Connection:
             if task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+        if self._preloads is not None:
+            await self._preloads.teardown()
         if self.status == "running":
             with self._lock:
                 self._outbox.append(ClientClosing())
@@ -555,6 +564,8 @@ class Connection:
                     state.end("cancelled")
             elif kind is EventLogged:
                 self._subscriptions.happened(message)
+            elif kind is PluginFailed:
+                plugin_failed(message)
             elif kind is SchedulerClosing:
                 assert self._link is not None
                 if self.status != "closed":  # who has asked for it waits for the very end

@@ -11,7 +11,6 @@ from hpcdask.client.future import Future
 from hpcdask.client.loop import CarriedError
 from hpcdask.client.submission import data_key, fresh_key
 from hpcdask.errors import CommClosedError, SerializationError, WaitTimeoutError
-from hpcdask.execution import sizeof
 from hpcdask.messages import (
     AwaitWorkers,
     Blob,
@@ -22,6 +21,7 @@ from hpcdask.messages import (
     StoreForClient,
 )
 from hpcdask.peers import RequestFailedError, UnreachableError
+from hpcdask.sizes import sizeof
 from hpcdask.tracebacks import to_exception
 from hpcdask.wire.serialize import dumps
 

@@ -20,7 +20,7 @@ from hpcdask.messages import Function, TaskSpec
 
 #: Graphs up to this size are put in the order that dask finds for them, which takes 20 us a task;
 #: larger ones are run depth first, which takes two.
-_ORDERED = 5000
+_ORDERED = 10_000
 
 
 class CollectionGraph:

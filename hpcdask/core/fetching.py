@@ -30,7 +30,8 @@ MOVES = {
     "new": {"waiting", "ready", "fetch", "memory"},
     "waiting": {"ready", "gone"},
     "ready": {"executing", "gone"},
-    "executing": {"memory", "gone"},
+    "executing": {"memory", "error", "gone"},
+    "error": {"gone"},
     "fetch": {"flight", "gone"},
     "flight": {"memory", "fetch", "gone"},
     "memory": {"gone"},
@@ -55,6 +56,9 @@ class Fetching(abc.ABC):
         self.outbox: list[Message] = []
         self.instructions: list[Instruction] = []
         self.nbytes = 0  # of values held
+        #: Moves of tasks since somebody looked, who empties it: key, state before, state after.
+        #: None unless somebody wants to know.
+        self.moves: list[tuple[str, str, str]] | None = None
         #: Values put here by clients while their keys meant something else: which of the two counts
         #: is for the scheduler to say, by freeing the other.
         self._spare: dict[Version, HeldTask] = {}
@@ -165,6 +169,8 @@ class Fetching(abc.ABC):
     def _move(self, task: HeldTask, state: str) -> None:
         if state not in MOVES[task.state]:
             raise AssertionError(f"{task} cannot become {state}")
+        if self.moves is not None:
+            self.moves.append((task.key, task.state, state))
         task.state = state
 
     def _dependents(self, task: HeldTask) -> list[HeldTask]:

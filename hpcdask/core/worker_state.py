@@ -286,6 +286,7 @@ class WorkerState(Fetching):
         elif isinstance(outcome, Raised):
             self._hand_back(self._dependents(task))
             self.outbox.append(TaskErred(task.key, task.attempt, outcome.error))
+            self._move(task, "error")
             self._drop_ended(task)
         elif isinstance(outcome, Postponed):
             self._hand_back(self._dependents(task))

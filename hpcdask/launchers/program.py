@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from hpcdask import logs
 from hpcdask.client import place as client_place
-from hpcdask.client.client import Client
+from hpcdask.client.client import InternalClient
 from hpcdask.client.loop import run_sync, shared_loop
 from hpcdask.client.registry import close_all as close_clients
 from hpcdask.dialling import SchedulerPlace
@@ -332,7 +332,7 @@ class Program:
                 place["auth"],
             )
             client_place.of_program = scheduler
-            self._client = Client(
+            self._client = InternalClient(
                 scheduler.address,
                 scheduler_file=scheduler.scheduler_file,
                 token=scheduler.token,
@@ -342,7 +342,6 @@ class Program:
                 set_as_default=False,
                 timeout=part.options.meeting_timeout,
             )
-            self._client._is_internal = True
         except BaseException:
             part.ranks.part()
             part.ranks.clean_up()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from hpcdask import logs
-from hpcdask.client.client import Client
+from hpcdask.client.client import Client, InternalClient
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.messages import TaskError
@@ -174,7 +174,7 @@ class SchedulerThere(SchedulerAccess):
         return await client.run_on_scheduler(function, *args, **kwargs)
 
     async def _connect(self) -> Client:
-        client = Client(
+        client = InternalClient(
             self._place.address,
             scheduler_file=self._place.scheduler_file,
             token=self._place.token,
@@ -183,7 +183,6 @@ class SchedulerThere(SchedulerAccess):
             asynchronous=True,
             set_as_default=False,
         )
-        client._is_internal = True
         try:
             return await client
         except BaseException:  # it would go on trying

@@ -36,6 +36,7 @@ class WorkerStock(NamedTuple):
     resources: tuple[tuple[str, float], ...] = ()
     taken: tuple[tuple[str, float], ...] = ()  # of these, by tasks that run
     group: Hashable = None  # those of one group end together
+    is_kept: bool = False  # a plugin of the scheduler has it stay, busy or not
 
 
 class Waiting(NamedTuple):
@@ -112,8 +113,12 @@ def take_stock(
     state: SchedulerState = dask_scheduler.state
     records = list(state.workers.values())
     assumed = assumed or Assumed()
+    to_spare = set(dask_scheduler.hooks.workers_to_spare(records))
     return Stock(
-        workers=tuple(_look_at(record, assumed, worker_key) for record in records),
+        workers=tuple(
+            _look_at(record, assumed, worker_key)._replace(is_kept=record not in to_spare)
+            for record in records
+        ),
         waiting=tuple(w for lane in state.lanes if (w := _line_of(lane, assumed)) is not None),
         unknown=tuple(islice(filter(None, map(_unknown, records)), _SAMPLE)),
     )

@@ -187,13 +187,14 @@ def idle_units(stock: Stock, units: Iterable[Unit]) -> list[Any]:
     end soonest by themselves. Of a group all are idle, or none counts as idle.
     """
     workers = {worker.name: worker for worker in stock.workers}
-    busy_groups = {w.group for w in stock.workers if w.is_busy and w.group is not None}
+    staying = {w.name for w in stock.workers if w.is_busy or w.is_leaving or w.is_kept}
+    busy_groups = {
+        w.group for w in stock.workers if (w.is_busy or w.is_kept) and w.group is not None
+    }
     found: list[tuple[int, float, float, int, Any]] = []
     for unit in units:
         members = [workers[name] for name in unit.workers if name in workers]
-        if members and not any(
-            w.is_busy or w.is_leaving or w.group in busy_groups for w in members
-        ):
+        if members and not any(w.name in staying or w.group in busy_groups for w in members):
             moving = sum(worker.nbytes for worker in members) / _BANDWIDTH
             found.append((round(moving), unit.left, moving, len(found), unit.name))
     return [name for *_, name in sorted(found)]

@@ -14,6 +14,7 @@ from hpcdask.requests.cluster import ClusterRequests
 from hpcdask.requests.coordination import CoordinationRequests
 from hpcdask.requests.data import DataRequests
 from hpcdask.requests.diagnostics import DiagnosticRequests
+from hpcdask.requests.plugins import PluginRequests
 from hpcdask.requests.topics import TopicRequests
 from hpcdask.tracebacks import to_task_error
 
@@ -42,6 +43,8 @@ class ClientRequests:
         What clients share.
     topics : TopicRequests
         What is logged, and who is told.
+    plugins : PluginRequests
+        Which plugins there are.
     """
 
     def __init__(
@@ -51,17 +54,21 @@ class ClientRequests:
         self.coordination = CoordinationRequests(scheduler)
         length = scheduler.settings["scheduler.events-log-length"]
         self.topics = TopicRequests(scheduler, length)
+        self.plugins = PluginRequests(scheduler, self.calls, spawn)
         families = (
             ClusterRequests(scheduler, self.calls, spawn),
             ActorRequests(scheduler),
             self.topics,
+            self.plugins,
             DataRequests(scheduler),
             DiagnosticRequests(scheduler),
         )
         self.answers: Answers = {}
         for family in families:
             self.answers |= family.answers
-        self.events: Events = {**self.coordination.events, **self.topics.events}
+        self.events: Events = {}
+        for of_events in (self.coordination, self.topics, self.plugins):
+            self.events |= of_events.events
 
     def client_lost(self, client: str) -> None:
         """A client is gone for good."""

@@ -39,18 +39,24 @@ class Calls:
         self, comms: Iterable[tuple[str, Comm]], function: Blob, wait: bool = True
     ) -> list[tuple[str, Blob | TaskError]]:
         """Call it in several processes at the same time; without `wait` return nothing."""
-        begun = [(address, await self._begin(comm, function, wait)) for address, comm in comms]
-        if not wait:
-            return []
-        return [(address, await _outcome(address, future)) for address, future in begun]
 
-    async def _begin(self, comm: Comm, function: Blob, wait: bool) -> asyncio.Future[Any]:
-        """Send a call; its future fails if the connection ends before the answer."""
-        number, future = self._requests.new()
-        comm.send(CallFunction(number, function))
+        def make(request: int) -> CallFunction:
+            return CallFunction(request, function)
+
+        begun = [(address, self.ask(comm, make)) for address, comm in comms]
         if not wait:
-            future.cancel()
-            return future
+            for _, future in begun:
+                future.cancel()
+            return []
+        return [(address, await self.outcome(address, future)) for address, future in begun]
+
+    def ask(self, comm: Comm, make: Callable[[int], Message]) -> asyncio.Future[Any]:
+        """Send the request ``make(number)``, which is answered as calls of functions are.
+
+        Its future fails if the connection ends before the answer.
+        """
+        number, future = self._requests.new()
+        comm.send(make(number))
 
         async def watch() -> None:
             await comm.wait_closed()
@@ -61,14 +67,15 @@ class Calls:
         future.add_done_callback(lambda _: watcher.cancel())
         return future
 
-
-async def _outcome(address: str, future: asyncio.Future[Any]) -> Any:
-    try:
-        return (await future).value
-    except RequestFailedError as exc:
-        return exc.error
-    except Exception as exc:
-        return to_task_error(exc, worker=address)
+    async def outcome(self, address: str, future: asyncio.Future[Any]) -> Blob | TaskError:
+        """Wait for the answer to what was asked."""
+        try:
+            value: Blob = (await future).value
+            return value
+        except RequestFailedError as exc:
+            return exc.error
+        except Exception as exc:
+            return to_task_error(exc, worker=address)
 
 
 def outcomes(request: int, answers: Iterable[tuple[str, Blob | TaskError]]) -> CallOutcomes:

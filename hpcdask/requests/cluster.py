@@ -129,6 +129,7 @@ class ClusterRequests:
         """Forget all tasks, and give every nanny's worker a new process."""
         self._scheduler.state.restarted(self._scheduler.now(), "the cluster was restarted")
         self._scheduler.flush()
+        self._scheduler.hooks.call("restart", self._scheduler)
         old = {worker.address: worker.info for worker in self._scheduler.state.workers.values()}
         expected = {info.nanny for info in old.values() if info.nanny in self._scheduler.nannies}
         for nanny in expected:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.core.coordination.metadata import Metadata
 from hpcdask.core.coordination.topics import Topics
-from hpcdask.messages import (
-    Blob,
+from hpcdask.messages import Blob, Reply
+from hpcdask.messages.shared import (
     EventsLogged,
     GetEvents,
     GetMetadata,
     LogEvent,
-    Reply,
     SetMetadata,
     Subscribe,
     Unsubscribe,
@@ -58,7 +57,9 @@ class TopicRequests:
 
     def logged(self, topics: Iterable[str], message: Blob) -> None:
         """Somebody has logged an event."""
+        topics = tuple(topics)
         self.topics.logged(time.time(), topics, message)
+        self._scheduler.hooks.event_logged(topics, message)
         told, self.topics.outbox = self.topics.outbox, []
         for client, event in told:
             comm = self._scheduler.clients.get(client)

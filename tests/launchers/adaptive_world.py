@@ -37,6 +37,7 @@ from hpcdask.messages import (
     TaskSpec,
     Version,
 )
+from hpcdask.scheduler_plugins import SchedulerPlugins
 
 #: Seconds from the start of a job until its first worker registers, and until its last one does.
 STARTUP, STAGGER = 5.0, 2.0
@@ -209,6 +210,7 @@ class World(QueuedUnits):
         self.random = Random(seed)
         self.loop = asyncio.get_running_loop()
         self.state = SchedulerState()
+        self.hooks = SchedulerPlugins(self, asyncio.ensure_future)
         self.state.client_joined(0.0, CLIENT)
         self.name, self.status = "simulated", "running"
         self.jobs: list[Job] = []

@@ -1,0 +1,1 @@
+"""Names where programs for dask.distributed look for them."""

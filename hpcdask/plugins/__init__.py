@@ -1,0 +1,1 @@
+"""Code of users that runs when something happens on scheduler, workers and nannies."""
