@@ -60,6 +60,7 @@ from hpcdask.places import current_place, current_worker
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
 from hpcdask.tracebacks import to_exception
+from hpcdask.versions import software
 from hpcdask.wire.arguments import Stored
 from hpcdask.wire.serialize import dumps
 
@@ -244,6 +245,8 @@ class Worker(Service):
         with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
+        if link.registered.mismatch:
+            log.warning(link.registered.mismatch)
 
     def _tell_size(self) -> None:
         scratch = hosts.find_scratch(self._scratch)
@@ -309,6 +312,7 @@ class Worker(Service):
             protocol=PROTOCOL_VERSION,
             version=__version__,
             resources=tuple(self.resources.items()),
+            software=software(),
         )
 
     async def _listen(self, scheduler: str, options: CommOptions) -> None:

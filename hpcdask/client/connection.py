@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable
@@ -65,6 +66,7 @@ from hpcdask.messages import (
 from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata
 from hpcdask.peers import Peers, RequestFailedError, Requests
 from hpcdask.tracebacks import to_exception
+from hpcdask.versions import VersionMismatchWarning, software
 
 log = logging.getLogger("hpcdask.client")
 
@@ -280,6 +282,8 @@ class Connection:
             self._peers = Peers(link.options, limit)
             self._actor_peers = Peers(link.options, limit, is_patient=True)
         self._link = link
+        if link.registered.mismatch:
+            warnings.warn(link.registered.mismatch, VersionMismatchWarning, stacklevel=2)
         self._scheduler_ids.add(link.registered.scheduler_id)
         self._unreachable.clear()
         link.comm.start(self._on_batch, self._on_closed)
@@ -290,7 +294,8 @@ class Connection:
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
-        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns, *self._process)
+        about = (PROTOCOL_VERSION, __version__, returns, *self._process, software())
+        return RegisterClient(self.id, *about)
 
     def close(self, timeout: float | str | None = None) -> Any:
         """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""

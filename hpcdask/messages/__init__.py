@@ -16,7 +16,7 @@ comes late, twice, or for a key that was used again is recognised and dropped.
 
 from typing import Any, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class Frames:
@@ -163,6 +163,7 @@ class RegisterClient(NamedTuple):
     returns: bool = False  # it had lost the scheduler; all that it holds follows, then `AllTold`
     nanny: str = ""  # of a worker's client: the nanny that watches its process, and
     pid: int = 0  # the process, so that it is known when that has died
+    software: tuple[tuple[str, str], ...] = ()  # name, version
 
 
 class RegisterWorker(NamedTuple):
@@ -182,6 +183,7 @@ class RegisterWorker(NamedTuple):
     returns: bool = False  # it had lost the scheduler, and has kept:
     values: tuple[HeldValue, ...] = ()
     runs: tuple[HeldRun, ...] = ()
+    software: tuple[tuple[str, str], ...] = ()  # name, version
     plugins: tuple[str, ...] = ()  # registrations of those that it has set up
 
 
@@ -216,6 +218,7 @@ class Registered(NamedTuple):
 
     scheduler_id: str
     heartbeat: float  # seconds between heartbeats
+    mismatch: str = ""  # which versions are not the same here and there, in words
     n_plugins: int = 0  # to a nanny: so many `SetUpPlugin` follow, before all else
 
 
