@@ -79,6 +79,8 @@ def test_a_client_that_is_not_the_default_leaves_others_alone() -> None:
         assert get_default_shuffle_method() == "tasks"
         assert get_scheduler() is not adoption._scheduler
         assert get_scheduler(scheduler=client) == client.get
+        with client.as_current():
+            assert get_scheduler() is adoption._scheduler
 
 
 def test_a_client_whose_scheduler_has_gone_is_none() -> None:
@@ -108,12 +110,17 @@ def test_a_lock_for_a_file_is_one_of_the_cluster() -> None:
 
 PROGRAM = """
 import sys
+def looking():
+    return len([finder for finder in sys.meta_path if type(finder).__module__ == "hpcdask.with_dask"])
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "distributed":
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import hpcdask
+with hpcdask.Client(n_workers=0, processes=False):
+    assert looking() == 1
+assert looking() == 0
 with hpcdask.Client(n_workers=1, processes=False) as client:
     assert client.submit(abs, -1).result() == 1
     assert "dask" not in sys.modules
@@ -132,7 +139,7 @@ with hpcdask.Client(n_workers=1, processes=False) as client:
     except ValueError as exc:
         assert "hpcdask" in str(exc)
 assert dask.delayed(abs)(-1).compute() == 1
-print("done", len([f for f in sys.meta_path if "hpcdask" in repr(f)]))
+print("done", looking())
 """
 
 
