@@ -21,7 +21,6 @@ PAIRS = [
     ("Client.retire_workers", ("names",)),
     *((f"Client.{name}", ()) for name in ("has_what", "nthreads", "processing", "shutdown")),
     *((f"Client.{name}", ()) for name in ("restart", "close", "scheduler_info", "get")),
-<<<<<<< HEAD
     *((f"Client.{name}", ()) for name in ("retry", "replicate", "rebalance", "nbytes")),
     *((f"Client.{name}", ()) for name in ("restart_workers", "call_stack", "profile", "story")),
     *((f"Client.{name}", ()) for name in ("get_task_stream", "get_versions", "futures_of")),
@@ -33,9 +32,7 @@ PAIRS = [
     ("default_client", ()),
     # Theirs go to the bar by **kwargs.
     ("progress", ("interval", "width", "file")),
-=======
     *((f"Client.{name}", ()) for name in ("compute", "persist", "normalize_collection")),
->>>>>>> 8dd3592f259325a6bcf95fc115845a0d79bebd14
     ("Client.__init__", ()),
     *((f"Future.{name}", ()) for name in ("result", "exception", "traceback", "cancel")),
     *((f"Future.{name}", ()) for name in ("add_done_callback", "release", "done", "cancelled")),
