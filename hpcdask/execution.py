@@ -222,9 +222,14 @@ class TaskThreads:
         try:
             function_id = task.function.function_id
             function = self._functions.get(function_id)
-            if function is None:
-                function = self._functions[function_id] = loads(task.function.code)
-            args, kwargs = loads_arguments(task.arguments, task.inputs)
+            try:
+                if function is None:
+                    function = self._functions[function_id] = loads(task.function.code)
+                args, kwargs = loads_arguments(task.arguments, task.inputs)
+            except Exception as exc:
+                from hpcdask.unreadable import unreadable_task  # not before something goes wrong
+
+                raise unreadable_task(exc, task, function is None, self._address) from None
             start = perf_counter()
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):

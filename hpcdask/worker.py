@@ -43,7 +43,6 @@ from hpcdask.messages import (
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
-    LogEvent,
     Message,
     RegisterWorker,
     SetUpPlugin,
@@ -61,6 +60,7 @@ from hpcdask.places import current_place, current_worker
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
 from hpcdask.tracebacks import to_exception
+from hpcdask.versions import software
 from hpcdask.wire.arguments import Stored
 from hpcdask.wire.serialize import dumps
 
@@ -245,6 +245,8 @@ class Worker(Service):
         with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
+        if link.registered.mismatch:
+            log.warning(link.registered.mismatch)
 
     def _tell_size(self) -> None:
         scratch = hosts.find_scratch(self._scratch)
@@ -310,6 +312,7 @@ class Worker(Service):
             protocol=PROTOCOL_VERSION,
             version=__version__,
             resources=tuple(self.resources.items()),
+            software=software(),
         )
 
     async def _listen(self, scheduler: str, options: CommOptions) -> None:
@@ -653,6 +656,8 @@ class Worker(Service):
             What has happened: anything that can be pickled. While the worker has lost its
             scheduler, it is lost too.
         """
+        from hpcdask.messages.shared import LogEvent  # few programs log any
+
         topics = (topic,) if isinstance(topic, str) else tuple(topic)
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))

@@ -41,6 +41,7 @@ COMMON = {
     "sizes",
     "calls",
     "tracebacks",
+    "unreadable",
     "snapshots",
     "logs",
     "pulse",

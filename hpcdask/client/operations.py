@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.loop import CarriedError
 from hpcdask.errors import CommClosedError
-from hpcdask.messages import (
-    Blob,
+from hpcdask.messages import Blob, Message, Reply
+from hpcdask.messages.shared import (
     Confirm,
     GiveUp,
     HeldLease,
-    Message,
     QueueHandle,
-    Reply,
     Resume,
     Values,
     Withdraw,

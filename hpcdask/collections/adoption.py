@@ -42,9 +42,9 @@ class CurrentClient:
     def __bool__(self) -> bool:  # dask goes on looking where it is false
         if current_worker() is not None:
             return True
-        from hpcdask.client.current import default_client
+        from hpcdask.client.registry import chosen, latest
 
-        return default_client() is not None
+        return (chosen() or latest()) is not None
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         # Refuses asynchronous clients, or takes what is configured in their place.

@@ -31,7 +31,6 @@ def test_values_are_those_of_threads(client: Client, threads: Executor) -> None:
         (x + x.T).mean(axis=0),
         x.rechunk((30, 60)).T.dot(x),
         x[::2, 3:50].std(),
-        da.linalg.svd(x.rechunk((120, 40)).T)[1],
         words.frequencies().topk(3, key=1),
         words.map(len).groupby(lambda n: n % 3).map(lambda pair: (pair[0], sorted(pair[1]))),
         words.foldby(len, lambda total, word: total + 1, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,7 @@ def cluster() -> Iterator[LocalCluster]:
         n_workers=2, threads_per_worker=2, memory_limit=0, scheduler_kwargs={"client_grace": 60}
     ) as cluster:
         yield cluster
+    gc.collect()  # connections that were to linger for a moment, on a loop that has ended by then
 
 
 @pytest.fixture

@@ -301,7 +301,7 @@ def test_a_lease_that_was_lost_is_reported_when_it_is_given_back(
 def test_locks_and_asynchronous_clients(cluster: LocalCluster) -> None:
     @on_a_loop
     async def check() -> None:
-        async with Client(cluster.scheduler_address, token=cluster._token, asynchronous=True):
+        async with Client(cluster, asynchronous=True):
             lock = await Lock("x")
             with pytest.raises(TypeError, match="needs 'async with'"), lock:
                 pass

@@ -258,9 +258,7 @@ def test_an_event_wakes_tasks_and_programs(client: Client, other: Client) -> Non
 def test_all_of_it_with_await(cluster: LocalCluster) -> None:
     @on_a_loop
     async def check() -> None:
-        async with Client(
-            cluster.scheduler_address, token=cluster._token, asynchronous=True
-        ) as client:
+        async with Client(cluster, asynchronous=True) as client:
             queue = await Queue("awaited", maxsize=1)
             await queue.put(client.submit(pow, 2, 8))
             late = asyncio.create_task(queue.put("second"))

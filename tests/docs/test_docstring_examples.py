@@ -19,7 +19,7 @@ from hpcdask import Client, LocalCluster
 #: What an example may use without saying where it is from, besides all of hpcdask.
 NAMES = {"hpcdask": hpcdask, "logging": logging, "os": os, "time": time}
 #: Whose examples need no more than a client.
-PACKAGES = ("hpcdask.client.", "hpcdask.coordination.")
+PACKAGES = ("hpcdask.client.", "hpcdask.coordination.", "hpcdask.plugins.")
 #: Of these, those that go on from somebody else's example.
 ELSEWHERE = {"ActorFuture", "BaseActorFuture"}
 

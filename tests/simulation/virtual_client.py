@@ -19,7 +19,7 @@ from virtual_worker import Store, Stored
 
 from hpcdask.client.future import FutureState
 from hpcdask.client.retained import Retained
-from hpcdask.client.returning import _all_to_tell
+from hpcdask.client.returning import tasks_to_tell
 from hpcdask.messages import (
     AllTold,
     CancelKeys,
@@ -154,7 +154,7 @@ class VirtualClient(Process):
         if search != self.connection:
             return  # another search has begun
         self.connection += 1
-        messages = list(_all_to_tell(self))  # type: ignore[arg-type]
+        messages = [*tasks_to_tell(self), AllTold()]  # type: ignore[arg-type]
         self._note_uncovered(messages)
         hello = RegisterClient(self.name, 1, "1", True)
         self._tell([hello, *messages], self.connection)
