@@ -128,8 +128,8 @@ def _processing(state: Transitions, task: Task) -> Iterable[str]:
     if task.missing:
         inputs = [d.key for d in task.dependencies if d.state != "memory"]
         yield (
-            f"It was sent ahead of {_some(inputs, len(inputs))}, which {_is_are(len(inputs))} being computed "
-            "there."
+            f"It was sent ahead of {_some(inputs, len(inputs))}, which "
+            f"{_is_are(len(inputs))} being computed there."
         )
     else:
         before = sum(o.priority < task.priority and not o.missing for o in worker.processing)
