@@ -525,7 +525,7 @@ class CopyKeys(NamedTuple):
 class BalanceKeys(NamedTuple):
     """client -> scheduler: move values from full workers to empty ones. Answered by `Reply`.
 
-    Its value is how many were moved, and how many could not be.
+    Its value is how many were moved, and how many were on their way when the time was over.
     """
 
     request: int
