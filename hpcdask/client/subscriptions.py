@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hpcdask.messages import EventLogged, Message, Subscribe
+from hpcdask.messages import Message
+from hpcdask.messages.shared import EventLogged, Subscribe
 from hpcdask.wire.serialize import loads
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Subscription:
         self.handler = handler
         self.waiting: deque[EventLogged] = deque()
         self.running: asyncio.Task[None] | None = None
+        self.is_over = False
 
 
 class Subscriptions:
@@ -47,11 +49,14 @@ class Subscriptions:
 
     def add(self, topic: str, handler: Handler) -> None:
         """Use a handler from now on, in place of the one before."""
+        before = self._of_topic.get(topic)
         self._of_topic[topic] = Subscription(handler)
+        if before is not None:
+            _end(before)
 
     def drop(self, topic: str) -> None:
         """Call no handler any more."""
-        del self._of_topic[topic]
+        _end(self._of_topic.pop(topic))
 
     def to_tell(self) -> list[Message]:
         """What the scheduler has to know after a return."""
@@ -73,9 +78,16 @@ class Subscriptions:
     def close(self) -> None:
         """The client has ended."""
         for subscription in self._of_topic.values():
+            _end(subscription)
             if subscription.running is not None:
                 subscription.running.cancel()
         self._of_topic.clear()
+
+
+def _end(subscription: Subscription) -> None:
+    """Begin with no further event."""
+    subscription.is_over = True
+    subscription.waiting.clear()
 
 
 async def _handle(subscription: Subscription) -> None:
@@ -87,7 +99,11 @@ async def _handle(subscription: Subscription) -> None:
                 outcome = subscription.handler((event.time, loads(event.message)))
                 if inspect.isawaitable(outcome):
                     await outcome
-            except Exception:
+            except asyncio.CancelledError:
+                if subscription.is_over:
+                    raise
+                _report(event)  # it is the handler's own
+            except BaseException:  # a SystemExit would end the loop
                 _report(event)
     finally:
         subscription.running = None
@@ -105,7 +121,7 @@ def _call(handler: Handler, event: EventLogged, loop: asyncio.AbstractEventLoop)
 async def _awaited(outcome: Any, event: EventLogged) -> None:
     try:
         await outcome
-    except Exception:
+    except BaseException:  # as in `_handle`
         _report(event)
 
 

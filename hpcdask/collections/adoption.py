@@ -28,7 +28,7 @@ from typing import Any
 from dask import base, config, utils
 
 from hpcdask import with_dask
-from hpcdask.execution import current_worker
+from hpcdask.places import current_worker
 
 # The rest is imported where it is used: a worker needs it only for tasks that compute collections.
 

@@ -13,7 +13,9 @@ from dask.order import order
 from hpcdask.client.annotations import Annotations
 from hpcdask.client.graphs import FIRST_CHUNK, Chunk, depth_first, key_name, refuse_namesakes
 from hpcdask.client.streaming import CHUNK, chunked
+from hpcdask.client.submission import of_task
 from hpcdask.collections.packing import Packer
+from hpcdask.errors import SerializationError
 from hpcdask.messages import Function, TaskSpec
 
 #: Graphs up to this size are put in the order that dask finds for them, which takes 20 us a task;
@@ -97,7 +99,10 @@ class CollectionGraph:
             specs.append(TaskSpec(name, index, arguments, dependencies))
 
         for key in keys:
-            add(self._names[key], self._nodes[key])
+            try:
+                add(self._names[key], self._nodes[key])
+            except SerializationError as exc:
+                raise of_task(exc, key) from exc.__cause__
         return tuple(table), tuple(specs)
 
 
