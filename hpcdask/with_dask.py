@@ -7,9 +7,12 @@ or after the client is made, or never, and takes half a second.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import weakref
 from typing import Any
+
+log = logging.getLogger("hpcdask.with_dask")
 
 #: Clients and workers of this process.
 users: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -42,10 +45,20 @@ def _look_no_more() -> None:
 
 
 def _tell() -> None:
-    importlib.import_module(_DASK)  # another thread may be at it still
-    from hpcdask.collections import adoption
+    dask = importlib.import_module(_DASK)  # another thread may be at it still
+    try:
+        from hpcdask.collections import adoption
 
-    adoption.settle()
+        adoption.settle()
+    except Exception as exc:  # which must not end the import of a dask that is another inside
+        version = getattr(sys.modules.get("dask"), "__version__", None) or dask.__file__
+        log.warning(
+            "dask %s cannot be told of hpcdask's clients (%s: %s), so its collections will not run "
+            "on their clusters; for the version that can, pip install 'hpcdask[dask]'",
+            version,
+            type(exc).__name__,
+            exc,
+        )
 
 
 class _Finder:

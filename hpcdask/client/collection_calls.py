@@ -38,6 +38,7 @@ class CollectionCalls(ClusterCalls):
         fifo_timeout: float | str = "60s",
         actors: Any = None,
         traverse: bool = True,
+        timeout: float | str | None = None,
     ) -> Any:
         """Compute dask collections, each as one value.
 
@@ -59,6 +60,8 @@ class CollectionCalls(ClusterCalls):
         traverse : bool
             Whether collections are looked for in lists, tuples, sets and dicts too, each of which
             is one value then.
+        timeout : float or str, optional
+            Seconds to wait for the values, with `sync`.
 
         Returns
         -------
@@ -78,7 +81,7 @@ class CollectionCalls(ClusterCalls):
             self, _listed(collections), how, actors, optimize_graph, traverse
         )
         result = found if _is_several(collections) else found[0]
-        return self.gather(result) if sync else result
+        return self.gather(result, timeout=timeout) if sync else result
 
     def persist(
         self,

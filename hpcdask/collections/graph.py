@@ -45,9 +45,9 @@ class CollectionGraph:
     """
 
     def __init__(self, dsk: Any, keys: Any) -> None:
-        graph, self.annotations = _materialized(dsk)
-        self._nodes = convert_legacy_graph(graph)
         outputs = list(dict.fromkeys(flatten(keys if isinstance(keys, list) else [keys])))
+        graph, self.annotations = _materialized(dsk, outputs)
+        self._nodes = convert_legacy_graph(graph)
         for key in outputs:
             if key not in self._nodes and key not in graph:
                 raise ValueError(f"the graph has no key {key!r}")
@@ -106,10 +106,10 @@ class CollectionGraph:
         return tuple(table), tuple(specs)
 
 
-def _materialized(dsk: Any) -> tuple[dict[Any, Any], dict[str, dict[Any, Any]]]:
+def _materialized(dsk: Any, outputs: list[Any]) -> tuple[dict[Any, Any], dict[str, dict[Any, Any]]]:
     """Return a graph as a dict, and what is annotated, by kind and key."""
     if hasattr(dsk, "layers"):
-        dsk = HLGExpr(dsk)
+        dsk = HLGExpr(dsk, output_keys=outputs)
     if hasattr(dsk, "__dask_graph__"):
         return dict(dsk.__dask_graph__()), dsk.__dask_annotations__()
     return dict(dsk), {}

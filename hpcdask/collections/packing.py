@@ -16,6 +16,7 @@ from dask._task_spec import (
     TaskRef,
     _execute_subgraph,
 )
+from dask.utils import key_split
 
 from hpcdask.client.graphs import key_name
 from hpcdask.client.submission import fresh_key, pack_function, pack_replaced, replace_futures
@@ -99,8 +100,8 @@ class Packer:
             return self.function(identity), *pack_replaced(((found,), {}), call.found)
         slot = call.slot(node, _Scope())
         if not call.steps:
-            assert type(slot) is int
-            return self.function(identity), *call.packed((call.args[slot],), {})
+            value = self._constant_values[int(slot)] if isinstance(slot, str) else call.args[slot]
+            return self.function(identity), *call.packed((value,), {})
         if len(call.steps) == 1:
             ((index, slots, names),) = call.steps
             args = [call.args[s] for s in slots if type(s) is int]
@@ -412,6 +413,4 @@ def _is_constant(value: Any) -> bool:
 
 def _prefix(key: Any) -> str:
     """The part of a key that says what is done."""
-    from dask.utils import key_split
-
     return str(key_split(key))[:60] or "task"

@@ -108,6 +108,20 @@ def test_a_lock_for_a_file_is_one_of_the_cluster() -> None:
         assert isinstance(array_core.get_scheduler_lock(), hpcdask.Lock)
 
 
+def test_another_dask_can_be_imported_nevertheless(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def is_another() -> None:
+        raise AttributeError("module 'dask.base' has no attribute 'wait'")
+
+    with LocalCluster(n_workers=0) as cluster:
+        monkeypatch.setattr(adoption, "settle", is_another)
+        with Client(cluster), caplog.at_level("WARNING", logger="hpcdask.with_dask"):
+            pass
+    assert "hpcdask[dask]" in caplog.text
+    assert dask.__version__ in caplog.text
+
+
 PROGRAM = """
 import sys
 def looking():

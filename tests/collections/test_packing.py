@@ -178,6 +178,14 @@ def test_a_large_array_of_many_tasks_is_sent_once() -> None:
     assert len(sent.values) == 1501
 
 
+def test_data_that_two_fused_tasks_share_may_be_all_that_they_give() -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(3)
+    nodes = [Task.fuse(DataNode(("d", i), array), Alias(("a", i), ("d", i))) for i in range(2)]
+    sent = Sent(graph_of(*nodes), [("a", 0), ("a", 1)])
+    assert [sent[("a", i)].tolist() for i in range(2)] == [[0, 1, 2]] * 2
+
+
 def test_aliases_are_names_and_no_tasks() -> None:
     nodes = graph_of(
         Task("x", add, 1, 2),
