@@ -63,13 +63,13 @@ if TYPE_CHECKING:
         WaitTimeoutError,
         WorkerStartError,
     )
-    from hpcdask.execution import rejoin, secede
     from hpcdask.launchers.adaptive import Adaptive
     from hpcdask.launchers.local import LocalCluster
     from hpcdask.launchers.program import execute, initialize
     from hpcdask.launchers.spec import ProcessInterface, SpecCluster
     from hpcdask.launchers.ssh import SSHCluster
     from hpcdask.nanny import Nanny
+    from hpcdask.places import rejoin, secede
     from hpcdask.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin
     from hpcdask.plugins.environ import Environ
     from hpcdask.plugins.installing import CondaInstall, InstallPlugin, PipInstall
@@ -132,8 +132,8 @@ _WHERE = {
     "TokenError": "errors",
     "WaitTimeoutError": "errors",
     "WorkerStartError": "errors",
-    "rejoin": "execution",
-    "secede": "execution",
+    "rejoin": "places",
+    "secede": "places",
     "Adaptive": "launchers.adaptive",
     "LocalCluster": "launchers.local",
     "execute": "launchers.program",

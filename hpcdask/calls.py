@@ -6,11 +6,12 @@ import asyncio
 import inspect
 from typing import Any
 
-from hpcdask.execution import coroutine_is_of, on_behalf_of
+from hpcdask.errors import SerializationError
 from hpcdask.messages import Blob, TaskError
+from hpcdask.places import coroutine_is_of, on_behalf_of
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
-from hpcdask.wire.serialize import dumps, loads
+from hpcdask.wire.serialize import dumps, function_name, loads
 
 
 async def call(
@@ -30,7 +31,7 @@ async def call(
     """
     try:
         with on_behalf_of(worker):
-            target, args, kwargs = loads(function)
+            target, args, kwargs = _loaded(function, address)
         kwargs = {**kwargs, **accepted(target, service)}
 
         def run() -> Any:
@@ -44,11 +45,30 @@ async def call(
         if inspect.isawaitable(value):
             coroutine_is_of(worker)
             value = await value
-        return dumps(value)
+        return _pickled(value, target)
     except asyncio.CancelledError:
         raise
     except BaseException as exc:  # sys.exit() in it must not end the service
         return to_task_error(exc, worker=address)
+
+
+def _loaded(function: Blob, address: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    try:
+        return loads(function)  # type: ignore[no-any-return]
+    except Exception as exc:
+        from hpcdask.unreadable import unreadable  # not before something goes wrong
+
+        raise unreadable(exc, "a function that was to be called", function, address) from None
+
+
+def _pickled(value: Any, function: Any) -> Blob:
+    try:
+        return dumps(value)
+    except SerializationError as exc:
+        from hpcdask.wire import unpicklable  # not before something goes wrong
+
+        what = f"what {function_name(function)} returned"
+        raise unpicklable.about(exc, what, cure="Return what can be") from exc.__cause__
 
 
 def accepted(function: Any, offered: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+from typing import Any
 
 
 class HpcdaskError(Exception):
@@ -127,3 +128,6 @@ class InstallError(HpcdaskError, RuntimeError):
 
 class SerializationError(HpcdaskError, TypeError):
     """An object cannot be pickled, or its pickle cannot be read on this side."""
+
+    #: Which part of it: a `hpcdask.wire.unpicklable.Unpicklable`.
+    part: Any = None

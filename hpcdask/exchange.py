@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hpcdask.comm import Comm
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Fetch, HeldTask, WorkerState
-from hpcdask.execution import on_behalf_of, sizeof
+from hpcdask.errors import SerializationError
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     CallActor,
@@ -35,6 +35,8 @@ from hpcdask.messages import (
     Version,
 )
 from hpcdask.peers import Peers
+from hpcdask.places import on_behalf_of
+from hpcdask.sizes import sizeof
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.effort import is_quickly_pickled, loads_if_quick
@@ -210,7 +212,7 @@ class Exchange:
                 missing.append(version.key)
             else:
                 held.append(task)
-        items = [(task.key, task.attempt, task.value) for task in held]
+        items = [(task.key, task.attempt, task.value, task.made_by) for task in held]
         slow = {task.key for task in held if not is_quickly_pickled(task.value)}
         copied = sum(task.nbytes for task in held if comm.compresses or task.key in slow)
         del held
@@ -223,7 +225,7 @@ class Exchange:
                 await asyncio.wait_for(comm.drained(), self._patience)
 
     async def _pickled(
-        self, items: list[tuple[str, int, Any]], slow: set[str]
+        self, items: list[tuple[str, int, Any, str]], slow: set[str]
     ) -> tuple[tuple[StoredValue, ...], tuple[tuple[str, TaskError], ...]]:
         """Pickle values, the slow ones together in a thread."""
         outcomes = [self._pickle(*item) for item in items if item[0] not in slow]
@@ -235,10 +237,12 @@ class Exchange:
         return values, failed
 
     def _pickle(
-        self, key: str, attempt: int, value: Any, polite: bool = False
+        self, key: str, attempt: int, value: Any, made_by: str, polite: bool = False
     ) -> StoredValue | TaskError:
         try:
             return StoredValue(key, attempt, dumps(value, polite))
+        except SerializationError as exc:
+            return to_task_error(_of_result(exc, key, made_by), key, self._address)
         except BaseException as exc:  # a SystemExit, too, only means that it cannot be pickled
             return to_task_error(exc, key, self._address)
 
@@ -289,8 +293,23 @@ class Exchange:
             else:
                 value = loads(stored.value, polite=True)
             return Version(stored.key, stored.attempt), value, sizeof(value)
-        except BaseException as exc:  # a module that this host lacks, say
+        except Exception as exc:  # a module that this host lacks, say
+            from hpcdask.unreadable import unreadable  # not before something goes wrong
+
+            what = f"the data of {stored.key!r}"
+            told = unreadable(exc, what, stored.value, self._address)
+            return to_task_error(told, stored.key, self._address)
+        except BaseException as exc:
             return to_task_error(exc, stored.key, self._address)
+
+
+def _of_result(exc: SerializationError, key: str, made_by: str) -> SerializationError:
+    """The error of a value that cannot leave its worker, told of the task that returned it."""
+    from hpcdask.wire import unpicklable  # not before something goes wrong
+
+    what = f"the result of {made_by} (task {key!r})" if made_by else f"the data of {key!r}"
+    cure = "Return what can be, or use it in tasks on the same worker only (workers=)"
+    return unpicklable.about(exc, what, cure=cure)
 
 
 class Budget:

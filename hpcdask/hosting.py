@@ -22,7 +22,6 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.errors import LostActorError
-from hpcdask.execution import coroutine_is_of, current, on_behalf_of
 from hpcdask.messages import (
     ActorReturned,
     Blob,
@@ -33,6 +32,7 @@ from hpcdask.messages import (
     TaskError,
     Version,
 )
+from hpcdask.places import coroutine_is_of, current, on_behalf_of
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
 from hpcdask.wire.arguments import Stored
@@ -168,7 +168,7 @@ class ActorHome(Stored):
     async def read(self, name: str) -> Packed:
         """The value of an attribute, now: whatever runs is not waited for."""
         if isinstance(getattr(type(self.instance), name, None), property):  # it may take long
-            return self.pack(await in_thread(self._read, name))
+            return await self._packed(await in_thread(self._read, name))
         return await self._packed(self._read(name))
 
     def _read(self, name: str) -> Any:

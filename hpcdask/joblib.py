@@ -16,7 +16,8 @@ from hpcdask.client.client import Client
 from hpcdask.client.current import get_client
 from hpcdask.client.future import Future
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.execution import lent_thread, sizeof
+from hpcdask.places import lent_thread
+from hpcdask.sizes import sizeof
 
 #: Bytes from which an argument is put on the cluster once, and not sent with each task.
 _LARGE = 100_000

@@ -34,6 +34,7 @@ from hpcdask.messages import (
     WorkerLives,
 )
 from hpcdask.reachability import Reachability
+from hpcdask.versions import Census, Software, software
 
 if TYPE_CHECKING:
     from hpcdask.scheduler import Scheduler
@@ -99,6 +100,8 @@ class Membership:
         self._client_grace = client_grace
         self._heartbeat: float = scheduler.settings["scheduler.heartbeat"]
         self.reach = Reachability(scheduler, spawn)
+        self._census = Census(software())
+        self._told_of: set[Software] = set()
         self.workers: dict[str, Comm] = {}
         self.clients: dict[str, Comm] = {}
         self.nannies: dict[str, tuple[Comm, RegisterNanny]] = {}
@@ -197,7 +200,8 @@ class Membership:
         self.clients[name] = comm
         if hello.nanny:
             self._processes[name] = (hello.nanny, hello.pid)
-        comm.send(self._registered())
+        mismatch = self._census.client_joined(hello.software)
+        comm.send(self._registered()._replace(mismatch=mismatch))
         scheduler.log_event("all", {"action": "add-client", "client": name})
         has_said_goodbye = False
 
@@ -307,7 +311,7 @@ class Membership:
             scheduler.worker_said(address, message)
 
         feed = self._feeds[address] = Feed(comm, handle, scheduler.flush)
-        comm.send(self._registered())
+        comm.send(self._registered()._replace(mismatch=self._mismatch(hello)))
         scheduler.requests.plugins.equip("worker", address, comm, hello.plugins)  # before any task
         self._state.worker_joined(scheduler.now(), hello)
         scheduler.flush()
@@ -325,6 +329,15 @@ class Membership:
             feed.finish(lambda: self._worker_has_gone(comm, hello, leaves_on_purpose, str(reason)))
 
         comm.start(on_batch, on_closed)
+
+    def _mismatch(self, hello: RegisterWorker) -> str:
+        """Which versions of a worker are not ours, in words; logged of the first that has them."""
+        who = f"worker {hello.name} ({hello.host})"
+        mismatch = self._census.worker_joined(hello.address, who, hello.software)
+        if mismatch and hello.software not in self._told_of:
+            self._told_of.add(hello.software)
+            log.warning(mismatch)
+        return mismatch
 
     def _worker_has_gone(
         self, comm: Comm, hello: RegisterWorker, leaves_on_purpose: bool, reason: str
@@ -356,6 +369,7 @@ class Membership:
         if self.workers.get(hello.address) is not comm:
             return  # it has come back meanwhile
         del self.workers[hello.address], self._feeds[hello.address]
+        self._census.worker_left(hello.address)
         if self._watched.get(hello.nanny) == hello.address:
             del self._watched[hello.nanny]
         self.progress.set()

@@ -93,6 +93,9 @@ class Nanny(Service):
         At the end of a worker's lifetime start another; by default the nanny ends with it.
     preload_nanny : iterable of str, optional
         Modules or files with ``dask_setup(nanny)`` and ``dask_teardown(nanny)``.
+    preload_nanny_argv : iterable of str, optional
+        Arguments of a ``dask_setup`` among these that is a click command; by default as
+        `preload_argv`, which is also for those of the worker.
     worker_class : type or str, optional
         A subclass of `Worker` to run, or where to import it from, as in "module.Class".
     """
@@ -119,6 +122,7 @@ class Nanny(Service):
         auth: bool = True,
         env: Mapping[str, str] | None = None,
         preload_nanny: Iterable[str] | None = None,
+        preload_nanny_argv: Iterable[str] | None = None,
         preload: Iterable[str] | None = None,
         preload_argv: Iterable[str] | None = None,
         worker_class: type | str | None = None,
@@ -128,7 +132,10 @@ class Nanny(Service):
         self.settings = settings = config.current()
         super().__init__(
             settings.value("nanny.preload", preload_nanny),
-            settings.value("nanny.preload-argv", preload_argv),
+            settings.value(
+                "nanny.preload-argv",
+                preload_argv if preload_nanny_argv is None else preload_nanny_argv,
+            ),
             loop,
         )
         path = None if scheduler_file is None else os.fspath(scheduler_file)
@@ -280,7 +287,7 @@ class Nanny(Service):
     def _listen_to(self, link: Link) -> None:
         self._link = link
         self.address = link.comm.local
-        if link.registered.n_plugins:
+        if link.registered.n_plugins or self._plugin_host is not None:
             self._plugins_here().announce(link.registered.n_plugins)
         self._is_met.set()
         link.comm.start(self._from_scheduler, self._scheduler_lost)
@@ -374,10 +381,14 @@ class Nanny(Service):
             await self._restart_worker(f"plugin {type(plugin).__name__} asks for it")
 
     async def _restart_worker(self, reason: str) -> None:
-        """Let the worker hand over what only it holds, and wait for another in its place."""
-        child = self._child
-        if child is None or not child.has_started:
-            return
+        """Let the worker hand over what only it holds, and wait for another in its place.
+
+        One that has not been configured yet can stay: it gets what it needs.
+        """
+        while (child := self._child) is None or not child.has_started:
+            if child is None or not child.is_configured or self.status != "running":
+                return
+            await asyncio.sleep(_LOOK)
         child.restart_reason = reason
         await self._let_leave(child, reason, self._drain_timeout)
         while self.status == "running" and not self._has_other_worker(child):

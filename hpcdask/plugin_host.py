@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from hpcdask.execution import coroutine_is_of, on_behalf_of
 from hpcdask.messages import (
     CallReturned,
     Failure,
@@ -17,6 +16,7 @@ from hpcdask.messages import (
     SetUpPlugin,
     TearDownPlugin,
 )
+from hpcdask.places import coroutine_is_of, on_behalf_of
 from hpcdask.plugin_hooks import RAISED, Hooks, hook_of, tell
 from hpcdask.threads import in_thread
 from hpcdask.tracebacks import to_task_error
@@ -59,7 +59,7 @@ class PluginHost:
     on_change : callable
         Called when a plugin has come or gone.
     after_setup : async callable of object
-        Called with a plugin that has been set up, before others get their turn.
+        Called with a plugin that has been set up, before any other coroutine has its turn.
 
     Attributes
     ----------
@@ -131,10 +131,11 @@ class PluginHost:
 
     async def _add(self, message: SetUpPlugin) -> None:
         slow = asyncio.get_running_loop().call_later(_SLOW, self._is_slow, message)
+        plugin = None
         try:
             async with self._turn:
                 if self.registrations.get(message.name) != message.registration:
-                    await self._replace(message)
+                    plugin = await self._replace(message)
         except RAISED as exc:
             tell(message.name, "setup", exc, self._address)
             raise
@@ -142,8 +143,11 @@ class PluginHost:
             slow.cancel()
             if message.holds:
                 self._hold(-1)
+        # Not while others wait for the setup: a worker that is replaced is one of them.
+        if plugin is not None and self._after_setup is not None:
+            await self._after_setup(plugin)
 
-    async def _replace(self, message: SetUpPlugin) -> None:
+    async def _replace(self, message: SetUpPlugin) -> Any:
         if self._is_closed:
             raise RuntimeError(f"{self._address} is about to end")
         name = message.name
@@ -154,8 +158,7 @@ class PluginHost:
         self.registrations[name] = message.registration
         self.hooks.add(name, plugin)
         self._on_change()
-        if self._after_setup is not None:
-            await self._after_setup(plugin)
+        return plugin
 
     def _is_slow(self, message: SetUpPlugin) -> None:
         what = "tasks wait for it" if message.holds else "its client waits for it"

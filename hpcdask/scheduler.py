@@ -37,7 +37,6 @@ from hpcdask.messages import (
     KeepUntilDone,
     KeysAdded,
     KeysDropped,
-    LogEvent,
     Message,
     NotAcquired,
     PluginFailed,
@@ -53,6 +52,7 @@ from hpcdask.messages import (
     WantKeys,
     WorkerLeaving,
 )
+from hpcdask.messages.shared import LogEvent
 from hpcdask.peers import Peers
 from hpcdask.rendezvous import (
     Contact,
@@ -63,6 +63,7 @@ from hpcdask.rendezvous import (
 from hpcdask.requests import ClientRequests
 from hpcdask.scheduler_plugins import SchedulerPlugins
 from hpcdask.service import Service
+from hpcdask.tracebacks import shown
 
 log = logging.getLogger("hpcdask.scheduler")
 
@@ -425,9 +426,11 @@ class Scheduler(Service):
         """Say that tasks have failed of which nobody holds a future, or nobody would know."""
         unseen, self.state.unseen_errors = self.state.unseen_errors, []
         for key, error in unseen:
-            filename, line, name = error.frames[-1] if error.frames else ("?", 0, "?")
-            text = "task %r, which was fired and forgotten, failed on %s, in %s (%s, line %d)"
-            log.warning(text, key, error.worker or "no worker", name, filename, line)
+            lines = shown(error.frames) or [("?", 0, "?")]
+            filename, line, name = lines[-1]
+            text = "task %r, which was fired and forgotten, failed on %s: %s, in %s (%s, line %d)"
+            worker, what = error.worker or "no worker", error.text.splitlines() or ["?"]
+            log.warning(text, key, worker, what[0], name, filename, line)
 
     async def _collect_garbage(self) -> None:
         """Look for cyclic garbage while there is little else to look at."""
@@ -516,8 +519,8 @@ class Scheduler(Service):
 
     def flush(self) -> None:
         """Send what the state has to say."""
-        if self.state.moves:
-            self.hooks.moved()
+        if self.hooks.moves:
+            self.hooks.tell_moves()
         if self.state.departed and self._dropping is None:
             self._dropping = self._spawn(self._drop_wants())
         outbox = self.state.outbox

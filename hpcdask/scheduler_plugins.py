@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
+from hpcdask.core.story import watch_moves
 from hpcdask.messages import Blob, PluginFailed, SubmitTasks
 from hpcdask.plugin_hooks import RAISED, Hooks, hook_of, name_of, tell
 from hpcdask.tracebacks import to_task_error
@@ -36,6 +37,8 @@ EVENTS = (
 )
 #: Seconds that all plugins together have for each of the last two.
 _LAST_WORDS = 2.0
+#: Seconds after which it is said what the scheduler waits for.
+_SLOW = 30.0
 
 
 class SchedulerPlugins:
@@ -52,6 +55,8 @@ class SchedulerPlugins:
     ----------
     plugins : dict
         By name.
+    moves : list of (Task, str, str)
+        Tasks that have gone from state to state, and of which `tell_moves` is to tell.
     """
 
     def __init__(
@@ -63,8 +68,9 @@ class SchedulerPlugins:
         self.plugins: dict[str, Any] = {}
         self._owners: dict[str, tuple[str, str]] = {}  # client and registration, by plugin's name
         self._hooks = Hooks(EVENTS, self._report)
-        self._n_looks = 0  # at moves of tasks
-        self._has_started = False
+        self.moves: list[tuple[Task, str, str]] = []
+        self._n_looks = 0  # at these
+        self._watch_no_more: Callable[[], None] | None = None
 
     # -- Coming and going -------------------------------------------------------------------------
 
@@ -117,17 +123,26 @@ class SchedulerPlugins:
     async def start(self) -> None:
         """Start those plugins that preloads have added; the scheduler can be reached."""
         for name, plugin in list(self.plugins.items()):
+            text = "the scheduler waits for the start of plugin %r"
+            slow = asyncio.get_running_loop().call_later(_SLOW, log.warning, text, name)
             try:
                 await _awaited(_start(plugin, self._scheduler))
             except RAISED as exc:
                 self._report(name, "start", exc)
+            finally:
+                slow.cancel()
 
     def _watch_moves(self) -> None:
-        state = self._scheduler.state
-        if not self._hooks.has("transition"):
-            state.moves = None
-        elif state.moves is None:
-            state.moves = []
+        if self._hooks.has("transition"):
+            if self._watch_no_more is None:
+                self._watch_no_more = watch_moves(self._scheduler.state, self._note)
+        elif self._watch_no_more is not None:
+            self._watch_no_more()
+            self._watch_no_more = None
+            self.moves.clear()
+
+    def _note(self, task: Task, start: str) -> None:
+        self.moves.append((task, start, task.state))
 
     # -- Events -----------------------------------------------------------------------------------
 
@@ -158,11 +173,10 @@ class SchedulerPlugins:
             text = "plugins have not ended %s within %g s; the scheduler ends all the same"
             log.warning(text, event, _LAST_WORDS)
 
-    def moved(self) -> None:
+    def tell_moves(self) -> None:
         """Tell of the tasks that went from state to state since the last time."""
-        state = self._scheduler.state
-        while state.moves:  # a plugin may cause others
-            moves, state.moves = state.moves, []
+        while self.moves:  # a plugin may cause others
+            moves, self.moves = self.moves, []
             self._n_looks += 1
             stimulus = f"look-{self._n_looks}"
             for task, start, finish in moves:

@@ -28,6 +28,9 @@ log = logging.getLogger("hpcdask.service")
 #: by os._exit(0), or in a library that calls exit().
 ENDED_AS_ASKED = 100
 
+#: Seconds that the server of a preload may take for its next bytes.
+_DOWNLOAD = 30.0
+
 Self = TypeVar("Self", bound="Service")
 
 
@@ -276,7 +279,7 @@ class Service(abc.ABC):
 
 
 class Preloads:
-    """Modules or files that are imported before a service connects to anything.
+    """Modules, files or URLs that are imported before a service connects to anything.
 
     Those that have ``dask_setup(service)`` or ``dask_teardown(service)``, plain or async, get them
     called; a ``dask_setup`` that is a click command gets `argv`.
@@ -347,6 +350,8 @@ async def _maybe_await(value: Any) -> None:
 
 
 def _import(name: str) -> ModuleType:
+    if name.startswith(("http://", "https://")):
+        return _download(name)
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = Path(name)
@@ -356,6 +361,20 @@ def _import(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
+    return module
+
+
+def _download(url: str) -> ModuleType:
+    """The module whose source is at an URL."""
+    import urllib.request  # here, since hardly anybody needs it
+
+    if url.startswith("http:"):
+        log.warning("preloading %s unencrypted: who is on the way can change what runs as you", url)
+    with urllib.request.urlopen(url, timeout=_DOWNLOAD) as answer:
+        source = answer.read()
+    module = ModuleType(Path(url).stem)
+    module.__file__ = url
+    exec(compile(source, url, "exec"), module.__dict__)
     return module
 
 

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
+import re
 import traceback
+from collections.abc import Iterator, Sequence
 from types import CodeType, TracebackType
-from typing import Any
 
+from hpcdask import config
 from hpcdask.errors import RemoteError, TaskExitError
-from hpcdask.messages import Blob, TaskError
+from hpcdask.messages import Blob, Cause, TaskError
 from hpcdask.wire.serialize import dumps, loads
 
-#: Files that call what users wrote, of which their tracebacks say nothing.
-_OWN_FILES = (
-    "/hpcdask/execution.py",
-    "/hpcdask/calls.py",
-    "/hpcdask/hosting.py",
-    "/hpcdask/client/actor.py",
-    "/hpcdask/threads.py",
-    "/hpcdask/plugin_host.py",
-    "/hpcdask/plugin_hooks.py",
-    "/hpcdask/scheduler_plugins.py",
-)
 #: What ends programs, loops and tasks of asyncio, and is meant for those of the remote process.
 _ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
+#: Exceptions that led one to another, of which a user is told.
+_MOST_CAUSES = 10
+_PACKAGE = os.path.dirname(__file__)
+#: Files whose lines lead from our own to those of the user.
+_PLUMBING = re.compile(
+    r"<frozen importlib"
+    r"|/(site|dist)-packages/(dask|cloudpickle|tornado)/"
+    r"|/python3\.\d+/(asyncio|concurrent|importlib)/"
+    r"|/python3\.\d+/(threading|contextlib|functools)\.py"
+)
+
+Frame = tuple[str, int, str]
 
 
 def to_task_error(exc: BaseException, key: str = "", worker: str = "") -> TaskError:
-    """Pack an exception that was raised here.
+    """Pack an exception that was raised here, and those that led to it.
 
     Parameters
     ----------
@@ -37,19 +41,35 @@ def to_task_error(exc: BaseException, key: str = "", worker: str = "") -> TaskEr
     worker : str
         Address of the worker that ran it.
     """
-    frames = tuple((f.filename, f.lineno or 0, f.name) for f in _lines_of_others(exc))
-    return TaskError(_pickled(exc), frames, key, worker)
+    causes = tuple(_causes(exc))
+    return TaskError(_pickled(exc), _frames(exc), key, worker, _as_text(exc), causes)
+
+
+def _frames(exc: BaseException) -> tuple[Frame, ...]:
+    return tuple(
+        (frame.filename, frame.lineno or 0, frame.name)
+        for frame in traceback.extract_tb(exc.__traceback__)
+    )
+
+
+def _causes(exc: BaseException) -> Iterator[Cause]:
+    known = [exc]
+    while len(known) <= _MOST_CAUSES:
+        is_direct = exc.__cause__ is not None
+        cause = exc.__cause__ if is_direct or exc.__suppress_context__ else exc.__context__
+        if cause is None or any(cause is each for each in known):
+            return
+        yield Cause(_pickled(cause), _frames(cause), _as_text(cause), is_direct)
+        known.append(cause)
+        exc = cause
 
 
 def as_text(exc: BaseException) -> str:
     """The traceback of an exception that was raised here, in those lines that are not ours."""
-    lines = traceback.format_list(_lines_of_others(exc))
+    lines = traceback.StackSummary.from_list(
+        [traceback.FrameSummary(*frame) for frame in shown(_frames(exc))]
+    ).format()
     return "".join([*lines, *traceback.format_exception_only(type(exc), exc)]).rstrip()
-
-
-def _lines_of_others(exc: BaseException) -> list[traceback.FrameSummary]:
-    frames = traceback.extract_tb(exc.__traceback__)
-    return [frame for frame in frames if not frame.filename.endswith(_OWN_FILES)]
 
 
 def _pickled(exc: BaseException) -> Blob:
@@ -80,39 +100,81 @@ def to_exception(error: TaskError) -> BaseException:
     BaseException
         Of its own type where that can be loaded here, else a `RemoteError`. Its traceback shows
         the remote lines; `key` and `worker` are its attributes and, from Python 3.11, in a note.
+        Those that led to it are its ``__cause__`` or ``__context__``.
     """
-    try:
-        exc: Any = loads(error.exception)
-    except Exception as problem:
-        exc = RemoteError(
-            f"the exception of {error.key or 'the call'} cannot be read here: {problem!r}"
-        )
-    if not isinstance(exc, BaseException):
-        exc = RemoteError(repr(exc))
-    rebuilt: BaseException = exc
+    exc = _rebuilt(error.exception, error.text, error.key)
     where = " on ".join(filter(None, (f"task {error.key!r}" if error.key else "", error.worker)))
     if where and hasattr(exc, "add_note"):
         exc.add_note(f"hpcdask: {where}")
     try:
-        exc.key, exc.worker = error.key, error.worker
+        exc.key, exc.worker = error.key, error.worker  # type: ignore[attr-defined]
     except (AttributeError, TypeError):  # a class with slots, say
         pass
     try:
-        return rebuilt.with_traceback(to_traceback(error))
+        _add_causes(exc, error)
+        return exc.with_traceback(to_traceback(error))
     finally:
         # The frames of that traceback were made in a call from this one, and so refer to it.
-        del exc, rebuilt
+        del exc
+
+
+def _rebuilt(blob: Blob, text: str, key: str) -> BaseException:
+    try:
+        exc = loads(blob)
+    except Exception as problem:
+        what = text or f"the exception of {key or 'the call'}"
+        return RemoteError(f"{what} (its own type cannot be loaded here: {problem!r})")
+    return exc if isinstance(exc, BaseException) else RemoteError(repr(exc))
+
+
+def _add_causes(exc: BaseException, error: TaskError) -> None:
+    cause = exc
+    for packed in error.causes:
+        cause = _rebuilt(packed.exception, packed.text, error.key)
+        cause = cause.with_traceback(_traceback_of(packed.frames))
+        if packed.is_direct:
+            exc.__cause__ = cause
+        else:
+            exc.__context__ = cause
+        exc = cause
+    del exc, cause  # as in `to_exception`
 
 
 def to_traceback(error: TaskError) -> TracebackType | None:
     """Build a traceback object that shows the remote files, lines and functions."""
+    return _traceback_of(error.frames)
+
+
+def _traceback_of(frames: Sequence[Frame]) -> TracebackType | None:
     result: TracebackType | None = None
-    for filename, line, name in reversed(error.frames):
+    for filename, line, name in reversed(shown(frames)):
         result = _frame(filename, line, name, result)
     try:
         return result
     finally:
         del result  # as in `to_exception`
+
+
+def shown(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """The lines of a traceback that are the user's, or of what the user has called.
+
+    All of them, if `admin.full-tracebacks` is configured.
+    """
+    if config.get("admin.full-tracebacks"):
+        return frames
+    own = [frame for frame in frames if not _is_plumbing(frame[0])]
+    # One that was raised in dask, before any line of the user, has come from somewhere.
+    return own or [frame for frame in frames[-1:] if not _is_of_hpcdask(frame[0])]
+
+
+def _is_plumbing(filename: str) -> bool:
+    return _is_of_hpcdask(filename) or _PLUMBING.search(filename) is not None
+
+
+def _is_of_hpcdask(filename: str) -> bool:
+    """Whether we have such a file, wherever the package may be on the host it comes from."""
+    _, found, rest = filename.rpartition("/hpcdask/")
+    return bool(found) and os.path.exists(os.path.join(_PACKAGE, rest))
 
 
 def _frame(filename: str, line: int, name: str, below: TracebackType | None) -> TracebackType:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import msgpack
+
+from hpcdask._version import __version__
 
 #: What must be the same everywhere: code and values are pickled here and read there.
 REQUIRED = ("python", "hpcdask", "cloudpickle", "msgpack")
@@ -29,6 +31,8 @@ def versions(packages: Iterable[str] = ()) -> dict[str, Any]:
         ``host``, about the interpreter and the machine, and ``packages``: name -> version, or None
         where it is not installed.
     """
+    import platform  # not at the start of every worker
+
     names = dict.fromkeys((*REQUIRED[1:], *OPTIONAL, *packages))
     return {
         "host": {
@@ -46,9 +50,9 @@ def versions(packages: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
-    if name == "hpcdask":  # which may run from a folder, without being installed
-        from hpcdask._version import __version__
+    import importlib.metadata
 
+    if name == "hpcdask":  # which may run from a folder, without being installed
         return __version__
     try:
         return importlib.metadata.version(name)
@@ -89,3 +93,75 @@ def in_words(found: Mapping[str, Mapping[str, list[str]]]) -> str:
             texts.append(f"{version} on {', '.join(who[:2])}{more}")
         lines.append(f"{package}: {'; '.join(texts)}")
     return "\n".join(lines)
+
+
+# -- Of all who come in ---------------------------------------------------------------------------
+
+
+class VersionMismatchWarning(UserWarning):
+    """A client, the scheduler and workers do not run the same versions."""
+
+
+#: Name and version of what is known at once, without a look at the file system. That of cloudpickle
+#: is in what it pickles (`hpcdask.wire.serialize.pickled_by`).
+Software = tuple[tuple[str, str], ...]
+
+
+def software() -> Software:
+    """What this process runs."""
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return (
+        ("Python", python),
+        ("hpcdask", __version__),
+        ("msgpack", ".".join(map(str, msgpack.version))),
+    )
+
+
+class Census:
+    """Knows whose versions are not the scheduler's; as a rule that is nobody.
+
+    Parameters
+    ----------
+    own : Software
+        The scheduler's.
+    """
+
+    def __init__(self, own: Software) -> None:
+        self._own = own
+        self._workers: dict[str, tuple[str, Software]] = {}  # those that differ, by address
+
+    def worker_joined(self, address: str, who: str, its: Software) -> str:
+        """A worker is there; return what to tell it, if anything."""
+        if its in ((), self._own):
+            self.worker_left(address)
+            return ""
+        self._workers[address] = (who, its)
+        return told({"the scheduler": self._own, who: its})
+
+    def worker_left(self, address: str) -> None:
+        """A worker is gone."""
+        self._workers.pop(address, None)
+
+    def client_joined(self, its: Software) -> str:
+        """A client is there; return what to tell it, if anything."""
+        if its == () or (its == self._own and not self._workers):
+            return ""
+        return told(
+            {"this client": its, "the scheduler": self._own, **dict(self._workers.values())}
+        )
+
+
+def told(found: Mapping[str, Software]) -> str:
+    """Say who has which version of what is not the same everywhere; empty if all is."""
+    by_name: dict[str, dict[str, list[str]]] = {}
+    for who, its in found.items():
+        for name, version in its:
+            by_name.setdefault(name, {}).setdefault(version, []).append(who)
+    different = {name: where for name, where in by_name.items() if len(where) > 1}
+    if not different:
+        return ""
+    lines = in_words(different).splitlines()
+    return (
+        f"versions differ: {'; '.join(lines)}. What one of them pickles another may not be able to "
+        "read: start all from one environment (client.get_versions(check=True) tells more)"
+    )

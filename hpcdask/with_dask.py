@@ -33,6 +33,12 @@ def leave(user: object) -> None:
         users.discard(user)
         if _DASK in sys.modules:
             _tell()
+        elif not users:
+            _look_no_more()
+
+
+def _look_no_more() -> None:
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder) is not _Finder]
 
 
 def _tell() -> None:
@@ -67,7 +73,7 @@ class _Loader:
 
     def exec_module(self, module: Any) -> None:
         # From now on nothing is different from any other import.
-        sys.meta_path[:] = [f for f in sys.meta_path if type(f) is not _Finder]
+        _look_no_more()
         module.__loader__ = module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         if users:

@@ -30,7 +30,7 @@ from hpcdask.dialling import (
 )
 from hpcdask.errors import CommClosedError, ConfigError, HpcdaskError, LaunchError
 from hpcdask.exchange import Exchange
-from hpcdask.execution import TaskThreads, current_place, current_worker
+from hpcdask.execution import TaskThreads
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     AcquireKeys,
@@ -43,7 +43,6 @@ from hpcdask.messages import (
     ForgetFunctions,
     FreeKeys,
     Heartbeat,
-    LogEvent,
     Message,
     RegisterWorker,
     SetUpPlugin,
@@ -57,9 +56,11 @@ from hpcdask.messages import (
     WorkersGone,
 )
 from hpcdask.peers import Peers
+from hpcdask.places import current_place, current_worker
 from hpcdask.resources import checked_resources
 from hpcdask.service import Lifetime, Service
 from hpcdask.tracebacks import to_exception
+from hpcdask.versions import software
 from hpcdask.wire.arguments import Stored
 from hpcdask.wire.serialize import dumps
 
@@ -210,6 +211,9 @@ class Worker(Service):
         self._protocol = protocol
         self._death_timeout: float = settings.value("worker.death-timeout", death_timeout)
         self._drain_timeout: float = settings.value("worker.drain-timeout", drain_timeout)
+        self._profile_interval: float = settings["worker.profile.interval"]
+        if not settings["worker.profile.enabled"]:
+            self._profile_interval = 0.0
         self._leaving: WorkerLeaving | None = None  # what was said, once it leaves
         self._listener: Listener | None = None
         self._offered: tuple[str, CommOptions] | None = None  # to whom, as what `_offer` has made
@@ -236,12 +240,13 @@ class Worker(Service):
         self._tell_size()
         self._join(link)
         self._threads.start()
-        if self.settings["worker.profile.enabled"]:
-            interval = self.settings["worker.profile.interval"]
-            self._threads.profile(lambda: self.state.executing > 0, interval)
+        if self._profile_interval:
+            self._threads.profile(lambda: self.state.executing > 0, self._profile_interval)
         with_dask.enter(self)
         self._spawn(self._beat(link.registered.heartbeat))
         log.info("Registered to: %s", self.scheduler_address)
+        if link.registered.mismatch:
+            log.warning(link.registered.mismatch)
 
     def _tell_size(self) -> None:
         scratch = hosts.find_scratch(self._scratch)
@@ -307,6 +312,7 @@ class Worker(Service):
             protocol=PROTOCOL_VERSION,
             version=__version__,
             resources=tuple(self.resources.items()),
+            software=software(),
         )
 
     async def _listen(self, scheduler: str, options: CommOptions) -> None:
@@ -650,6 +656,8 @@ class Worker(Service):
             What has happened: anything that can be pickled. While the worker has lost its
             scheduler, it is lost too.
         """
+        from hpcdask.messages.shared import LogEvent  # few programs log any
+
         topics = (topic,) if isinstance(topic, str) else tuple(topic)
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))

@@ -64,6 +64,8 @@ class WorkerChild:
         Why another is to follow although this one ends as it was asked to; empty if none is.
     was_stopped : bool
         Its end is our doing.
+    is_configured : bool
+        It was told what to run.
     has_started : bool
         Its worker has registered.
     """
@@ -73,7 +75,7 @@ class WorkerChild:
         self.address = self.local_directory = ""
         self.restart_reason = ""
         self.was_stopped = False
-        self.has_started = False
+        self.is_configured = self.has_started = False
         self._stderr: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self.process, self._voice = _spawn(name, environ)
         self._life = asyncio.get_running_loop().create_task(self._live(self.process))
@@ -109,6 +111,7 @@ class WorkerChild:
         """
         process = self.process
         assert process.stdin is not None
+        self.is_configured = True
         with contextlib.suppress(BrokenPipeError):  # it has died; its exit code tells more
             process.stdin.write(json.dumps(config, default=os.fspath).encode() + b"\n")
             process.stdin.flush()  # and left open: its end tells the worker that we are gone

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from janitor import marked
 from waiting import wait_until
 
 #: Seconds that anything here may take, unless a test says otherwise. A loaded machine is slow.
@@ -76,11 +77,10 @@ class Command:
     def processes(self) -> list[psutil.Process]:
         """All processes of this command that are alive."""
         found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                environ = Path(f"/proc/{process.pid}/environ").read_bytes()
-                alive = process.status() != psutil.STATUS_ZOMBIE
-                if alive and self.mark.encode() in environ.split(b"\0"):
+        for pid in marked(self.mark):
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from batch.fixtures import ordinary_user, pbs, sge, slurm
 from janitor import RUN as MARK
+from janitor import marked
 from waiting import wait_until
 
 __all__ = ["home_of_the_tests", "nothing_is_left", "ordinary_user", "pbs", "sge", "slurm"]
@@ -68,12 +70,9 @@ def _belongings(home: Path) -> dict[str, set[str]]:
 
 def _marked_processes() -> set[str]:
     found = set()
-    for process in psutil.process_iter(["pid"]):
-        try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == os.environ[MARK]:
-                found.add(f"{process.pid} {' '.join(process.cmdline())}")
-        except psutil.Error:
-            pass
+    for pid in marked(f"{MARK}={os.environ[MARK]}"):
+        with contextlib.suppress(psutil.Error):
+            found.add(f"{pid} {' '.join(psutil.Process(pid).cmdline())}")
     return found
 
 

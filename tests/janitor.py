@@ -38,12 +38,13 @@ def find(command: str) -> str | None:
 
 def marked(mark: str) -> Iterator[int]:
     """Ids of the living processes that have "NAME=value" in their environment, but for this one."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+    own, wanted = str(os.getpid()), mark.encode()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != own:
             # Gone meanwhile, or not ours. A zombie has no environment.
-            with contextlib.suppress(OSError):
-                if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    yield int(entry.name)
+            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
+                if wanted in environ.read().split(b"\0"):
+                    yield int(name)
 
 
 def clean(mark: str, namespaces: Sequence[str] = ()) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hpcdask.execution import sizeof
+from hpcdask.sizes import sizeof
 
 
 class Slow(dict[str, bytes]):

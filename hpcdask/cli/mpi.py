@@ -123,7 +123,7 @@ _workers = options.together(
     click.option(
         "--preload",
         multiple=True,
-        metavar="MODULE|FILE",
+        metavar="MODULE|FILE|URL",
         help="Import in every worker before it connects. May be repeated.",
     ),
 )

@@ -134,7 +134,7 @@ preload = together(
     click.option(
         "--preload",
         multiple=True,
-        metavar="MODULE|FILE",
+        metavar="MODULE|FILE|URL",
         help="Import before connecting; dask_setup(service) and dask_teardown(service) in it are "
         "called. May be repeated.",
     ),

@@ -97,7 +97,7 @@ from hpcdask.errors import ConfigError
 @click.option(
     "--preload-nanny",
     multiple=True,
-    metavar="MODULE|FILE",
+    metavar="MODULE|FILE|URL",
     help="As --preload, in the nanny's process.",
 )
 @options.authentication

@@ -13,7 +13,6 @@ from hpcdask.client.future import Future, FutureState, _unpickled
 from hpcdask.client.loop import CarriedError, is_in_loop, wait_for_result
 from hpcdask.client.submission import pack_function, pack_with_futures
 from hpcdask.errors import CommClosedError, LostActorError
-from hpcdask.execution import current_place, current_worker, lent_thread
 from hpcdask.hosting import ActorHome, Here, Packed, callers
 from hpcdask.messages import (
     Blob,
@@ -26,6 +25,7 @@ from hpcdask.messages import (
     Version,
 )
 from hpcdask.peers import RequestFailedError, UnreachableError
+from hpcdask.places import current_place, current_worker, lent_thread
 from hpcdask.tracebacks import to_exception, to_task_error
 from hpcdask.wire.arguments import Stored
 from hpcdask.wire.serialize import function_name, loads
@@ -135,14 +135,16 @@ class Actor:
         return outcome
 
     def _check(self) -> None:
+        self._future.client._check_open()
+        if self._future._state.status in ("error", "cancelled"):
+            raise self._gone()
+
+    def _gone(self) -> LostActorError:
         state = self._future._state
-        if state.status == "error":
-            why = state.exception()
-            if isinstance(why, LostActorError):
-                raise why
-            raise LostActorError(f"the actor {self.key!r} is gone: {why}")
-        if state.status == "cancelled":
-            raise LostActorError(f"the actor {self.key!r} is gone: {state.reason}")
+        why = state.exception() if state.status == "error" else state.reason
+        if isinstance(why, LostActorError):
+            return why
+        return LostActorError(f"the actor {self.key!r} is gone: {why}")
 
     def _ask_here(self, worker: Any, name: str, arguments: Here | None) -> ActorFuture:
         """Ask it within its own process: nothing is pickled."""
@@ -156,7 +158,11 @@ class Actor:
         return outcome
 
     async def _ask(self, call: tuple[Any, ...], outcome: ActorFuture, futures: list[Any]) -> None:
-        """Have a request answered; whatever happens to it is the outcome."""
+        """Have a request answered; whatever happens to it is the outcome.
+
+        `futures` are those among its arguments: who holds an argument no more has it held here
+        until the actor's worker holds it.
+        """
         try:
             answer = await self._answer(call)
             if answer.futures:
@@ -173,8 +179,6 @@ class Actor:
             outcome.set(self._error(await self._why_lost(call, exc)))
         except BaseException as exc:  # nobody waits for this coroutine, but for its outcome
             outcome.set(self._error(exc))
-        finally:
-            del futures  # until now, since they are held at the actor's worker as well
 
     def _error(self, exc: BaseException) -> TaskError:
         return to_task_error(exc, self.key, self._address)

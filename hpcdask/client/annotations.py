@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from hpcdask.client.streaming import Conditions, conditions
+from hpcdask.client.streaming import Conditions, checked_conditions
 
 _KINDS = ("priority", "retries", "workers", "allow_other_workers", "resources", "actor")
 
@@ -51,7 +51,7 @@ class Annotations:
 
 def _combined(general: Conditions, own: Mapping[str, Any]) -> Conditions:
     workers, allow_others, resources, actor = general.restriction or (None, False, (), False)
-    return conditions(
+    return checked_conditions(
         own.get("priority", general.priority),
         int(own.get("retries", general.retries)),
         own.get("workers", workers or None),

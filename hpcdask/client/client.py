@@ -139,7 +139,7 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
         is_actor = actor or actors
         pure = not is_actor if pure is None else pure
         function = _pack_callable(func, is_actor)
-        arguments, dependencies = pack_arguments(args, kwargs)
+        arguments, dependencies = pack_arguments(args, kwargs, func)
         is_named = key is not None
         if key is None:
             key = pure_key(function, arguments) if pure else fresh_key(function.name)
@@ -222,7 +222,7 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
             raise TypeError("map() needs at least one iterable; submit() calls a function once")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
-        if kwargs and not pack_arguments((), kwargs)[1]:
+        if kwargs and not pack_arguments((), kwargs, func)[1]:
             # Without futures among them they are pickled once, with the function.
             func, kwargs = partial(func, **kwargs), {}
         is_actor = actor or actors
@@ -239,7 +239,7 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
             for chunk, is_final in chunked(calls, batch_size or CHUNK):
                 packed = []
                 for position, args in enumerate(chunk, len(futures)):
-                    arguments, dependencies = pack_arguments(args, kwargs)
+                    arguments, dependencies = pack_arguments(args, kwargs, func)
                     if names is not None:
                         name = names[position]
                     elif pure:
@@ -451,7 +451,6 @@ class InternalClient(Client):
     """A client of a launcher, which is of no interest to users."""
 
     _is_internal = True
-    _shows_output = False
 
 
 def _map_keys(key: Any, count: int) -> list[str]:

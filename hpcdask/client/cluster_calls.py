@@ -14,6 +14,7 @@ from hpcdask.client import collecting
 from hpcdask.client.connection import Connection
 from hpcdask.client.future import FutureState
 from hpcdask.client.loop import CarriedError
+from hpcdask.client.submission import pack_call
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.messages import (
     AwaitWorkers,
@@ -82,7 +83,7 @@ class ClusterCalls(Connection):
         """
         if on_error not in ("raise", "return", "ignore"):
             raise ValueError(f"on_error must be 'raise', 'return' or 'ignore', not {on_error!r}")
-        blob = dumps((function, args, kwargs))
+        blob = pack_call(function, args, kwargs)
 
         async def work() -> dict[str, Any] | None:
             outcomes = await self._ask(RunOnWorkers, blob, worker_names(workers), wait, nanny)
@@ -103,7 +104,7 @@ class ClusterCalls(Connection):
         If it has a parameter ``dask_scheduler`` it gets the `Scheduler`. It runs on the event
         loop, so it must be quick; it may be async.
         """
-        blob = dumps((function, args, kwargs))
+        blob = pack_call(function, args, kwargs)
 
         async def work() -> Any:
             outcomes = await self._ask(RunOnScheduler, blob, wait)

@@ -11,6 +11,8 @@ from hpcdask.client.annotations import Annotations
 from hpcdask.client.cluster_calls import ClusterCalls
 from hpcdask.client.future import FutureState
 from hpcdask.client.streaming import Conditions, Submission, conditions
+from hpcdask.messages import Function
+from hpcdask.wire.serialize import loads
 
 #: Keywords of dask's own schedulers, which programs give to `compute` and which mean nothing here.
 _OF_OTHER_SCHEDULERS = frozenset(
@@ -52,7 +54,7 @@ class CollectionCalls(ClusterCalls):
             `dask.annotate`.
         fifo_timeout : float or str
             Means nothing here: tasks of all submissions take turns.
-        actors : bool, or list of collections or keys
+        actors : bool, collection or key, or list of these, optional
             Which of them are actors: with True all that are computed, not what these need.
         traverse : bool
             Whether collections are looked for in lists, tuples, sets and dicts too, each of which
@@ -204,11 +206,13 @@ actors
 
             graph = CollectionGraph(dsk, keys)
         said = dict(graph.annotations)
-        if actors:
+        if actors is not None and actors is not False:  # a collection has no truth
             said["actor"] = dict.fromkeys(_flat(keys if actors is True else actors), True)
         states: dict[str, FutureState] = {}
         with Submission(self, how) as submission:
             for functions, specs, is_final, own in graph.packed(Annotations(said, how)):
+                if own.restriction is not None and own.restriction.actor:
+                    functions = _as_actors(functions)
                 with self._lock:
                     self._check_open()
                     # Keys of graphs are short, and those of the last graph may be the same.
@@ -246,6 +250,13 @@ def _is_plain(dsk: Any) -> bool:
         return False
     spec = sys.modules.get("dask._task_spec")
     return spec is None or not any([isinstance(value, spec.GraphNode) for value in dsk.values()])
+
+
+def _as_actors(functions: tuple[Function, ...]) -> tuple[Function, ...]:
+    """Functions that make actors of what these return."""
+    from hpcdask.client.actor import pack_actor  # few programs have any
+
+    return tuple(pack_actor(loads(function.code)) for function in functions)
 
 
 def _flat(keys: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from hpcdask import config, with_dask
 from hpcdask import host as hosts
 from hpcdask._version import __version__
-from hpcdask.client import collecting, returning
+from hpcdask.client import collecting, first_things, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import (
     CarriedError,
@@ -44,10 +45,7 @@ from hpcdask.messages import (
     AwaitWorkers,
     ClientClosing,
     CountLeft,
-    EventLogged,
     GatherKeys,
-    GetEvents,
-    GetMetadata,
     Inspect,
     KeepUntilDone,
     KeyCancelled,
@@ -60,15 +58,15 @@ from hpcdask.messages import (
     ReleaseKeys,
     SchedulerClosing,
     SubmitTasks,
-    Subscribe,
     TaskDone,
     TaskFailed,
     WantKeys,
     WantsRead,
 )
+from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata
 from hpcdask.peers import Peers, RequestFailedError, Requests
-from hpcdask.plugins.output import SHOWN
 from hpcdask.tracebacks import to_exception
+from hpcdask.versions import VersionMismatchWarning, software
 
 log = logging.getLogger("hpcdask.client")
 
@@ -96,9 +94,6 @@ class Connection:
 
     #: Whether it is a launcher's, and of no interest to users.
     _is_internal = False
-    #: Whether it shows what tasks print, by `hpcdask.print`, and warn of.
-    _shows_output = True
-
     loop: asyncio.AbstractEventLoop
     _peers: Peers
     _actor_peers: Peers  # by which actors are called
@@ -202,6 +197,7 @@ class Connection:
         self._operations = Operations()  # of locks, queues and what else is shared
         self._subscriptions = Subscriptions(self)
         self._plugins = RegisteredPlugins()
+        self._preloads: Any = None  # once there are any
         self._options: CommOptions | None = None
         self._unreachable: set[str] = set()  # workers that only the scheduler can reach
         self._set_as_default = set_as_default
@@ -229,7 +225,6 @@ class Connection:
             client._way_back = worker.place
         client._process = worker.nanny, os.getpid()
         client._is_internal = True  # the worker says what has happened, and closes it
-        client._shows_output = False
         client.loop = worker.loop
         client.loop.call_soon_threadsafe(client._start_soon)
         return client
@@ -267,19 +262,15 @@ class Connection:
         # A person waits, who sees warnings only.
         self._take(await reach_scheduler(place, self._introduce, self._timeout, log.warning))
         self._retains = self._can_return
-        if self._shows_output:
-            self._show_output()
         self.status = "running"
+        if not self._is_internal:
+            first_things.show_output(self)
         self._flush()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
         with_dask.enter(self)
-
-    def _show_output(self) -> None:
-        for topic, handler in SHOWN.items():
-            if topic not in self._subscriptions:  # else the user has a handler of his own
-                self._subscriptions.add(topic, handler)
-                self._outbox.append(Subscribe(topic))
+        if not self._is_internal:
+            await first_things.set_up_preloads(self)
 
     def _take(self, link: Link) -> None:
         """Listen to a scheduler, the first one or another."""
@@ -291,6 +282,8 @@ class Connection:
             self._peers = Peers(link.options, limit)
             self._actor_peers = Peers(link.options, limit, is_patient=True)
         self._link = link
+        if link.registered.mismatch:
+            warnings.warn(link.registered.mismatch, VersionMismatchWarning, stacklevel=2)
         self._scheduler_ids.add(link.registered.scheduler_id)
         self._unreachable.clear()
         link.comm.start(self._on_batch, self._on_closed)
@@ -301,7 +294,8 @@ class Connection:
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
-        return RegisterClient(self.id, PROTOCOL_VERSION, __version__, returns, *self._process)
+        about = (PROTOCOL_VERSION, __version__, returns, *self._process, software())
+        return RegisterClient(self.id, *about)
 
     def close(self, timeout: float | str | None = None) -> Any:
         """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""
@@ -322,6 +316,8 @@ class Connection:
             if task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+        if self._preloads is not None:
+            await self._preloads.teardown()
         if self.status == "running":
             with self._lock:
                 self._outbox.append(ClientClosing())

@@ -12,7 +12,7 @@ from hpcdask import host as hosts
 from hpcdask.client.client import Client
 from hpcdask.client.loop import is_in_loop
 from hpcdask.client.registry import chosen, clients, latest
-from hpcdask.execution import current_worker
+from hpcdask.places import current_worker
 
 #: Whose futures those are that are unpickled just now.
 _receiver: ContextVar[Client | None] = ContextVar("receiver", default=None)

@@ -10,7 +10,7 @@ from hpcdask.client.loop import uncarried
 from hpcdask.client.operations import Delivery, operate
 from hpcdask.client.packing import packed
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.messages import DatasetValue, GetDatasets, ListDatasets, Publish, Unpublish
+from hpcdask.messages.shared import DatasetValue, GetDatasets, ListDatasets, Publish, Unpublish
 
 if TYPE_CHECKING:
     from hpcdask.client.client import Client

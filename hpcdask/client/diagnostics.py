@@ -93,7 +93,12 @@ class Diagnostics(ClusterCalls):
         finally:
             self._let_go(key)
 
-    def story(self, *keys_or_stimuli: Any, timeout: float | str | None = None) -> Any:
+    def story(
+        self,
+        *keys_or_stimuli: Any,
+        on_error: str = "raise",
+        timeout: float | str | None = None,
+    ) -> Any:
         """How tasks got where they are: the moves that the scheduler remembers, oldest first.
 
         It remembers as many as ``scheduler.transition-log-length`` says, which is none by default,
@@ -103,8 +108,10 @@ class Diagnostics(ClusterCalls):
         ----------
         *keys_or_stimuli : future or str
             Keys; by default all.
+        on_error : {"raise", "ignore"}
+            Whether a scheduler that cannot be asked is an error, or has no story.
         timeout : float or str, optional
-            Seconds.
+            Seconds; by default the client's timeout.
 
         Returns
         -------
@@ -118,17 +125,25 @@ class Diagnostics(ClusterCalls):
         >>> [(step.finish, step.attempt > 0) for step in client.story(future)]
         [('memory', True)]
         """
+        if on_error not in ("raise", "ignore"):
+            raise ValueError(f"on_error must be 'raise' or 'ignore', not {on_error!r}")
         names = key_names(list(keys_or_stimuli))
+        limit = self._timeout if timeout is None else self._seconds(timeout)
 
         async def work() -> list[Any]:
             from hpcdask.core.story import Step
 
-            is_kept, steps = await self._inspected("story", names)
+            try:
+                is_kept, steps = await limited(self._inspected("story", names), limit)
+            except HpcdaskError:
+                if on_error == "raise":
+                    raise
+                return []
             if not is_kept:
                 log.info("no moves of tasks are kept: set scheduler.transition-log-length")
             return [Step(*step) for step in steps]
 
-        return self._maybe_sync(work(), self._seconds(timeout))
+        return self._maybe_sync(work())
 
     def call_stack(
         self, futures: Any = None, keys: Any = None, timeout: float | str | None = None

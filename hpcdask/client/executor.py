@@ -15,7 +15,7 @@ from hpcdask.client.future import Callbacks, Future, FutureState, Latch
 from hpcdask.client.loop import is_in_loop, slices
 from hpcdask.client.streaming import CHUNK, conditions
 from hpcdask.errors import CommClosedError, WaitTimeoutError
-from hpcdask.execution import lent_thread
+from hpcdask.places import lent_thread
 from hpcdask.wire.arguments import loads_value
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hpcdask.client.loop import slices, uncarried
 from hpcdask.client.reasons import why_pending
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
-from hpcdask.execution import lent_thread, runs_task
 from hpcdask.messages import Blob, TaskError
+from hpcdask.places import lent_thread, runs_task
 from hpcdask.tracebacks import to_exception, to_traceback
 from hpcdask.wire.arguments import loads_value
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from hpcdask.client.annotations import Annotations
 from hpcdask.client.streaming import CHUNK, Conditions, chunked
-from hpcdask.client.submission import pack_function, pack_replaced, replace_futures
+from hpcdask.client.submission import of_task, pack_function, pack_replaced, replace_futures
+from hpcdask.errors import SerializationError
 from hpcdask.messages import Blob, Function, TaskSpec
 from hpcdask.wire.arguments import Input
 from hpcdask.wire.serialize import OUT_OF_BAND
@@ -73,10 +74,13 @@ class Graph:
         table: list[Function] = []
         specs = []
         for key in keys:
-            call, arguments, dependencies = self._task(self._dsk[key])
-            function = self._functions.get(id(call))
-            if function is None:
-                function = self._functions[id(call)] = pack_function(call)
+            try:
+                call, arguments, dependencies = self._task(self._dsk[key])
+                function = self._functions.get(id(call))
+                if function is None:
+                    function = self._functions[id(call)] = pack_function(call)
+            except SerializationError as exc:
+                raise of_task(exc, key) from exc.__cause__
             index = indices.setdefault(function.function_id, len(table))
             if index == len(table):
                 table.append(function)

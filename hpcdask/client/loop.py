@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from hpcdask.errors import HpcdaskError, WaitTimeoutError
-from hpcdask.execution import lent_thread
+from hpcdask.places import lent_thread
 
 T = TypeVar("T")
 

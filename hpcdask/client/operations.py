@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.loop import CarriedError
 from hpcdask.errors import CommClosedError
-from hpcdask.execution import lent_thread
-from hpcdask.messages import (
-    Blob,
+from hpcdask.messages import Blob, Message, Reply
+from hpcdask.messages.shared import (
     Confirm,
     GiveUp,
     HeldLease,
-    Message,
     QueueHandle,
-    Reply,
     Resume,
     Values,
     Withdraw,
 )
 from hpcdask.peers import RequestFailedError
+from hpcdask.places import lent_thread
 from hpcdask.tracebacks import to_exception
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from hpcdask import logs
 from hpcdask.client.cluster_calls import called, worker_names
 from hpcdask.client.topic_calls import TopicCalls
 from hpcdask.messages import (
+    AwaitWorkers,
     Blob,
     CallOutcomes,
     Inspect,
@@ -24,6 +25,8 @@ from hpcdask.messages import (
 from hpcdask.plugin_hooks import name_of
 from hpcdask.plugins.base import NannyPlugin, SchedulerPlugin, WorkerPlugin, kind_of
 from hpcdask.wire.serialize import dumps
+
+log = logging.getLogger("hpcdask.client")
 
 #: A plugin and what has to be there with it: kind, pickle, and whether one of its name may stay.
 _Parts = list[tuple[str, Blob, bool]]
@@ -129,9 +132,18 @@ class PluginCalls(TopicCalls):
                 outcomes: CallOutcomes = await self._ask(RegisterPlugin, *fields)
                 self._plugins.keep(RegisterPlugin(0, *fields), kind, self.scheduler_id)
                 result |= called(outcomes, "raise")
+                if part == "nanny" and not (outcomes.returned or is_idempotent):
+                    await self._miss_nannies(name)
             return result
 
         return self._maybe_sync(work(), self._seconds(timeout))
+
+    async def _miss_nannies(self, name: str) -> None:
+        """No nanny runs a plugin of nannies: say so, unless there are no workers yet."""
+        n_workers = (await self._ask(AwaitWorkers, 0, 0.0)).value
+        if n_workers:
+            text = "plugin %r is for nannies, and none of the %d workers has one"
+            log.warning(text, name, n_workers)
 
     def unregister_worker_plugin(
         self, name: str, nanny: bool | None = None, timeout: float | str | None = None
@@ -259,9 +271,10 @@ class PluginCalls(TopicCalls):
 
         Examples
         --------
+        >>> import logging
         >>> results = client.forward_logging("simulation", level=logging.WARNING)
         >>> client.submit(logging.getLogger("simulation").error, "it diverges").result()
-        >>> client.unforward_logging("simulation")
+        >>> results = client.unforward_logging("simulation")
         """
         from hpcdask.plugins.forwarding import ForwardLogging, handle_forwarded
 

@@ -117,7 +117,13 @@ async def _tell(client: Connection, link: Link) -> bool:
     """Tell a scheduler all that this client wants; say whether the connection has lasted."""
     client._take(link)
     with client._lock:
-        messages = _all_to_tell(client)
+        messages = [
+            *client._plugins.to_tell(client.scheduler_id),  # first: tasks may need them
+            *tasks_to_tell(client),
+            *client._operations.to_tell(),
+            *client._subscriptions.to_tell(),
+            AllTold(),
+        ]
     for batch in _batches(messages):
         link.comm.send_now(batch)
         await link.comm.drained()
@@ -141,8 +147,8 @@ def _batches(messages: list[Message]) -> Iterator[list[Message]]:
     yield batch
 
 
-def _all_to_tell(client: Connection) -> list[Message]:
-    """What the client says after its name; called under its lock.
+def tasks_to_tell(client: Connection) -> list[Message]:
+    """What the client says of its tasks and futures; called under its lock.
 
     What it was asked to say while there was no connection stays in its outbox, unless it is said
     here.
@@ -152,16 +158,12 @@ def _all_to_tell(client: Connection) -> list[Message]:
     said_here = SubmitTasks, WantKeys, ReleaseKeys, KeepUntilDone, DataScattered
     client._outbox = [message for message in waiting if type(message) not in said_here]
     # Submissions may depend on data that was scattered.
-    messages: list[Message] = client._plugins.to_tell(client.scheduler_id)  # tasks may need them
-    messages += [m for m in waiting if type(m) is DataScattered]
+    messages: list[Message] = [m for m in waiting if type(m) is DataScattered]
     before = client._wants
     messages += _submissions(client, before)
     messages += _other_wants(client, before)
     if client._kept:
         messages.append(KeepUntilDone(tuple(client._kept)))
-    messages += client._operations.to_tell()
-    messages += client._subscriptions.to_tell()
-    messages.append(AllTold())
     client._told_again = client._wants
     return messages
 

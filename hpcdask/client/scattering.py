@@ -10,8 +10,7 @@ from hpcdask.client.collecting import limited
 from hpcdask.client.future import Future
 from hpcdask.client.loop import CarriedError
 from hpcdask.client.submission import data_key, fresh_key
-from hpcdask.errors import CommClosedError, WaitTimeoutError
-from hpcdask.execution import sizeof
+from hpcdask.errors import CommClosedError, SerializationError, WaitTimeoutError
 from hpcdask.messages import (
     AwaitWorkers,
     Blob,
@@ -22,6 +21,7 @@ from hpcdask.messages import (
     StoreForClient,
 )
 from hpcdask.peers import RequestFailedError, UnreachableError
+from hpcdask.sizes import sizeof
 from hpcdask.tracebacks import to_exception
 from hpcdask.wire.serialize import dumps
 
@@ -46,8 +46,11 @@ def pack(data: Any, hash: bool) -> Packed:
     names, items = _items(data)
     blobs = {}
     keys = []
-    for item in items:
-        blob = dumps(item)
+    for number, item in enumerate(items):
+        try:
+            blob = dumps(item)
+        except SerializationError as exc:
+            raise _of_item(exc, number, data) from exc.__cause__
         kind = type(item).__name__
         key = data_key(kind, blob) if hash else fresh_key(kind)
         blobs[key] = (blob, sizeof(item))
@@ -57,6 +60,16 @@ def pack(data: Any, hash: bool) -> Packed:
         keys = [renamed[key] for key in keys]
         blobs = {renamed[key]: blob for key, blob in blobs.items()}
     return Packed(data, keys, blobs)
+
+
+def _of_item(exc: SerializationError, number: int, data: Any) -> SerializationError:
+    from hpcdask.wire import unpicklable  # not before something goes wrong
+
+    names, _ = _items(data)
+    if names is None and not isinstance(data, (list, tuple)):
+        return exc
+    name = repr(names[number]) if names is not None else str(number)
+    return unpicklable.about(exc, f"item {name} of the data to scatter")
 
 
 async def scatter(

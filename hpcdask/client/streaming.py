@@ -49,9 +49,7 @@ def conditions(
     resources: Any,
     actor: bool = False,
 ) -> Conditions:
-    """Check here what would make a message that the scheduler refuses with all else.
-
-    What is not given is as a ``with dask.annotate(...)`` around the call says.
+    """What a call says of its tasks, or a ``with dask.annotate(...)`` around it if it does not.
 
     Raises
     ------
@@ -65,6 +63,18 @@ def conditions(
         workers = workers or said.get("workers")
         allow_other_workers = allow_other_workers or said.get("allow_other_workers")
         resources = resources or said.get("resources")
+    return checked_conditions(priority, retries, workers, allow_other_workers, resources, actor)
+
+
+def checked_conditions(
+    priority: Any,
+    retries: Any,
+    workers: Any,
+    allow_other_workers: Any,
+    resources: Any,
+    actor: bool,
+) -> Conditions:
+    """Check here what would make a message that the scheduler refuses with all else."""
     restriction = restriction_of(workers, allow_other_workers, resources, actor)
     if retries is not None and (not hasattr(retries, "__index__") or operator.index(retries) < 0):
         raise _wrong(retries, "retries must be a whole number from 0 up", "__index__")

@@ -8,9 +8,10 @@ import secrets
 from collections.abc import Callable
 from contextvars import ContextVar
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 from hpcdask.client.future import Future
+from hpcdask.errors import SerializationError
 from hpcdask.messages import Blob, Frames, Function
 from hpcdask.wire.arguments import Input
 from hpcdask.wire.serialize import dumps, dumps_function, function_name
@@ -35,12 +36,17 @@ def pack_function(function: Callable[..., Any]) -> Function:
     """Pickle a callable; its id is a 128-bit hash of the pickle."""
     if not callable(function):
         raise TypeError(f"the first argument must be callable, not {function!r:.80}")
-    code = dumps_function(function)
+    try:
+        code = dumps_function(function)
+    except SerializationError as exc:
+        raise _told(exc, function, "function") from exc.__cause__
     return Function(_digest(code).digest(), function_name(function), code)
 
 
-def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Blob, tuple[str, ...]]:
-    """Pickle arguments.
+def pack_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any], function: object = None
+) -> tuple[Blob, tuple[str, ...]]:
+    """Pickle arguments, of a function that an error is to name.
 
     Returns
     -------
@@ -54,7 +60,34 @@ def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Blob,
         return pickle.dumps((args, kwargs), 5), ()
     found: dict[str, None] = {}
     replaced = replace_futures(args, found), replace_futures(kwargs, found)
-    return pack_replaced(replaced, found)
+    try:
+        return pack_replaced(replaced, found)
+    except SerializationError as exc:
+        raise _told(exc, function, "arguments") from exc.__cause__
+
+
+def pack_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Blob:
+    """Pickle a function together with its arguments, to be called elsewhere."""
+    try:
+        return dumps((function, args, kwargs))
+    except SerializationError as exc:
+        raise _told(exc, function, "call") from exc.__cause__
+
+
+def _told(
+    exc: SerializationError, function: object, pickled: Literal["function", "arguments", "call"]
+) -> SerializationError:
+    """An error of pickling, told in the user's words."""
+    from hpcdask.wire import unpicklable  # not before something goes wrong
+
+    return unpicklable.about_call(exc, function, pickled)
+
+
+def of_task(exc: SerializationError, key: object) -> SerializationError:
+    """An error of pickling a task of a graph, with its key."""
+    from hpcdask.wire import unpicklable
+
+    return unpicklable.about(exc, f"the task {key!r}")
 
 
 def pack_replaced(arguments: Any, found: dict[str, None]) -> tuple[Blob, tuple[str, ...]]:

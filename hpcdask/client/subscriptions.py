@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hpcdask.messages import EventLogged, Message, Subscribe
+from hpcdask.messages import Message
+from hpcdask.messages.shared import EventLogged, Subscribe
 from hpcdask.wire.serialize import loads
 
 if TYPE_CHECKING:

@@ -7,7 +7,14 @@ from typing import Any
 
 from hpcdask.client.connection import Connection
 from hpcdask.client.subscriptions import Handler
-from hpcdask.messages import GetEvents, GetMetadata, LogEvent, SetMetadata, Subscribe, Unsubscribe
+from hpcdask.messages.shared import (
+    GetEvents,
+    GetMetadata,
+    LogEvent,
+    SetMetadata,
+    Subscribe,
+    Unsubscribe,
+)
 from hpcdask.wire.serialize import dumps, loads
 
 _NOTHING: Any = object()

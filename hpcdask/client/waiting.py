@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hpcdask.client.client import Client
 from hpcdask.client.collecting import SKIPPED, futures_of_collection, refuse_others
-from hpcdask.client.future import Future, FutureState, Latch, until_done
+from hpcdask.client.future import Future, Latch, until_done
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
 from hpcdask.errors import FutureCancelledError, WaitTimeoutError
-from hpcdask.execution import lent_thread
+from hpcdask.places import lent_thread
 from hpcdask.wire.arguments import loads_value
 
 ALL_COMPLETED = "ALL_COMPLETED"
@@ -161,7 +162,7 @@ class as_completed:
 
     Parameters
     ----------
-    futures : iterable of Future
+    futures : iterable of Future or ActorFuture
     with_results : bool
         Give ``(future, value)`` pairs; values that did not come along are fetched, those of a batch
         together.
@@ -197,11 +198,14 @@ class as_completed:
         self._deadline: float | None = None
         self.update(futures or [])
 
-    def add(self, future: Future) -> None:
+    def add(self, future: Any) -> None:
         """Wait for one more."""
-        refuse_others(future)
+        is_of_actor = _is_of_actor(future)
+        if not is_of_actor:
+            refuse_others(future)
+        client = future._actor._future.client if is_of_actor else future.client
         if self._client is None:
-            self._client = future.client
+            self._client = client
             seconds = self._client._seconds(self._timeout)
             self._deadline = None if seconds is None else time.monotonic() + seconds
             if self._client.asynchronous:
@@ -210,19 +214,26 @@ class as_completed:
 
         queue_of_now = self._done  # which `clear` replaces
 
-        def done(state: FutureState) -> None:
+        def done(_: object) -> None:
             queue_of_now.put(future)
             if self._arrived is not None:
                 self._arrived.set()
 
-        future._state.when_done(done)
+        if is_of_actor:  # it may end in any thread
+            outcome = future._outcome
+            outcome.add_done_callback(lambda o: client.loop.call_soon_threadsafe(done, o))
+        else:
+            future._state.when_done(done)
 
-    def update(self, futures: Iterable[Future]) -> None:
+    def update(self, futures: Iterable[Any]) -> None:
         """Wait for more."""
-        futures = list(futures)
-        refuse_others(futures)
-        for future in futures_of(futures):
-            self.add(future)
+        for item in futures:
+            if _is_of_actor(item):
+                self.add(item)
+                continue
+            refuse_others(item)
+            for future in futures_of(item):
+                self.add(future)
 
     def count(self) -> int:
         """How many have not been given out."""
@@ -278,7 +289,7 @@ class as_completed:
         blobs: dict[Future, Any] = {}
         for client, own in _by_client(futures).items():
             blobs.update(zip(own, client._sync(self._fetched(client, own)), strict=True))
-        return [_pair(future, blobs[future]) for future in futures]
+        return [self._pair(future, blobs) for future in futures]
 
     async def _given_later(self, futures: list[Future]) -> list[Any]:
         if not self.with_results:
@@ -286,11 +297,22 @@ class as_completed:
         blobs: dict[Future, Any] = {}
         for client, own in _by_client(futures).items():
             blobs.update(zip(own, await uncarried(self._fetched(client, own)), strict=True))
-        return [_pair(future, blobs[future]) for future in futures]
+        return [self._pair(future, blobs) for future in futures]
 
     def _fetched(self, client: Client, futures: list[Future]) -> Coroutine[Any, Any, list[Any]]:
         errors = "raise" if self.raise_errors else "skip"
         return client._blobs([f._state for f in futures], errors, self._left(), None)
+
+    def _pair(self, future: Any, blobs: dict[Future, Any]) -> tuple[Any, Any]:
+        if future in blobs:
+            blob = blobs[future]
+            return future, future._state.exception() if blob is SKIPPED else loads_value(blob)
+        try:
+            return future, future.result()
+        except Exception as exc:
+            if self.raise_errors:
+                raise
+            return future, exc
 
     def next_batch(self, block: bool = True) -> list[Any]:
         """All that are done; waits for one first if `block`."""
@@ -333,12 +355,15 @@ class as_completed:
 def _by_client(futures: list[Future]) -> dict[Client, list[Future]]:
     found: dict[Client, list[Future]] = {}
     for future in dict.fromkeys(futures):
-        found.setdefault(future.client, []).append(future)
+        if not _is_of_actor(future):
+            found.setdefault(future.client, []).append(future)
     return found
 
 
-def _pair(future: Future, blob: Any) -> tuple[Future, Any]:
-    return future, future._state.exception() if blob is SKIPPED else loads_value(blob)
+def _is_of_actor(future: object) -> bool:
+    """Whether it is of an actor's method; few programs have any."""
+    module = sys.modules.get("hpcdask.client.actor")
+    return module is not None and isinstance(future, module.ActorFuture)
 
 
 class Batches:

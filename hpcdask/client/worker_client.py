@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hpcdask.client.client import Client
 from hpcdask.client.current import get_client
-from hpcdask.execution import current_place, current_worker, rejoin, secede
+from hpcdask.places import current_place, current_worker, rejoin, secede
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ What a program has configured is left as it is, but for ``scheduler``, as distri
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -27,7 +28,7 @@ from typing import Any
 from dask import base, config, utils
 
 from hpcdask import with_dask
-from hpcdask.execution import current_worker
+from hpcdask.places import current_worker
 
 # The rest is imported where it is used: a worker needs it only for tasks that compute collections.
 
@@ -41,29 +42,44 @@ class CurrentClient:
     def __bool__(self) -> bool:  # dask goes on looking where it is false
         if current_worker() is not None:
             return True
-        from hpcdask.client.current import default_client
+        from hpcdask.client.registry import chosen, latest
 
-        return default_client() is not None
+        return (chosen() or latest()) is not None
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
-        from hpcdask.client.current import get_client
-
         # Refuses asynchronous clients, or takes what is configured in their place.
-        return base.get_scheduler(scheduler=get_client())(dsk, keys, **kwargs)
+        return base.get_scheduler(scheduler=self._client())(dsk, keys, **kwargs)
 
     def persist(self, collections: Any, **kwargs: Any) -> Any:
         """`dask.persist` asks for this."""
+        return self._client().persist(collections, **kwargs)
+
+    def _client(self) -> Any:
         from hpcdask.client.current import get_client
 
-        return get_client().persist(collections, **kwargs)
+        return get_client()
 
     def __repr__(self) -> str:
         return "<the current client of hpcdask>"
 
 
+class NamedClient(CurrentClient):
+    """The same for who names distributed: if the program has a client of that, it is meant."""
+
+    def _client(self) -> Any:
+        theirs = sys.modules.get("distributed")
+        if theirs is not None:
+            with contextlib.suppress(ValueError):
+                return theirs.default_client()
+        return super()._client()
+
+
 _scheduler = CurrentClient()
 _METHODS = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
-_NAMES = ("hpcdask", "distributed", "dask.distributed")
+_NAMED = {
+    "hpcdask": _scheduler,
+    **dict.fromkeys(("distributed", "dask.distributed"), NamedClient()),
+}
 
 _original_wait = base.wait
 _original_await = base.DaskMethodsMixin.__await__
@@ -106,7 +122,7 @@ def _lock(collection: Any = None, scheduler: Any = None) -> Any:
     get = base.get_scheduler(collections=[collection], scheduler=scheduler)
     from hpcdask import Client, Lock
 
-    if get is _scheduler or isinstance(getattr(get, "__self__", None), Client):
+    if isinstance(get, CurrentClient) or isinstance(getattr(get, "__self__", None), Client):
         return Lock()
     return _original_lock(collection, scheduler)
 
@@ -128,7 +144,7 @@ class _Adoption:
         for name, value in _METHODS.items():
             if config.get(name, None) is None:
                 self._settings.append((name, value, config.set({name: value})))
-        base.named_schedulers.update(dict.fromkeys(_NAMES, _scheduler))
+        base.named_schedulers.update(_NAMED)
         base.DaskMethodsMixin.__await__ = _await
         _replace({name: ours for name, (_, ours) in _FUNCTIONS.items()})
 
@@ -137,7 +153,7 @@ class _Adoption:
         for name, value, setting in self._settings:
             if config.get(name, None) is value:
                 setting.__exit__(None, None, None)
-        for name in _NAMES:
+        for name in _NAMED:
             base.named_schedulers.pop(name, None)
         base.DaskMethodsMixin.__await__ = _original_await
         _replace({name: theirs for name, (theirs, _) in _FUNCTIONS.items()})

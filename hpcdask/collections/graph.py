@@ -13,12 +13,14 @@ from dask.order import order
 from hpcdask.client.annotations import Annotations
 from hpcdask.client.graphs import FIRST_CHUNK, Chunk, depth_first, key_name, refuse_namesakes
 from hpcdask.client.streaming import CHUNK, chunked
+from hpcdask.client.submission import of_task
 from hpcdask.collections.packing import Packer
+from hpcdask.errors import SerializationError
 from hpcdask.messages import Function, TaskSpec
 
 #: Graphs up to this size are put in the order that dask finds for them, which takes 20 us a task;
 #: larger ones are run depth first, which takes two.
-_ORDERED = 5000
+_ORDERED = 10_000
 
 
 class CollectionGraph:
@@ -97,7 +99,10 @@ class CollectionGraph:
             specs.append(TaskSpec(name, index, arguments, dependencies))
 
         for key in keys:
-            add(self._names[key], self._nodes[key])
+            try:
+                add(self._names[key], self._nodes[key])
+            except SerializationError as exc:
+                raise of_task(exc, key) from exc.__cause__
         return tuple(table), tuple(specs)
 
 

@@ -29,8 +29,8 @@ from hpcdask.collections.programs import (
     make_tuple,
     run_node,
 )
-from hpcdask.execution import sizeof
 from hpcdask.messages import Blob, Function
+from hpcdask.sizes import sizeof
 from hpcdask.wire.arguments import Input
 from hpcdask.wire.serialize import OUT_OF_BAND
 

@@ -487,7 +487,7 @@ async def _prove(sock: socket.socket, options: CommOptions) -> None:
     dialler = handshake.Dialler(options.token)
     try:
         await loop.sock_sendall(sock, dialler.hello())
-        challenge = await read_prefix(sock, handshake.CHALLENGE_LENGTH, handshake.MAGIC)
+        challenge = await read_prefix(sock, handshake.CHALLENGE_LENGTH, handshake.NAME)
         await loop.sock_sendall(sock, dialler.challenged(challenge))
         dialler.concluded(await read_prefix(sock, 1))
     except EOFError:

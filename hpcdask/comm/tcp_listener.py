@@ -183,7 +183,7 @@ class TCPListener(Listener):
 
     async def _examine(self, sock: socket.socket) -> None:
         listener = handshake.Listener(self.options.token)
-        hello = await read_prefix(sock, handshake.HELLO_LENGTH, handshake.MAGIC)
+        hello = await read_prefix(sock, handshake.HELLO_LENGTH, handshake.NAME)
         challenge, refusal = listener.greeted(hello)
         await self._loop.sock_sendall(sock, challenge)
         if refusal is None:

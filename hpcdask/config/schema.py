@@ -434,7 +434,7 @@ SCHEMA: tuple[Setting, ...] = (
         kinds.LIST,
         (),
         "Arguments of their dask_setup, where that is a click command.",
-        "Nanny(preload_argv=)",
+        "Nanny(preload_nanny_argv=)",
     ),
     # -- Clients
     Setting(
@@ -450,6 +450,19 @@ SCHEMA: tuple[Setting, ...] = (
         None,
         "Whether data goes directly between client and workers. Default: where it can.",
         "Client(direct_to_workers=)",
+    ),
+    Setting(
+        "client.preload",
+        kinds.LIST,
+        (),
+        "Modules or files that each client imports once it is connected, with "
+        "`dask_setup(client)` and `dask_teardown(client)`.",
+    ),
+    Setting(
+        "client.preload-argv",
+        kinds.LIST,
+        (),
+        "Arguments of their dask_setup, where that is a click command.",
     ),
     # -- Connections
     Setting(
@@ -555,6 +568,12 @@ SCHEMA: tuple[Setting, ...] = (
         kinds.LOG_FORMAT,
         "%(asctime)s - %(name)s - %(levelname)s - %(message)s",
         "What a line of the log has in it, as for Python's logging.",
+    ),
+    Setting(
+        "admin.full-tracebacks",
+        kinds.SWITCH,
+        False,
+        "Show in the tracebacks of tasks the lines of hpcdask, dask, asyncio and the like, too.",
     ),
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 from hpcdask.client.client import Client
 from hpcdask.client.operations import operate
 from hpcdask.coordination.shared import Shared, name_or_new
-from hpcdask.messages import AskFlag, AwaitFlag, ChangeFlag
+from hpcdask.messages.shared import AskFlag, AwaitFlag, ChangeFlag
 
 
 class Event(Shared):

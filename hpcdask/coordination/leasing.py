@@ -8,7 +8,7 @@ from collections import deque
 from hpcdask.client.client import Client
 from hpcdask.client.operations import operate
 from hpcdask.coordination.shared import Shared
-from hpcdask.messages import AcquireLease, CountLeases, HeldLease, ReleaseLease
+from hpcdask.messages.shared import AcquireLease, CountLeases, HeldLease, ReleaseLease
 
 log = logging.getLogger("hpcdask.client")
 

@@ -11,7 +11,8 @@ from hpcdask.client.operations import Delivery, operate
 from hpcdask.client.packing import packed
 from hpcdask.coordination.shared import Shared, name_or_new
 from hpcdask.errors import CommClosedError, WaitTimeoutError
-from hpcdask.messages import Blob, CloseQueue, CountValues, OpenQueue, PutValue, TakeValues
+from hpcdask.messages import Blob
+from hpcdask.messages.shared import CloseQueue, CountValues, OpenQueue, PutValue, TakeValues
 
 
 class Queue(Shared):

@@ -9,7 +9,7 @@ from typing import Any
 from hpcdask.client.client import Client
 from hpcdask.coordination.lock import SingleLock
 from hpcdask.coordination.shared import name_or_new
-from hpcdask.execution import current_place
+from hpcdask.places import current_place
 
 
 class RLock(SingleLock):

@@ -9,7 +9,7 @@ from hpcdask.client.client import Client
 from hpcdask.client.operations import operate
 from hpcdask.coordination.leasing import Leasing
 from hpcdask.coordination.shared import name_or_new
-from hpcdask.messages import CloseSemaphore
+from hpcdask.messages.shared import CloseSemaphore
 
 
 class Semaphore(Leasing):

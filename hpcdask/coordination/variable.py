@@ -10,7 +10,8 @@ from hpcdask.client.operations import Delivery, operate
 from hpcdask.client.packing import packed
 from hpcdask.coordination.shared import Shared, name_or_new
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.messages import Blob, DeleteVariable, GetVariable, SetVariable
+from hpcdask.messages import Blob
+from hpcdask.messages.shared import DeleteVariable, GetVariable, SetVariable
 
 
 class Variable(Shared):

@@ -52,7 +52,7 @@ def _released(state: Transitions, task: Task) -> Iterable[str]:
         return
     yield (
         "Nobody needs its value now; it is remembered as an input of "
-        f"{_some(sorted(dependent.key for dependent in task.dependents))}, should that have to be "
+        f"{_some((d.key for d in task.dependents), len(task.dependents))}, should that have to be "
         "computed again."
     )
 
@@ -62,9 +62,8 @@ def _waiting(state: Transitions, task: Task) -> Iterable[str]:
     some = ", ".join(f"{d.key!r} ({_SHORT[d.state]})" for d in missing[:_NAMED])
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     yield f"It waits for {len(missing)} of its {len(task.dependencies)} inputs: {some}{more}."
-    stuck = [_further_back(each) for each in missing]
-    roots = list(dict.fromkeys(root for found in stuck for root in found))
-    if roots and roots != missing:
+    roots = _further_back(task)
+    if roots and set(roots) != set(missing):
         states = Counter(_SHORT[root.state] for root in roots)
         yield f"In the end it waits for {_counted(states)}."
     first = next((r for r in roots if r.state == "no-worker"), None)
@@ -129,8 +128,8 @@ def _processing(state: Transitions, task: Task) -> Iterable[str]:
     if task.missing:
         inputs = [d.key for d in task.dependencies if d.state != "memory"]
         yield (
-            f"It was sent ahead of {_some(inputs)}, which {_is_are(len(inputs))} being computed "
-            "there."
+            f"It was sent ahead of {_some(inputs, len(inputs))}, which "
+            f"{_is_are(len(inputs))} being computed there."
         )
     else:
         before = sum(o.priority < task.priority and not o.missing for o in worker.processing)
@@ -207,11 +206,10 @@ def _restricted(lane: Lane) -> Iterable[str]:
     """What else decides where a task may run."""
     if lane.restriction is None:
         return
-    if lane.restriction.workers:
+    names = lane.restriction.workers
+    if names:
         others = ", others only while none of these is there"
-        yield (
-            f"It may run on {_some(lane.restriction.workers)} only{others if lane.prefers else ''}."
-        )
+        yield (f"It may run on {_some(names, len(names))} only{others if lane.prefers else ''}.")
     if lane.resources:
         needs = ", ".join(f"{name}={amount:g}" for name, amount in lane.resources)
         yield f"It takes {needs} of its worker while it runs."
@@ -249,10 +247,10 @@ def _called(worker: WorkerRecord) -> str:
     return f"worker {address}" if name in ("", address) else f"worker {name!r} ({address})"
 
 
-def _some(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return ", ".join(map(repr, keys[:_NAMED])) + more
+def _some(keys: Iterable[str], count: int) -> str:
+    """The first of so many keys."""
+    more = f" and {count - _NAMED} more" if count > _NAMED else ""
+    return ", ".join(map(repr, islice(keys, _NAMED))) + more
 
 
 def _counted(states: Counter[str]) -> str:

@@ -76,6 +76,7 @@ class HeldTask:
         "holders",
         "is_kept",
         "key",
+        "made_by",
         "missing",
         "nbytes",
         "priority",
@@ -106,6 +107,7 @@ class HeldTask:
         self.is_kept = False  # fetched to be held, whether or not a task here needs it
         self.nbytes = 0
         self.value: Any = None
+        self.made_by = ""  # name of the function whose run here gave the value
 
     def __repr__(self) -> str:
         return f"<HeldTask {self.key} #{self.attempt} {self.state}>"

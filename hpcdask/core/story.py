@@ -67,13 +67,26 @@ def _as_it_is(task: Task) -> Step:
     return Step(task.key, "", task.state, worker, task.attempt if at else 0, 0.0)
 
 
-def watch_moves(state: Transitions, watcher: Callable[[Task, str], None]) -> None:
-    """Have a function called after each move of a task, with the task and its state before."""
-    move = state._move
+def watch_moves(state: Transitions, watcher: Callable[[Task, str], None]) -> Callable[[], None]:
+    """Have a function called after each move of a task, with the task and its state before.
+
+    Returns
+    -------
+    callable
+        Ends that. Who has begun last has to end first.
+    """
+    move, before = state._move, vars(state).get("_move")
 
     def watched(task: Task, to: str) -> None:
         start = task.state
         move(task, to)
         watcher(task, start)
 
+    def end() -> None:
+        if before is None:
+            del state._move
+        else:
+            state._move = before  # type: ignore[method-assign]
+
     state._move = watched  # type: ignore[method-assign, assignment]
+    return end

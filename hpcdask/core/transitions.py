@@ -92,9 +92,6 @@ class Transitions:
         #: The latest turn that a task has had. What a client submits that has had none for long
         #: comes next, and not after the million tasks that another one sent before.
         self._turn = 0
-        #: Moves of tasks since somebody looked, who empties it: task, state before, state after.
-        #: None unless somebody wants to know.
-        self.moves: list[tuple[Task, str, str]] | None = None
 
     def send(self, address: str, message: Message) -> None:
         """Put a message into the outbox."""
@@ -162,8 +159,6 @@ class Transitions:
     def _move(self, task: Task, state: str) -> None:
         if state not in MOVES[task.state]:
             raise AssertionError(f"{task} cannot become {state}")
-        if self.moves is not None:
-            self.moves.append((task, task.state, state))
         task.state = state
 
     # -- Towards a worker -------------------------------------------------------------------------

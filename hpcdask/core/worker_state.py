@@ -295,6 +295,8 @@ class WorkerState(Fetching):
 
     def _executing_to_memory(self, task: HeldTask, ran: Ran) -> None:
         self._leave_dependencies(task)
+        assert task.function is not None
+        task.made_by = task.function.name
         self._to_memory(task, ran.value, ran.nbytes)
         self.outbox.append(
             TaskFinished(task.key, task.attempt, ran.nbytes, ran.duration, ran.pickled)

@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -38,7 +38,7 @@ _OWN_JOB = (
 
 
 def environment(
-    environ: Mapping[str, str], submits: bool, keeps: Collection[str] = ()
+    environ: Mapping[str, str], submits: bool, keeps: tuple[str, ...] = ()
 ) -> dict[str, str]:
     """What a command gets of our environment.
 
@@ -49,13 +49,13 @@ def environment(
     submits : bool
         Whether jobs may inherit it, as those of Slurm do, which belong to no launch or job that we
         may be a part of. Other commands are to answer in a form that does not depend on the user.
-    keeps : collection of str
-        Variables to hand on that others would not get.
+    keeps : tuple of str
+        What the names of variables begin with that are handed on nevertheless.
     """
     kept = {
         name: value
         for name, value in environ.items()
-        if name in keeps
+        if name.startswith(keeps)
         or (name not in _SECRETS and not name.startswith((*MPI_VARIABLES, *_OWN_JOB)))
     }
     if submits:
@@ -78,7 +78,7 @@ class Commands:
         Seconds that each may take.
     environ : mapping, optional
         Environment, by default that of this process when a command is run.
-    keeps : collection of str
+    keeps : tuple of str
         As of `environment`.
     """
 
@@ -87,7 +87,7 @@ class Commands:
         pace: Pace | None = None,
         timeout: float = PATIENCE,
         environ: Mapping[str, str] | None = None,
-        keeps: Collection[str] = (),
+        keeps: tuple[str, ...] = (),
     ) -> None:
         self._pace, self._timeout, self._environ = pace or Pace(), timeout, environ
         self._keeps = keeps

@@ -19,6 +19,7 @@ from hpcdask.jobqueue.keywords import read_walltime, settled
 from hpcdask.jobqueue.records import Shape
 from hpcdask.jobqueue.system import BatchSystem
 from hpcdask.jobqueue.worker_script import WorkerScript
+from hpcdask.launchers.departure import leads
 
 _MIB = 2**20
 _DEFAULT_COMMAND, _COMMAND_OF_DASK = "hpcdask worker", "distributed.cli.dask_worker"
@@ -242,7 +243,11 @@ class Job:
     @property
     def shape(self) -> Shape:
         """What a controller has to know of it."""
-        return Shape(n_workers=self.n_workers, walltime=self.walltime)
+        settings, margin = config.current(), 0.0
+        asked = settings["worker.walltime.margin"]
+        if asked != 0.0 and not math.isinf(self.walltime):
+            margin, _ = leads(self.walltime, asked, settings["worker.drain-timeout"])
+        return Shape(n_workers=self.n_workers, walltime=self.walltime, margin=margin)
 
     @property
     def keywords(self) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from hpcdask import config
 from hpcdask.errors import HpcdaskError, JobError, StatusError, SubmitError, WaitTimeoutError
 from hpcdask.jobqueue.clearing import in_short
 from hpcdask.jobqueue.complaints import Complaints
@@ -42,7 +41,6 @@ from hpcdask.jobqueue.state_writer import AnothersError, StateWriter
 from hpcdask.jobqueue.status import Phase
 from hpcdask.jobqueue.table import JobRow, JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT
-from hpcdask.launchers.departure import departure
 from hpcdask.launchers.scheduler_access import Member, SchedulerAccess
 
 log = logging.getLogger("hpcdask.jobqueue")
@@ -138,10 +136,7 @@ class Keeper:
     def add_pool(self, name: str, job: Job) -> None:
         """Have one more kind of job."""
         self.pools[name] = self._kinds[name] = job
-        shape = job.shape
-        if not shape.is_service:
-            shape = replace(shape, margin=_margin(job.walltime))
-        self.controller.add_pool(name, shape)
+        self.controller.add_pool(name, job.shape)
         if self._watch is not None:
             self._watch.hold(name)
         self._file.changed()
@@ -590,15 +585,6 @@ class Keeper:
 
 def _script_name(action: Submit | Find) -> str:
     return f"{action.pool}-{action.request}x{action.count}"
-
-
-def _margin(walltime: float) -> float:
-    """Seconds before the end of a job at which the first of its workers may leave."""
-    settings = config.current()
-    margin = settings["worker.walltime.margin"]
-    if margin == 0.0 or math.isinf(walltime):
-        return 0.0
-    return walltime - departure(walltime, margin, settings["worker.drain-timeout"], draw=1.0)
 
 
 def _complain(task: asyncio.Task[Any]) -> None:

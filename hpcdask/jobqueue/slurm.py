@@ -24,12 +24,17 @@ from hpcdask.jobqueue.system import BatchSystem, chunks
 
 #: Seconds before the time limit at which a worker is asked to leave. Slurm looks every 30 s, so it
 #: comes up to that much earlier.
-_NOTICE = 60
+_NOTICE, _EARLY = 60, 30
 
 
 def _notice(walltime: int) -> int:
-    """The same for a job; of a short one it would take too much, or more than there is."""
-    return min(_NOTICE, max(walltime // 10, 1))
+    """The same for a job: not before its workers leave by themselves, one after the other.
+
+    They do in the last twentieth, as `hpcdask.launchers.departure.leads` has it, when others have
+    come. Slurm asks all jobs of an array at the same moment, and they would have nobody to hand
+    over to. Those that do not know the end have KillWait, 30 s by default, after the time limit.
+    """
+    return min(_NOTICE, max(walltime // 20 - _EARLY, 1))
 
 
 # States: "JOB STATE CODES" of squeue(1). One that is in neither table is of a job that is there.

@@ -11,6 +11,7 @@ from hpcdask.errors import StatusError, SubmitError
 from hpcdask.jobqueue.commands import Commands, NoCommandError, in_words
 from hpcdask.jobqueue.status import Answer
 from hpcdask.jobqueue.system import BatchSystem
+from hpcdask.nanny import MPI_VARIABLES
 
 
 def submit(
@@ -53,8 +54,8 @@ def submit(
 
 
 def _run(command: list[str]) -> Answer:
-    # The place of a token is no secret, and a user's own choice here.
-    commands = Commands(keeps=("HPCDASK_TOKEN_FILE",))
+    # The place of a token is no secret, and MPI may be set up for an mpirun in the job.
+    commands = Commands(keeps=("HPCDASK_TOKEN_FILE", *MPI_VARIABLES))
     try:
         return asyncio.run(commands.run(command, submits=True))
     except NoCommandError as exc:

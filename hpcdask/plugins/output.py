@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hpcdask import network
-from hpcdask.execution import current_worker
+from hpcdask.places import current_worker
 from hpcdask.plugins.base import WorkerPlugin
 
 if TYPE_CHECKING:

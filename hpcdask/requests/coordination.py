@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from hpcdask.core.coordination.answers import Answer, Kind, Stored, Ticket
 from hpcdask.core.coordination.desk import Desk
 from hpcdask.core.coordination.leases import Name
-from hpcdask.messages import (
+from hpcdask.messages import Blob, Failure, Message, Reply
+from hpcdask.messages.shared import (
     AcquireLease,
     AskFlag,
     AwaitFlag,
-    Blob,
     ChangeFlag,
     CloseQueue,
     CloseSemaphore,
@@ -20,17 +20,14 @@ from hpcdask.messages import (
     CountLeases,
     CountValues,
     DeleteVariable,
-    Failure,
     GetDatasets,
     GetVariable,
     GiveUp,
     ListDatasets,
-    Message,
     OpenQueue,
     Publish,
     PutValue,
     ReleaseLease,
-    Reply,
     Resume,
     SetVariable,
     TakeValues,

@@ -115,7 +115,8 @@ class PluginRequests:
             for address, future in asked:
                 self._watch(plugin, address, future)
         else:
-            self._spawn(self._reply(client, msg.request, self._outcomes(msg.request, asked)))
+            work = self._outcomes(msg.request, {msg.kind: asked})
+            self._spawn(self._reply(client, msg.request, work))
 
     async def _reply(
         self, client: str, request: int, work: Coroutine[Any, Any, CallOutcomes]
@@ -145,19 +146,22 @@ class PluginRequests:
             kinds = (msg.kind,)
         else:
             raise ValueError(f"there is no {msg.kind} plugin {msg.name!r}")
-        asked: list[tuple[str, asyncio.Future[Any]]] = []
+        asked: dict[str, list[tuple[str, asyncio.Future[Any]]]] = {}
         for kind in kinds:
             self._registries[kind].unregistered(msg.name)
             make = functools.partial(_tear_down, msg.name)
-            asked += [(a, self._calls.ask(comm, make)) for a, comm in self._there(kind)]
+            asked[kind] = [(a, self._calls.ask(comm, make)) for a, comm in self._there(kind)]
         return await self._outcomes(msg.request, asked)
 
     async def _outcomes(
-        self, request: int, asked: list[tuple[str, asyncio.Future[Any]]]
+        self, request: int, asked: dict[str, list[tuple[str, asyncio.Future[Any]]]]
     ) -> CallOutcomes:
+        """What was answered by those that are still there, by their kind."""
         answers: list[tuple[str, Blob | TaskError]] = []
-        for address, future in asked:
-            answers.append((address, await self._calls.outcome(address, future)))
+        for kind, futures in asked.items():
+            of_kind = [(a, await self._calls.outcome(a, future)) for a, future in futures]
+            there = dict(self._there(kind))
+            answers += [(address, answer) for address, answer in of_kind if address in there]
         if self._under_way:  # on workers that nannies have restarted for it, among others
             await asyncio.wait(self._under_way)
         return outcomes(request, answers)

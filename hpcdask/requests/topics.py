@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.core.coordination.metadata import Metadata
 from hpcdask.core.coordination.topics import Topics
-from hpcdask.messages import (
-    Blob,
+from hpcdask.messages import Blob, Reply
+from hpcdask.messages.shared import (
     EventsLogged,
     GetEvents,
     GetMetadata,
     LogEvent,
-    Reply,
     SetMetadata,
     Subscribe,
     Unsubscribe,

@@ -6,6 +6,7 @@ compiled once per message type from its annotations, since they run for every me
 
 from __future__ import annotations
 
+import importlib
 import struct
 import types
 from collections.abc import Callable, Sequence
@@ -16,13 +17,15 @@ from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 import msgpack
 
 from hpcdask.errors import ProtocolError
-from hpcdask.messages import OPCODES, Blob, Frames, Message
+from hpcdask.messages import FAMILIES, Blob, Frames, Message
 
 Buffer = bytes | bytearray | memoryview
 
 _FRAMES_EXTENSION = 1
 _RANGE = struct.Struct("<II")  # first buffer, number of buffers
-_NUMBER = {message_type: number for number, message_type in enumerate(OPCODES)}
+#: The number of each type of message in the families that have been met, and how to read it.
+_NUMBERS: dict[type[Any], int] = {}
+_DECODERS: dict[int, Callable[[Any], Message]] = {}
 #: A path or a line of output that is not UTF-8 has lone surrogates; it must not end a connection.
 _SURROGATES = "surrogatepass"
 # For complaints: the whole repr of what a peer sent may take gigabytes, or nest too deeply.
@@ -57,9 +60,9 @@ def encode(messages: Sequence[Message]) -> tuple[bytes, list[Buffer]]:
 
     flat: list[object] = []
     for message in messages:
-        number = _NUMBER.get(type(message))
+        number = _NUMBERS.get(type(message))
         if number is None:
-            raise ProtocolError(f"a {type(message).__name__} is no message")
+            number = _learned_number(type(message))
         flat.append(number)
         flat.append(message)
     try:
@@ -105,9 +108,11 @@ def decode(control: Buffer, buffers: Sequence[Buffer]) -> list[Message]:
     decoders = _DECODERS
     pairs = iter(flat)
     for number in pairs:
-        if type(number) is not int or not 0 <= number < len(decoders):
-            raise ProtocolError(f"unknown message number {_short.repr(number)}")
-        messages.append(decoders[number](next(pairs)))
+        # True would find what is at 1.
+        decoder = decoders.get(number) if type(number) is int else None
+        if decoder is None:
+            decoder = _learned_decoder(number)
+        messages.append(decoder(next(pairs)))
     return messages
 
 
@@ -217,20 +222,46 @@ def _with_records(fields: tuple[Any, ...], nested: list[tuple[int, Build]]) -> l
     return rebuilt
 
 
-def _compiled_when_used(number: int) -> Callable[[Any], Message]:
+def _learn(first: int) -> None:
+    """Know the messages of a family, by the number of its first."""
+    for number, message_type in enumerate(importlib.import_module(FAMILIES[first]).OPCODES, first):
+        _NUMBERS[message_type] = number
+        _DECODERS[number] = _compiled_when_used(number, message_type)
+
+
+def _compiled_when_used(number: int, message_type: type[Any]) -> Callable[[Any], Message]:
     """Stand in for a decoder until the first such message comes.
 
     To compile all of them takes 10 ms, of which a worker's start would feel each.
     """
 
     def decode_first(fields: Any) -> Message:
-        _DECODERS[number] = _decoder(OPCODES[number])
+        _DECODERS[number] = _decoder(message_type)
         return _DECODERS[number](fields)
 
     return decode_first
 
 
-_DECODERS = list(map(_compiled_when_used, range(len(OPCODES))))
+def _learned_number(message_type: type[Any]) -> int:
+    for first, module in FAMILIES.items():
+        if message_type.__module__ == module and first not in _DECODERS:
+            _learn(first)
+    if message_type not in _NUMBERS:
+        raise ProtocolError(f"a {message_type.__name__} is no message")
+    return _NUMBERS[message_type]
+
+
+def _learned_decoder(number: Any) -> Callable[[Any], Message]:
+    if type(number) is int:
+        family = max((first for first in FAMILIES if first <= number), default=0)
+        if family not in _DECODERS:
+            _learn(family)
+        if number in _DECODERS:
+            return _DECODERS[number]
+    raise ProtocolError(f"unknown message number {_short.repr(number)}")
+
+
+_learn(0)
 
 
 def blob_nbytes(blob: Blob) -> int:

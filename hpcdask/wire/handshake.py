@@ -21,8 +21,11 @@ from collections.abc import Callable
 from hashlib import sha256
 
 from hpcdask.errors import AuthenticationError, HandshakeError
+from hpcdask.messages import PROTOCOL_VERSION
 
-MAGIC = b"hpcdask\x01"
+NAME = b"hpcdask"
+#: With the version of the protocol, since messages of another one could not even be refused.
+MAGIC = NAME + bytes([PROTOCOL_VERSION])
 NONCE = 32
 _LOCKED, _OPEN, _REFUSED = b"T", b"-", b"X"
 _WELCOME, _DENIED = b"\x01", b"\x00"
@@ -41,6 +44,12 @@ def _proof(token: bytes, label: bytes, nonce_d: bytes, nonce_l: bytes) -> bytes:
 
 
 def _foreign(received: bytes) -> HandshakeError:
+    version = received[len(NAME) : len(MAGIC)] if received.startswith(NAME) else b""
+    if version and version != MAGIC[-1:]:
+        return HandshakeError(
+            f"the other side speaks version {version[0]} of hpcdask's protocol, and this one "
+            f"version {PROTOCOL_VERSION}: install the same hpcdask on all hosts"
+        )
     return HandshakeError(f"expected the start of a hpcdask handshake, got {received[:16]!r}")
 
 
@@ -137,7 +146,9 @@ class Listener:
             Why the connection ends after that.
         """
         if not hello.startswith(MAGIC):
-            return b"", _foreign(hello)
+            # One of another version is told ours, and nothing else.
+            challenge = MAGIC + bytes(CHALLENGE_LENGTH - len(MAGIC))
+            return challenge if hello.startswith(NAME) else b"", _foreign(hello)
         mode, self._peer_nonce = hello[len(MAGIC) : len(MAGIC) + 1], hello[len(MAGIC) + 1 :]
         if mode != (_OPEN if self._token is None else _LOCKED):
             refusal = AuthenticationError(

@@ -22,6 +22,8 @@ from hpcdask.wire.memory import room
 
 #: Buffers below this stay inside their pickle, and pickles below it inside their message.
 OUT_OF_BAND = 32 * 1024
+#: The version whose byte code this is.
+_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 #: Containers longer than this are not searched for large bytes.
 _SEARCHED = 256
 
@@ -67,9 +69,20 @@ def _dumps_by_reference(obj: object, polite: bool = False) -> Blob | None:
         data = pickle.dumps(obj, protocol=5, buffer_callback=_collector(buffers))
     except Exception:  # lambdas, closures, local classes, and whatever __reduce__ raises
         return None
-    if b"__main__" in data:  # the reader's __main__ is another module
+    if not _names_would_do(data):
         return None
     return _blob(data, buffers)
+
+
+def _names_would_do(data: bytes | bytearray) -> bool:
+    """Whether the reader can import what is named in a pickle, as far as is known here."""
+    if b"__main__" in data:  # the reader's is another module
+        return False
+    cloudpickle = sys.modules.get("cloudpickle")
+    if cloudpickle is None:
+        return True
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    return not by_value or not any([name.encode() in data for name in by_value])
 
 
 def _dumps_by_value(obj: object, polite: bool = False) -> Blob:
@@ -77,9 +90,18 @@ def _dumps_by_value(obj: object, polite: bool = False) -> Blob:
 
 
 def _unpicklable(obj: object, exc: Exception) -> SerializationError:
-    return SerializationError(
-        f"cannot pickle an object of type {type(obj).__qualname__}: {type(exc).__name__}: {exc}"
-    )
+    from hpcdask.wire import unpicklable  # not before something goes wrong
+
+    def problem(part: object) -> Exception | None:
+        pickler = _by_value_pickler()
+        try:
+            pickler(io.BytesIO(), protocol=5, buffer_callback=lambda _: False).dump(part)
+        except Exception as problem:
+            return problem
+        return None
+
+    part = unpicklable.find(obj, exc, problem)
+    return unpicklable.error(part, f"an object of type {type(obj).__qualname__}")
 
 
 def loads(blob: Blob, polite: bool = False, imported: int = 0) -> Any:
@@ -199,6 +221,7 @@ def _by_value_pickler() -> Any:
     import cloudpickle  # 40 ms, and many processes never need it
 
     reducers = cloudpickle.Pickler.dispatch_table
+    made_by = this_pickles()
 
     def reduce_code(code: CodeType) -> tuple[Any, ...]:
         """Keep the name of the file: tracebacks of tasks are to show the user's own lines.
@@ -206,14 +229,47 @@ def _by_value_pickler() -> Any:
         cloudpickle 3.1.3 puts another in its place. So the pickle, and with it the key of a pure
         call, depends on the file; that of a notebook's cell is another in each kernel.
         """
-        make, arguments = reducers[CodeType](code)
+        _, arguments = reducers[CodeType](code)
         # A string of its own: one that the pickle has already would be referred to, and whether
         # two are the same object depends on more than the function.
         file = "".join(code.co_filename)
-        return make, tuple([file if _is_no_file(a) else a for a in arguments])
+        return _code, (made_by, *[file if _is_no_file(a) else a for a in arguments])
 
     traits = {"dispatch_table": ChainMap({CodeType: reduce_code}, *reducers.maps)}
     return type("_ByValuePickler", (_LargeBytes, cloudpickle.Pickler), traits)
+
+
+def _code(made_by: str, *arguments: Any) -> CodeType:
+    """Rebuild code, if it is of this Python: that of another one would end the process.
+
+    Parameters
+    ----------
+    made_by : str
+        As "Python 3.11, cloudpickle 3.1.2", of who pickled it; `pickled_by` looks for it.
+    """
+    if not made_by.startswith(f"Python {_PYTHON},"):
+        raise SerializationError(
+            f"this code was pickled by {made_by}, and this is Python {_PYTHON} "
+            f"({sys.executable}): it goes only between processes of one minor version. "
+            "Start client and workers from the same environment."
+        )
+    return CodeType(*arguments)
+
+
+def pickled_by(blob: Blob) -> str:
+    """Who has pickled the code in a pickle, as "Python 3.11, cloudpickle 3.1.2"; "" if nobody."""
+    import re
+
+    pickled = blob.parts[0] if isinstance(blob, Frames) else blob
+    found = re.search(rb"Python \d+\.\d+, cloudpickle [\w.+-]+", pickled)
+    return found[0].decode() if found else ""
+
+
+def this_pickles() -> str:
+    """The same of this process."""
+    import cloudpickle
+
+    return f"Python {_PYTHON}, cloudpickle {cloudpickle.__version__}"
 
 
 def _is_no_file(argument: object) -> bool:
@@ -273,7 +329,7 @@ def _pickled_with(pickler_type: Any, obj: object, polite: bool) -> Blob | None:
             return None
         raise _unpicklable(obj, exc) from exc
     data = stream.getvalue()
-    if by_reference and b"__main__" in data:
+    if by_reference and not _names_would_do(data):
         return None
     return _blob(data, buffers)
 

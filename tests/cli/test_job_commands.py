@@ -100,7 +100,7 @@ def test_grid_engine_is_not_taken_for_pbs(home, here):
 def test_a_job_inherits_no_token_and_nothing_of_the_job_it_is_submitted_from(home):
     home.file("sbatch", "#!/bin/sh\nexport -p >environment; echo 12\n").chmod(0o755)
     mine = {"HPCDASK_TOKEN": "5e" * 32, "SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "99"}
-    others = {"HPCDASK_TOKEN_FILE": "~/mine", "SBATCH_ACCOUNT": "abc"}
+    others = {"HPCDASK_TOKEN_FILE": "~/mine", "SBATCH_ACCOUNT": "abc", "OMPI_MCA_btl": "tcp"}
     command = home.hpc_dask(
         *("submit", "slurm", "--launch", "cluster"), PATH=str(home.folder), **mine, **others
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 from test_commands import start_scheduler
 
@@ -92,3 +96,61 @@ def test_a_teardown_that_raises_is_logged_and_keeps_nobody_from_ending(home):
     assert "dask_teardown of preload 'b.py' failed: ZeroDivisionError" in scheduler.err
     assert "Traceback" not in scheduler.err
     assert "teardown Scheduler" in scheduler.out
+
+
+def test_an_old_scheduler_plugin_is_added_by_a_preload(home):
+    """As in the documentation of dask, but for the import."""
+    home.file(
+        "scheduler-setup.py",
+        "from hpcdask.diagnostics.plugin import SchedulerPlugin\n"
+        "class MyPlugin(SchedulerPlugin):\n"
+        "    def start(self, scheduler):\n"
+        "        print('started', scheduler.status, flush=True)\n"
+        "    def add_worker(self, scheduler=None, worker=None, **kwargs):\n"
+        "        print('Added a new worker at:', worker, flush=True)\n"
+        "    def close(self):\n"
+        "        print('closed', flush=True)\n"
+        "def dask_setup(scheduler):\n"
+        "    scheduler.add_plugin(MyPlugin())\n",
+    )
+    scheduler, address = start_scheduler(home, "--preload", "scheduler-setup.py")
+    worker = home.hpc_dask("worker", address, "--no-nanny")
+    worker.line("Registered to: ")
+    scheduler.line("Added a new worker at: tcp://")
+    assert worker.end() == 0
+    assert scheduler.end() == 0
+    assert scheduler.out.startswith("started starting\n")
+    assert scheduler.out.endswith("closed\n")
+
+
+def test_a_preload_can_be_at_an_url(home, tmp_path):
+    (tmp_path / "setup.py").write_text(PLAIN)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            scheduler, _ = start_scheduler(home, "--preload", f"{url}/setup.py")
+            assert scheduler.out == "setup Scheduler starting\n"
+            assert "unencrypted" in scheduler.err
+            assert scheduler.end() == 0
+            failed = home.hpc_dask("scheduler", "--port", "0", "--preload", f"{url}/none.py")
+            failed.line("cannot preload 'http://.*/none.py': HTTPError: HTTP Error 404")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_clients_have_preloads_too(home):
+    home.file("preloaded.py", PLAIN)
+    program = home.file(
+        "program.py",
+        "from hpcdask import Client, config\n"
+        "config.set({'client.preload': ['preloaded.py']})\n"
+        "with Client(n_workers=1, processes=False) as client:\n"
+        "    print(client.submit(abs, -1).result())\n",
+    )
+    run = home.run("python", str(program))
+    assert run.code() == 0
+    assert run.out == "setup Client running\n1\nteardown Client\n"

@@ -19,12 +19,14 @@ from hpcdask import (
     ActorFuture,
     BaseActorFuture,
     Client,
+    CommClosedError,
     Future,
     LocalCluster,
     LostActorError,
     SerializationError,
     TaskExitError,
     WaitTimeoutError,
+    config,
     get_client,
     get_worker,
     wait,
@@ -447,6 +449,17 @@ def test_a_cancelled_actor_says_so(client: Client) -> None:
         counter.increment()
 
 
+def test_a_closed_client_calls_no_actor(cluster: LocalCluster, gate: Path) -> None:
+    with Client(cluster, set_as_default=False) as closing:
+        counter = closing.submit(Counter, actor=True).result(timeout=20)
+        pending = counter.wait_for(gate)
+        counter.pause("it is there").result(timeout=20)
+    with pytest.raises(CommClosedError, match="is closed"):
+        counter.increment()
+    with pytest.raises(CommClosedError, match="is closed"):
+        pending.result(timeout=20)
+
+
 def test_an_actor_is_not_made_again_for_what_needs_it(client: Client) -> None:
     counter = client.submit(Counter, actor=True)
     wait(counter, timeout=20)
@@ -474,8 +487,12 @@ def _lose(key: str, dask_worker: Any) -> None:
 
 @pytest.fixture(scope="module")
 def short_lived() -> Iterator[Client]:
-    """Workers that tests may end."""
-    with Client(n_workers=2, threads_per_worker=1, set_as_default=False) as client:
+    """Workers that tests may end, or stop for as long as they like."""
+    of_its_own = {"n_workers": 2, "threads_per_worker": 1, "set_as_default": False}
+    with (
+        config.set({"comm.timeouts.stall": "100ms", "scheduler.worker-ttl": "0"}),
+        Client(**of_its_own) as client,
+    ):
         yield client
 
 
@@ -512,29 +529,25 @@ def test_a_killed_worker_fails_what_is_under_way_and_all_later_use(short_lived: 
     assert issubclass(LostActorError, OSError)
 
 
-def test_a_silent_worker_is_waited_for_until_the_scheduler_gives_it_up() -> None:
-    from hpcdask import config
-
-    with (
-        config.set({"comm.timeouts.stall": "200ms", "scheduler.worker-ttl": "0"}),
-        Client(n_workers=1, threads_per_worker=1, set_as_default=False) as client,
-    ):
-        mortal = client.submit(Mortal, actor=True).result(timeout=20)
-        pid = pid_of_actor(mortal)
-        os.kill(pid, signal.SIGSTOP)
+def test_a_silent_worker_is_waited_for_until_the_scheduler_gives_it_up(
+    short_lived: Client,
+) -> None:
+    mortal = short_lived.submit(Mortal, actor=True).result(timeout=20)
+    pid = pid_of_actor(mortal)
+    os.kill(pid, signal.SIGSTOP)
+    try:
         call = mortal.increment()
         with pytest.raises(WaitTimeoutError):
-            call.result(timeout=1)  # five times as long as it may be silent as one of several
+            call.result(timeout=0.5)  # five times as long as one that fetches data would wait
         os.kill(pid, signal.SIGCONT)
         assert call.result(timeout=20) == 1
         os.kill(pid, signal.SIGSTOP)
         call = mortal.increment()
-        try:
-            client.run_on_scheduler(_give_up, mortal._address, timeout=20)
-            with pytest.raises(LostActorError, match="What it knew is lost"):
-                call.result(timeout=20)
-        finally:
-            os.kill(pid, signal.SIGCONT)
+        short_lived.run_on_scheduler(_give_up, mortal._address, timeout=20)
+        with pytest.raises(LostActorError, match="What it knew is lost"):
+            call.result(timeout=20)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def _give_up(address: str, dask_scheduler: Any) -> None:

@@ -147,3 +147,27 @@ def test_a_task_that_is_fired_and_forgotten_runs_without_its_future(
     gate.touch()
     wait_until(lambda: all(path.exists() for path in made))
     wait_until(lambda: not cluster.scheduler.state.tasks, 20)
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self, n: int) -> int:
+        self.n += n
+        return self.n
+
+    def fail(self) -> None:
+        raise ValueError(self.n)
+
+
+def test_calls_of_actors_come_as_they_complete_among_others(client: Client) -> None:
+    counter = client.submit(Counter, actor=True).result(timeout=10)
+    calls = [counter.add(1), counter.add(1), client.submit(increment, 4)]
+    assert set(as_completed(calls)) == set(calls)
+    pairs = list(as_completed([counter.add(1), *calls[2:]], with_results=True))
+    assert sorted(value for _, value in pairs) == [3, 5]
+    with pytest.raises(ValueError, match="3"):
+        list(as_completed([counter.fail()], with_results=True))
+    [[(_, exc)]] = as_completed([counter.fail()], with_results=True, raise_errors=False).batches()
+    assert isinstance(exc, ValueError)

@@ -26,9 +26,12 @@ from hpcdask import (
     CommClosedError,
     FutureCancelledError,
     LocalCluster,
+    SchedulerPlugin,
+    WorkerPlugin,
     as_completed,
     fire_and_forget,
     get_client,
+    get_worker,
     wait,
 )
 from hpcdask.client.retained import Recipe
@@ -128,9 +131,48 @@ def after(path: Path, value: Any, *unused: Any) -> Any:
     return wait_for_file(path, value)
 
 
+class Marks(WorkerPlugin):
+    """Takes a while to mark each worker, and says that it was asked to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def setup(self, worker: Any) -> None:
+        with open(self.path, "a") as file:
+            file.write("setup\n")
+        await asyncio.sleep(0.1)
+        worker.mark = "marked"
+
+
+class Counts(SchedulerPlugin):
+    n = 0
+
+    def transition(self, key: str, start: str, finish: str, **kwargs: Any) -> None:
+        self.n += finish == "memory"
+
+
 def lose(client: Client, schedulers: Schedulers) -> None:
     schedulers.kill()
     wait_until(lambda: client.status == "reconnecting", 10, "the loss is noticed")
+
+
+def test_plugins_are_there_again_before_the_tasks_that_need_them(
+    by_file: Client, schedulers: Schedulers, tmp_path: Path
+) -> None:
+    def mark(_: int) -> str:
+        return str(get_worker().mark)  # type: ignore[attr-defined]
+
+    by_file.register_plugin(Marks(tmp_path / "notes"), name="marks", timeout=20)
+    by_file.register_plugin(Counts(), name="counts", timeout=20)
+    by_file.register_plugin(Marks(tmp_path / "others"), name="gone", timeout=20)
+    by_file.unregister_worker_plugin("gone", timeout=20)
+    lose(by_file, schedulers)
+    futures = by_file.map(mark, range(20))
+    schedulers.start(schedulers.path)  # with a worker that has never seen a plugin
+    assert by_file.gather(futures, timeout=30) == ["marked"] * 20
+    assert (tmp_path / "notes").read_text() == "setup\n" * 2
+    assert (tmp_path / "others").read_text() == "setup\n"
+    assert by_file.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["counts"].n) == 20
 
 
 def cut(client: Client, cluster: LocalCluster, end: str) -> None:

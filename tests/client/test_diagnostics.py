@@ -104,6 +104,16 @@ def test_a_story_tells_states_and_if_it_is_kept_all_moves(client: Client) -> Non
         assert abs(steps[-1].time - time.time()) < 60
 
 
+def test_a_scheduler_that_cannot_be_asked_has_no_story_if_one_likes(cluster: LocalCluster) -> None:
+    client = Client(cluster)
+    client.close()
+    assert client.story(on_error="ignore") == []
+    with pytest.raises(ConnectionError):
+        client.story()
+    with pytest.raises(ValueError, match="on_error"):
+        client.story(on_error="return")
+
+
 def test_an_error_of_what_was_fired_and_forgotten_is_said(
     cluster: LocalCluster, gate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,18 @@ PAIRS = [
     ("Client.retire_workers", ("names",)),
     *((f"Client.{name}", ()) for name in ("has_what", "nthreads", "processing", "shutdown")),
     *((f"Client.{name}", ()) for name in ("restart", "close", "scheduler_info", "get")),
+    *((f"Client.{name}", ()) for name in ("retry", "replicate", "rebalance", "nbytes")),
+    *((f"Client.{name}", ()) for name in ("restart_workers", "call_stack", "profile", "story")),
+    *((f"Client.{name}", ()) for name in ("get_task_stream", "get_versions", "futures_of")),
+    *((f"Client.{name}", ()) for name in ("dump_cluster_state", "write_scheduler_file")),
+    *((f"Client.{name}", ()) for name in ("current", "as_current", "get_executor")),
+    # How long each size is measured.
+    ("Client.benchmark_hardware", ("duration",)),
+    ("get_task_stream.__init__", ()),
+    ("default_client", ()),
+    # Theirs go to the bar by **kwargs.
+    ("progress", ("interval", "width", "file")),
+    *((f"Client.{name}", ()) for name in ("compute", "persist", "normalize_collection")),
     ("Client.__init__", ()),
     *((f"Future.{name}", ()) for name in ("result", "exception", "traceback", "cancel")),
     *((f"Future.{name}", ()) for name in ("add_done_callback", "release", "done", "cancelled")),
@@ -40,6 +52,7 @@ PAIRS = [
     *((f"Semaphore.{name}", ("client",)) for name in ("__init__", "acquire", "release")),
     *((f"Semaphore.{name}", ()) for name in ("get_value", "close")),
     ("wait", ()),
+    ("futures_of", ()),
     ("fire_and_forget", ()),
     ("get_client", ()),
     ("get_worker", ()),
@@ -86,3 +99,21 @@ def test_adapt_takes_what_theirs_takes() -> None:
 def test_an_ssh_cluster_takes_what_theirs_takes() -> None:
     theirs = parameters(distributed, "SSHCluster") - {"worker_module"}  # which is deprecated
     assert theirs <= parameters(hpcdask, "SSHCluster.__init__")
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        *((f"Client.{name}", set()) for name in ("submit", "map", "gather", "scatter", "cancel")),
+        *((f"Client.{name}", set()) for name in ("retry", "replicate", "rebalance", "nbytes")),
+        *((f"Client.{name}", set()) for name in ("run", "call_stack", "profile", "story")),
+        *((f"Client.{name}", set()) for name in ("restart_workers", "get_versions", "current")),
+        ("Client.dump_cluster_state", set()),
+        # Its figures need no bokeh.
+        ("Client.get_task_stream", {"bokeh_resources"}),
+        ("as_completed.__init__", set()),
+        ("wait", set()),
+    ],
+)
+def test_their_keywords_are_all_taken(name: str, missing: set[str]) -> None:
+    assert parameters(distributed, name) - parameters(hpcdask, name) == missing

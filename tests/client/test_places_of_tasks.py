@@ -13,8 +13,9 @@ from waiting import wait_until
 
 from hpcdask.client.submission import pack_arguments, pack_function
 from hpcdask.core.worker_state import Execute, Outcome, Raised, Ran
-from hpcdask.execution import TaskThreads, lent_thread, rejoin, secede
+from hpcdask.execution import TaskThreads
 from hpcdask.messages import DefineFunction
+from hpcdask.places import lent_thread, rejoin, secede
 from hpcdask.threads import in_thread
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_for_file, wait_until
 
-from hpcdask import Client, get_client, rejoin, secede, worker_client
+from hpcdask import Client, get_client, local_client, rejoin, secede, worker_client
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,20 @@ def test_worker_client_gives_the_client_of_the_task(one_thread: Client) -> None:
     assert one_thread.submit(outer, pure=False).result(timeout=20) == (6, True)
 
 
+def test_worker_client_in_a_coroutine_task_is_awaited(one_thread: Client) -> None:
+    async def outer() -> int:
+        with local_client() as client:  # its older name
+            return sum(await client.gather(client.map(increment, range(3), pure=False)))
+
+    futures = [one_thread.submit(outer, pure=False) for _ in range(5)]
+    assert one_thread.gather(futures, timeout=20) == [6] * 5
+    wait_until(lambda: one_thread.run(_lent, timeout=5) == {_only(one_thread): (1, 0)})
+
+
 @pytest.mark.parametrize("separate_thread", [True, False])
 def test_worker_client_stands_aside_if_it_is_to(one_thread: Client, separate_thread: bool) -> None:
     def outer(separate_thread: bool) -> list[bool]:
-        from hpcdask.execution import current_place
+        from hpcdask.places import current_place
 
         place = current_place()
         with worker_client(separate_thread=separate_thread):
@@ -130,7 +140,7 @@ def test_worker_client_stands_aside_if_it_is_to(one_thread: Client, separate_thr
 
 def test_worker_client_leaves_a_seceded_task_seceded(one_thread: Client) -> None:
     def outer() -> bool:
-        from hpcdask.execution import current_place
+        from hpcdask.places import current_place
 
         secede()
         with worker_client():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from concurrent.futures import Executor
 from operator import add
 from typing import Any
@@ -30,7 +31,6 @@ def test_values_are_those_of_threads(client: Client, threads: Executor) -> None:
         (x + x.T).mean(axis=0),
         x.rechunk((30, 60)).T.dot(x),
         x[::2, 3:50].std(),
-        da.linalg.svd(x.rechunk((120, 40)).T)[1],
         words.frequencies().topk(3, key=1),
         words.map(len).groupby(lambda n: n % 3).map(lambda pair: (pair[0], sorted(pair[1]))),
         words.foldby(len, lambda total, word: total + 1, 0),
@@ -169,6 +169,60 @@ def test_errors_of_tasks_come_with_their_own_type(client: Client) -> None:
         dask.delayed(lambda: 1 / 0)().compute()
     with pytest.raises(ZeroDivisionError):
         da.ones(4, chunks=2).map_blocks(lambda block: 1 / 0, dtype=float).compute()
+
+
+def wrong(block: Any) -> Any:
+    raise ValueError("of a block")
+
+
+async def one_more(number: int) -> int:
+    await asyncio.sleep(0)
+    return number + 1
+
+
+def test_the_traceback_of_a_block_has_no_lines_of_ours(client: Client) -> None:
+    with pytest.raises(ValueError, match="of a block") as caught:
+        da.ones(4, chunks=2).map_blocks(wrong, dtype=float).sum().compute()
+    remote = [
+        e for e in traceback.extract_tb(caught.value.__traceback__) if "compute" not in e.name
+    ]
+    assert remote[-1].name == "wrong"
+    assert not any(entry.filename.endswith("programs.py") for entry in remote)
+
+
+def test_coroutine_functions_are_awaited(client: Client) -> None:
+    assert dask.delayed(one_more)(dask.delayed(one_more)(1)).compute(timeout=20) == 3
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def increment(self) -> int:
+        self.n += 1
+        return self.n
+
+
+def test_collections_and_keys_of_graphs_may_be_actors(client: Client) -> None:
+    delayed, other = dask.delayed(Counter)(), dask.delayed(Counter)()
+    futures = client.compute([delayed, other], actors=delayed)
+    assert futures[0].result(timeout=20).increment().result(timeout=20) == 1
+    assert futures[0].result(timeout=20).increment().result(timeout=20) == 2
+    assert futures[1].result(timeout=20).increment() == 1  # a copy
+    both = client.compute([delayed, dask.delayed(Counter)()], actors=True)
+    assert both[1].result(timeout=20).increment().result(timeout=20) == 1
+    graph = {"x": (Counter,), "y": (abs, -1)}
+    x, y = client.get(graph, ["x", "y"], actors=["x"])
+    assert (x.increment().result(timeout=20), y) == (1, 1)
+
+
+def test_a_dataset_of_xarray_is_computed_and_kept(client: Client) -> None:
+    xarray = pytest.importorskip("xarray")
+    data = xarray.Dataset({"t": (("x", "y"), np.arange(24.0).reshape(6, 4))}).chunk({"x": 2})
+    kept = client.persist(data)
+    assert len(futures_of(kept)) == 3
+    assert kept.mean("x").compute().equals(data.mean("x").compute(scheduler="sync"))
+    assert client.compute(data.t.sum()).result(timeout=20) == 276
 
 
 def test_arrays_are_not_copied_on_their_way(client: Client) -> None:

@@ -14,9 +14,9 @@ from hpcdask.comm import listen
 from hpcdask.comm.options import CommOptions
 from hpcdask.core.worker_state import Fetch, WorkerState
 from hpcdask.exchange import Exchange
-from hpcdask.execution import sizeof
 from hpcdask.messages import ComputeTask, DefineFunction, Dependency, Version
 from hpcdask.peers import Peers
+from hpcdask.sizes import sizeof
 
 OPTIONS = CommOptions(token=TOKEN, stall_timeout=0.5)
 

@@ -15,7 +15,6 @@ from exchanges import OPTIONS, Desk, Ticking, desk
 from hpcdask.comm import connect, tcp
 from hpcdask.comm.options import CommOptions
 from hpcdask.exchange import Budget
-from hpcdask.execution import current_worker
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     CallReturned,
@@ -28,6 +27,7 @@ from hpcdask.messages import (
     TaskErred,
     Version,
 )
+from hpcdask.places import current_worker
 from hpcdask.wire import compression
 from hpcdask.wire.serialize import loads
 

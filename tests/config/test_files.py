@@ -139,7 +139,7 @@ def test_a_distributed_yaml_can_be_pasted_in() -> None:
     layer = files.parse(text, "f.yaml")
     assert layer.found[TTL].raw == "5 minutes"
     assert layer.found["nanny.environ.OMP_NUM_THREADS"].raw == "1"
-    assert "distributed.worker.profile.interval" in layer.foreign
+    assert "distributed.worker.profile.cycle" in layer.foreign
 
 
 # -- Where they are -------------------------------------------------------------------------------

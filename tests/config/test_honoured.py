@@ -14,11 +14,12 @@ import click
 import pytest
 from waiting import on_a_loop
 
-from hpcdask import Client, Nanny, Scheduler, Worker, config, logs
+from hpcdask import Client, Nanny, Scheduler, Worker, config, execution, logs
 from hpcdask.cli.configured import behind, settled
 from hpcdask.cli.jobscript import _this_environment, system_and_job
 from hpcdask.cli.main import main
 from hpcdask.cli.worker import _departure
+from hpcdask.client.first_things import set_up_preloads
 from hpcdask.client.place import find_place
 from hpcdask.comm.options import CommOptions
 from hpcdask.comm.tcp import TCPComm
@@ -39,6 +40,7 @@ from hpcdask.jobqueue import (
     SLURMJob,
 )
 from hpcdask.jobqueue.job_spec import JobSpec
+from hpcdask.tracebacks import shown
 
 NOBODY = "tcp://127.0.0.1:1"
 TOKEN = "5a" * 32
@@ -51,6 +53,14 @@ def client(**given: Any) -> Client:
     return made
 
 
+def preloaded(names: list[str] | None = None) -> Client:
+    """A client that has imported its preloads."""
+    with config.set({"client.preload": names} if names else {}):
+        made = client()
+    asyncio.run(set_up_preloads(made))
+    return made
+
+
 def place() -> SchedulerPlace:
     return asyncio.run(find_place(client()))
 
@@ -60,6 +70,8 @@ def options() -> CommOptions:
 
 
 def preloads(service: Any) -> tuple[list[str], list[str]]:
+    if service._preloads is None:  # a client's, who usually has none
+        return [], []
     return service._preloads._names, service._preloads._argv
 
 
@@ -224,7 +236,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "scheduler.client-grace": ("1min", lambda: Scheduler().state.unclaimed, 60.0),
     "scheduler.heartbeat": ("1s", lambda: Scheduler().members._registered().heartbeat, 1.0),
     "scheduler.work-stealing": (False, lambda: Scheduler().state.work_stealing, False),
-    "scheduler.events-log-length": (3, lambda: Scheduler().requests.topics.topics._length, 3),
+    "scheduler.transition-log-length": (9, lambda: Scheduler().story._steps.maxlen, 9),
+    "scheduler.events-log-length": (9, lambda: Scheduler().requests.topics.topics._length, 9),
     "scheduler.preload": (["a"], lambda: preloads(Scheduler())[0], ["a"]),
     "scheduler.preload-argv": (["--n", "1"], lambda: preloads(Scheduler())[1], ["--n", "1"]),
     "worker.port": ("9000", lambda: Worker(NOBODY)._port, "9000"),
@@ -245,6 +258,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "worker.walltime.margin": ("5 min", lambda: departure()[1], 300.0),
     "worker.connections.outgoing": (3, lambda: asyncio.run(fetching())[0], 3),
     "worker.transfer.message-bytes-limit": ("1 kB", lambda: asyncio.run(fetching())[1], 1000),
+    "worker.profile.enabled": (False, lambda: Worker(NOBODY)._profile_interval, 0.0),
+    "worker.profile.interval": ("5ms", lambda: Worker(NOBODY)._profile_interval, 0.005),
     "worker.preload": (["a"], lambda: preloads(Worker(NOBODY))[0], ["a"]),
     "worker.preload-argv": (["x"], lambda: preloads(Worker(NOBODY))[1], ["x"]),
     "nanny.environ": (
@@ -256,6 +271,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "nanny.preload-argv": (["x"], lambda: preloads(Nanny(NOBODY))[1], ["x"]),
     "client.reconnect-timeout": (0, lambda: client()._reconnect_timeout, 0.0),
     "client.direct-to-workers": (False, lambda: client().direct_to_workers, False),
+    "client.preload": (["json"], lambda: preloads(preloaded())[0], ["json"]),
+    "client.preload-argv": (["x"], lambda: preloads(preloaded(["json"]))[1], ["x"]),
     "comm.compression": ("zstd", lambda: options().compression, "zstd"),
     "comm.max-messages": ("1 MiB", lambda: options().limits.section, 2**20),
     "comm.max-buffers": ("1 MiB", lambda: options().limits.buffers, 2**20),
@@ -271,7 +288,12 @@ EFFECTS: dict[str, tuple[Any, Callable[[], Any], Any]] = {
     "ssh.silence-timeout": ("7s", lambda: of_command("ssh", "silence_timeout"), "7s"),
     "admin.log-length": (7, log_length, 7),
     "admin.log-format": ("<%(message)s>", log_format, "<hello>"),
+    "admin.full-tracebacks": (True, lambda: len(shown(FRAMES)), 2),
 }
+
+
+#: Of a traceback: a line of ours, and one of a user.
+FRAMES = [(execution.__file__, 1, "_outcome"), ("program.py", 2, "work")]
 
 
 def lifetimes() -> tuple[Any, Any]:

@@ -338,11 +338,11 @@ def test_a_section_may_be_empty() -> None:
 
 
 def test_what_only_distributed_knows_is_set_aside_and_told() -> None:
-    layer = in_file("f", {"distributed.worker.profile.interval": "10ms", f"distributed.{TTL}": 9})
+    layer = in_file("f", {"distributed.worker.profile.cycle": "1s", f"distributed.{TTL}": 9})
     settings = settled({}, {}, layer)
     assert settings[TTL] == 9.0
-    assert settings.foreign() == {"distributed.worker.profile.interval": "f:1"}
-    assert "no setting 'worker.profile.interval'" in refusal({"worker.profile.interval": "10ms"})
+    assert settings.foreign() == {"distributed.worker.profile.cycle": "f:1"}
+    assert "no setting 'worker.profile.cycle'" in refusal({"worker.profile.cycle": "1s"})
 
 
 def test_values_are_looked_up_by_key_entry_and_section() -> None:

@@ -22,7 +22,7 @@ _RANKS = r"((mpirun -np|srun -n) \d+ (--(bind-to|map-by) \S+ )*|srun )?"
 KINDS = {
     # It ends by itself, with code 0.
     "ends": rf"{_RANKS}(hpc-dask (run|doctor|jobscript|ps|attach|clean)\b.*|hpc-dask --dry-run"
-    r"|python \S+\.py)",
+    r"|python (-m hpcdask )?\S+\.py)",
     # It prints the id of a job: with a script, of a cluster, or with workers for another cluster.
     "submits": r"(hpc-dask submit|sbatch) .*",
     # It runs until the cluster that it belongs to is shut down.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ import hpcdask
 from hpcdask import Client, LocalCluster
 
 #: What an example may use without saying where it is from, besides all of hpcdask.
-NAMES = {"hpcdask": hpcdask, "os": os, "time": time}
+NAMES = {"hpcdask": hpcdask, "logging": logging, "os": os, "time": time}
 #: Whose examples need no more than a client.
-PACKAGES = ("hpcdask.client.", "hpcdask.coordination.")
+PACKAGES = ("hpcdask.client.", "hpcdask.coordination.", "hpcdask.plugins.")
 #: Of these, those that go on from somebody else's example.
 ELSEWHERE = {"ActorFuture", "BaseActorFuture"}
 

@@ -183,7 +183,7 @@ class Reader:
     def ends(self, line: str) -> Command:
         command = self.start(line)
         assert command.code(PATIENCE) == 0, f"{line!r} has failed"
-        if match := re.search(r" run script\.py(.*)", line):
+        if match := re.search(r" (?:run|-m hpcdask) script\.py(.*)", line):
             assert f"squares 285{match[1]}\n" in command.out
         return command
 

@@ -70,7 +70,7 @@ def until(condition: Callable[[], object], cluster: SLURMCluster) -> None:
 
 def test_nothing_is_lost_by_walltimes_requeues_and_nodes_that_go_down(slurm, start, tmp_path):
     elsewhere = ["--no-requeue", "--exclude=node1,node2"]
-    shapes = ({"walltime": "0:01:00"}, {}, {"job_extra_directives": elsewhere})
+    shapes = ({"walltime": "0:02:00"}, {}, {"job_extra_directives": elsewhere})
     made = []
     for name, options in zip(("short", "again", "lost"), shapes, strict=True):
         cluster, client = start(2, **options)
@@ -83,6 +83,7 @@ def test_nothing_is_lost_by_walltimes_requeues_and_nodes_that_go_down(slurm, sta
     )
 
     # A node goes down: each job that was on it is replaced, on another one.
+    until(lambda: all(job.node for job in lost.jobs()), lost)  # workers may be seen before
     [node] = {job.node for job in lost.jobs()}
     slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:

@@ -33,6 +33,7 @@ from hpcdask.jobqueue import (
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.keywords import read_walltime
 from hpcdask.jobqueue.slurm import Slurm
+from hpcdask.launchers.departure import leads
 
 KINDS: list[type[Job]] = [SLURMJob, PBSJob, SGEJob, LSFJob, OARJob, HTCondorJob, MoabJob]
 SIZE: dict[str, Any] = {"cores": 16, "memory": "64 GiB"}
@@ -917,7 +918,13 @@ def test_a_configuration_of_dask_jobqueue_starts_our_workers():
         assert " -m hpcdask worker" in SLURMJob(cores=1, memory="1 GiB").job_script()
 
 
-@pytest.mark.parametrize(("walltime", "notice"), [("1:00:00", 60), ("0:05:00", 30), ("0:00:09", 1)])
+@pytest.mark.parametrize(
+    ("walltime", "notice"),
+    [("1:00:00", 60), ("0:30:00", 60), ("0:20:00", 30), ("0:10:00", 1), ("0:00:09", 1)],
+)
 def test_a_short_job_of_slurm_is_not_warned_as_soon_as_it_has_begun(walltime, notice):
     job = SLURMJob(cores=1, memory="1 GiB", walltime=walltime)
     assert f"#SBATCH --signal=B:TERM@{notice}\n" in job.job_header + "\n"
+    # Workers leave before, one after the other; Slurm may be up to 30 s early.
+    _, last = leads(job.walltime, None, 30.0)
+    assert notice == 1 or last >= notice + 30

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from hpcdask import NannyPlugin, SchedulerPlugin, WorkerPlugin
+from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.launchers.stock import take_stock
+from hpcdask.launchers.units import Unit
+from hpcdask.launchers.worth import idle_units
+from hpcdask.messages import RegisterWorker
 from hpcdask.plugin_hooks import Hooks, hook_of, name_of
 from hpcdask.plugins.base import kind_of
+from hpcdask.scheduler_plugins import SchedulerPlugins
 
 
 class OldPlugin(SchedulerPlugin):
@@ -97,3 +104,31 @@ def test_names_are_where_programs_for_distributed_look_for_them() -> None:
 
     for name in plugin.__all__:
         assert getattr(hpcdask, name) is getattr(plugin, name)
+
+
+def test_a_plugin_may_keep_adaptive_clusters_from_ending_workers() -> None:
+    class Keeps(SchedulerPlugin):
+        def valid_workers_downscaling(self, scheduler: Any, workers: list[Any]) -> list[Any]:
+            return [worker for worker in workers if worker.address != "tcp://10.0.0.2:1"]
+
+    class Raises(SchedulerPlugin):
+        def valid_workers_downscaling(self, scheduler: Any, workers: list[Any]) -> list[Any]:
+            raise ValueError
+
+    class Stub:
+        def __init__(self) -> None:
+            self.state, self.clients, self.address = SchedulerState(), {}, ""
+
+    scheduler: Any = Stub()
+    for number in (1, 2, 3):
+        address = f"tcp://10.0.0.{number}:1"
+        info = RegisterWorker(address, f"w{number}", 1, 0, "host", 7, "/tmp", "", 1, "0.1")
+        scheduler.state.worker_joined(0.0, info)
+    scheduler.hooks = SchedulerPlugins(scheduler, asyncio.ensure_future)
+    assert [worker.is_kept for worker in take_stock(scheduler).workers] == [False] * 3
+    scheduler.hooks.add(Keeps(), "keeps")
+    scheduler.hooks.add(Raises(), "raises")
+    stock = take_stock(scheduler)
+    assert [worker.is_kept for worker in stock.workers] == [False, True, False]
+    units = [Unit(name, (name,)) for name in ("w1", "w2", "w3")]
+    assert idle_units(stock, units) == ["w1", "w3"]

@@ -19,7 +19,7 @@ from virtual_worker import Store, Stored
 
 from hpcdask.client.future import FutureState
 from hpcdask.client.retained import Retained
-from hpcdask.client.returning import _all_to_tell
+from hpcdask.client.returning import tasks_to_tell
 from hpcdask.messages import (
     AllTold,
     CancelKeys,
@@ -75,6 +75,13 @@ class Chunks:
     doomed: bool = False  # something of it was cancelled meanwhile
 
 
+class NothingToTell:
+    """What a client has besides futures, and would tell when it comes back."""
+
+    def to_tell(self, *_: object) -> list[Message]:
+        return []
+
+
 class VirtualClient(Process):
     """One client process."""
 
@@ -101,6 +108,8 @@ class VirtualClient(Process):
         self._retained = Retained(self.futures)  # type: ignore[arg-type]
         self._outbox: list[Message] = []  # while there is no scheduler
         self._kept: dict[str, KnownFuture] = {}
+        self._plugins = self._operations = self._subscriptions = NothingToTell()
+        self.scheduler_id = ""
         #: Keys that were relied on when this client came back, but not submitted again: of these
         #: a scheduler that did not know us has what survived, and no more.
         self.uncovered: set[str] = set()
@@ -145,7 +154,7 @@ class VirtualClient(Process):
         if search != self.connection:
             return  # another search has begun
         self.connection += 1
-        messages = list(_all_to_tell(self))  # type: ignore[arg-type]
+        messages = [*tasks_to_tell(self), AllTold()]  # type: ignore[arg-type]
         self._note_uncovered(messages)
         hello = RegisterClient(self.name, 1, "1", True)
         self._tell([hello, *messages], self.connection)

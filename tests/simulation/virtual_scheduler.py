@@ -98,7 +98,7 @@ class Survivors:
         if isinstance(message, (KeysDropped, GivenBack)):
             for version in message.versions:
                 self._pop(address, version)
-        elif isinstance(message, TaskErred):
+        elif isinstance(message, (TaskErred, TaskRescheduled)):
             self._pop(address, Version(message.key, message.attempt))
         elif isinstance(message, DataMissing) and not message.unreachable:
             self._pop(message.address, message.missing)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
+import textwrap
 import types
 from collections.abc import Iterator
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 
 from hpcdask.errors import ProtocolError
 from hpcdask.messages import (
+    FAMILIES,
     OPCODES,
     ComputeTask,
     Frames,
@@ -22,6 +27,7 @@ from hpcdask.messages import (
     TaskFinished,
     WorkerDied,
 )
+from hpcdask.messages.shared import GiveUp
 from hpcdask.wire.codec import blob_nbytes, decode, encode
 
 FRAMES = 1  # number of the msgpack extension
@@ -131,7 +137,15 @@ def spoiled(hint: Any, value: Any) -> Iterator[Any]:
                 yield (*value[:i], wrong, *value[i + 1 :])
 
 
-every_type = pytest.mark.parametrize("message_type", OPCODES, ids=lambda t: t.__name__)
+#: All types of messages, by their number.
+MESSAGES: dict[int, Any] = {
+    number: message_type
+    for first, module in FAMILIES.items()
+    for number, message_type in enumerate(importlib.import_module(module).OPCODES, first)
+}
+NUMBERS = {message_type: number for number, message_type in MESSAGES.items()}
+
+every_type = pytest.mark.parametrize("message_type", NUMBERS, ids=lambda t: t.__name__)
 
 
 @every_type
@@ -145,7 +159,7 @@ def test_a_message_arrives_as_it_left_in_value_and_type(message_type: Any, data:
 
 @given(st.data())
 def test_a_batch_keeps_its_order_and_each_message_its_own_frames(data: Any) -> None:
-    types_ = data.draw(st.lists(st.sampled_from(OPCODES), max_size=6))
+    types_ = data.draw(st.lists(st.sampled_from(list(NUMBERS)), max_size=6))
     batch = [data.draw(values(message_type)) for message_type in types_]
     arrived = decode(*encode(batch))
     assert len(arrived) == len(batch)
@@ -156,7 +170,7 @@ def test_a_batch_keeps_its_order_and_each_message_its_own_frames(data: Any) -> N
 def test_a_wrong_type_or_arity_anywhere_in_a_message_is_refused(message_type: Any) -> None:
     right = sample(message_type)
     assert same(decode(*encode([right])), [right])
-    number = OPCODES.index(message_type)
+    number = NUMBERS[message_type]
     n_wrong = 0
     for wrong in spoiled(message_type, right):
         control = msgpack.packb([number, wrong])
@@ -191,7 +205,9 @@ def test_a_refusal_of_something_huge_or_deep_is_short() -> None:
             assert len(str(refusal.value)) < 500
 
 
-@pytest.mark.parametrize("number", [len(OPCODES), -1, 2**40, True, None, "3", 1.0, (1, 2)])
+@pytest.mark.parametrize(
+    "number", [len(OPCODES), max(MESSAGES) + 1, -1, 2**40, True, None, "3", 1.0, (1, 2)]
+)
 def test_an_unknown_message_number_is_refused(number: Any) -> None:
     with pytest.raises(ProtocolError, match="unknown message number"):
         decode(msgpack.packb([number, ("x",)]), [])
@@ -225,12 +241,12 @@ def test_garbage_is_refused_or_a_batch_but_never_anything_else(garbage: bytes) -
         batch = decode(garbage, [])
     except ProtocolError:
         return
-    assert all(type(message) in OPCODES for message in batch)
+    assert all(type(message) in NUMBERS for message in batch)
 
 
 @given(st.integers(0, 200))
 def test_a_truncated_batch_is_refused(length: int) -> None:
-    control, buffers = encode([sample(message_type) for message_type in OPCODES])
+    control, buffers = encode([sample(message_type) for message_type in NUMBERS])
     with pytest.raises(ProtocolError):
         decode(control[: length * len(control) // 201], buffers)
 
@@ -315,7 +331,26 @@ FetchKeys KeyValues StoreKeys
 def test_numbers_of_messages_never_change() -> None:
     names = NUMBERED.split()
     assert [message_type.__name__ for message_type in OPCODES[: len(names)]] == names
-    assert len(set(OPCODES)) == len(OPCODES)
+    assert len(NUMBERS) == len(MESSAGES)
+
+
+def test_a_process_learns_of_a_family_when_its_first_message_comes_or_goes():
+    program = """
+        import sys
+        from hpcdask.wire.codec import decode, encode
+        assert "hpcdask.messages.shared" not in sys.modules
+        control = bytes.fromhex(sys.argv[1])
+        [message] = decode(control, [])
+        print(message, encode([message])[0] == control)
+    """
+    control, _ = encode([GiveUp(7)])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), control.hex()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "GiveUp(request=7) True\n"
 
 
 def test_a_record_within_a_message_arrives_as_that_record() -> None:

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdask.errors import AuthenticationError, HandshakeError
+from hpcdask.messages import PROTOCOL_VERSION
 from hpcdask.wire.handshake import (
     CHALLENGE_LENGTH,
     HELLO_LENGTH,
     MAGIC,
+    NAME,
     PROOF_LENGTH,
     Dialler,
     Listener,
@@ -125,11 +127,34 @@ def test_nonces_are_never_used_twice() -> None:
     assert len({Listener(TOKEN).greeted(hello)[0] for _ in range(100)}) == 100
 
 
-@given(st.binary(max_size=HELLO_LENGTH).filter(lambda words: not words.startswith(MAGIC)))
+@given(st.binary(max_size=HELLO_LENGTH).filter(lambda words: not words.startswith(NAME)))
 def test_what_is_no_hello_is_refused_without_an_answer(garbage: bytes) -> None:
     challenge, refusal = Listener(TOKEN).greeted(garbage)
     assert challenge == b""
     assert isinstance(refusal, HandshakeError)
+
+
+@pytest.mark.parametrize("token", [TOKEN, None])
+def test_another_version_of_the_protocol_is_named_on_both_sides(token: bytes | None) -> None:
+    def of_another(words: bytes) -> bytes:
+        return NAME + bytes([PROTOCOL_VERSION + 1]) + words[len(MAGIC) :]
+
+    theirs, ours = PROTOCOL_VERSION + 1, PROTOCOL_VERSION
+    expected = (
+        f"speaks version {theirs} of hpcdask's protocol, and this one version {ours}: install"
+    )
+    challenge, refusal = Listener(token).greeted(of_another(Dialler(token).hello()))
+    assert expected in str(refusal)
+    assert challenge.startswith(MAGIC), "or the other side could not tell"
+    assert len(challenge) == CHALLENGE_LENGTH
+    assert not challenge[len(MAGIC) :].strip(b"\x00"), "it gets nothing to work with"
+    with pytest.raises(HandshakeError, match=expected):
+        Dialler(token).challenged(of_another(challenge))
+
+
+@pytest.mark.parametrize("words", [NAME, NAME[:3], b""])
+def test_a_hello_that_ends_early_is_refused(words: bytes) -> None:
+    assert "expected the start" in str(Listener(TOKEN).greeted(words)[1])
 
 
 @given(st.binary(max_size=60))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from hpcdask.messages import Blob, EventLogged
+from hpcdask.messages import Blob
+from hpcdask.messages.shared import EventLogged
 
 
 class Topics:

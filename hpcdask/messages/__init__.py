@@ -3,7 +3,11 @@
 A message travels as the msgpack array of its fields, behind the number that `OPCODES` gives its
 type. Field types are checked on arrival, so a handler may trust them. Times are seconds, sizes
 bytes. A `Blob` is a pickle that only its final reader opens: the scheduler passes blobs on as they
-came. Numbers in `OPCODES` are part of the protocol: append, never reorder.
+came. The numbers are part of the protocol: append to `OPCODES`, never reorder.
+
+What only some programs use is declared in modules beside this one, each a family with `OPCODES` of
+its own, which is imported by who uses it, or when the first of its messages arrives: to make a
+class takes some 70 us, of which a worker's start would feel each.
 
 Every run of a task and every stored value carries an *attempt*: a number that the scheduler hands
 out once and never again. Key and attempt together say which bytes are meant, so an answer that
@@ -12,7 +16,7 @@ comes late, twice, or for a key that was used again is recognised and dropped.
 
 from typing import Any, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class Frames:
@@ -127,30 +131,13 @@ class PlacedValue(NamedTuple):
     addresses: tuple[str, ...]
 
 
-class HeldLease(NamedTuple):
-    """A lease that a client holds, or held when it lost the scheduler."""
+class Cause(NamedTuple):
+    """An exception that led to another one; fields as of `TaskError`."""
 
-    lease: int  # number of the request by which it got it
-    kind: str  # "lock", "rlock", "multilock", "semaphore"
-    names: tuple[str, ...]
-    needed: int  # so many of the names it holds
-    limit: int  # leases of each that may be held at a time
-
-
-class QueueHandle(NamedTuple):
-    """How many objects a client has for a queue."""
-
-    queue: str
-    handles: int
-    limit: int  # values that the queue takes; 0: any number
-
-
-class DatasetValue(NamedTuple):
-    """A value that is to be published."""
-
-    name: Plain  # a string, a number, or a tuple of these
-    value: Blob
-    keys: tuple[str, ...]  # of the futures in it
+    exception: Blob
+    frames: tuple[tuple[str, int, str], ...]
+    text: str
+    is_direct: bool  # by ``raise ... from``; else it was being handled
 
 
 class TaskError(NamedTuple):
@@ -160,6 +147,8 @@ class TaskError(NamedTuple):
     frames: tuple[tuple[str, int, str], ...]  # remote traceback: file, line, function
     key: str  # the task that raised; dependants carry the error of what they depend on
     worker: str  # its address; empty if no worker was involved
+    text: str = ""  # of the exception, for who cannot rebuild it
+    causes: tuple[Cause, ...] = ()  # what led to it, what led to that, and so on
 
 
 # -- First message of a connection -----------------------------------------------------------------
@@ -174,6 +163,7 @@ class RegisterClient(NamedTuple):
     returns: bool = False  # it had lost the scheduler; all that it holds follows, then `AllTold`
     nanny: str = ""  # of a worker's client: the nanny that watches its process, and
     pid: int = 0  # the process, so that it is known when that has died
+    software: tuple[tuple[str, str], ...] = ()  # name, version
 
 
 class RegisterWorker(NamedTuple):
@@ -193,6 +183,7 @@ class RegisterWorker(NamedTuple):
     returns: bool = False  # it had lost the scheduler, and has kept:
     values: tuple[HeldValue, ...] = ()
     runs: tuple[HeldRun, ...] = ()
+    software: tuple[tuple[str, str], ...] = ()  # name, version
     plugins: tuple[str, ...] = ()  # registrations of those that it has set up
 
 
@@ -227,6 +218,7 @@ class Registered(NamedTuple):
 
     scheduler_id: str
     heartbeat: float  # seconds between heartbeats
+    mismatch: str = ""  # which versions are not the same here and there, in words
     n_plugins: int = 0  # to a nanny: so many `SetUpPlugin` follow, before all else
 
 
@@ -533,7 +525,7 @@ class CopyKeys(NamedTuple):
 class BalanceKeys(NamedTuple):
     """client -> scheduler: move values from full workers to empty ones. Answered by `Reply`.
 
-    Its value is how many were moved, and how many could not be.
+    Its value is how many were moved, and how many were on their way when the time was over.
     """
 
     request: int
@@ -588,253 +580,6 @@ class Failure(NamedTuple):
 
     request: int
     error: TaskError
-
-
-# -- Shared things: client and scheduler ----------------------------------------------------------
-
-# Those with a request number, unless something else is said, are carried out once, however often
-# they are sent, and answered by `Reply`: after a loss of the connection a client sends them again
-# under the number that they had. The scheduler keeps the answer until it is confirmed. False means:
-# not in time.
-
-
-class Confirm(NamedTuple):
-    """client -> scheduler: I have the answer of this request, and hold the futures in it."""
-
-    request: int
-
-
-class GiveUp(NamedTuple):
-    """client -> scheduler: my time is over: if there is no answer to this request, answer False."""
-
-    request: int
-
-
-class Withdraw(NamedTuple):
-    """client -> scheduler: nobody waits for that request any more; undo it. Answered by `Reply`."""
-
-    request: int
-    withdrawn: int
-
-
-class Resume(NamedTuple):
-    """client -> scheduler: after a return: what I wait for, and hold. Before `AllTold`."""
-
-    waiting: tuple[int, ...]  # requests, which will be sent again
-    withdrawn: tuple[int, ...]  # requests; of all others I have the answers
-    leases: tuple[HeldLease, ...]
-    queues: tuple[QueueHandle, ...]
-
-
-class AcquireLease(NamedTuple):
-    """client -> scheduler: let me hold so many of these; the lease has the request's number."""
-
-    request: int
-    kind: str  # as in `HeldLease`, as what follows
-    names: tuple[str, ...]
-    needed: int
-    limit: int
-    declares: bool  # a semaphore that is not there; else it was closed
-
-
-class ReleaseLease(NamedTuple):
-    """client -> scheduler: I hold this no longer. The answer: whether I did."""
-
-    request: int
-    lease: int
-
-
-class CountLeases(NamedTuple):
-    """client -> scheduler: how many leases of this are held?"""
-
-    request: int
-    kind: str
-    name: str
-
-
-class CloseSemaphore(NamedTuple):
-    """client -> scheduler: let nobody use it any more. The answer: how many leases were held."""
-
-    request: int
-    name: str
-
-
-class OpenQueue(NamedTuple):
-    """client -> scheduler: I have one more object for this queue."""
-
-    queue: str
-    limit: int  # as in `QueueHandle`; the first that is not 0 counts
-
-
-class CloseQueue(NamedTuple):
-    """client -> scheduler: I have closed one of these objects; with the last the queue ends."""
-
-    queue: str
-
-
-class PutValue(NamedTuple):
-    """client -> scheduler: put this into a queue, when there is room."""
-
-    request: int
-    queue: str
-    value: Blob
-    keys: tuple[str, ...]  # of the futures in it
-    limit: int
-
-
-class TakeValues(NamedTuple):
-    """client -> scheduler: give me the next values of a queue. Answered by `Values`."""
-
-    request: int
-    queue: str
-    number: int  # -1: as many as there are
-
-
-class CountValues(NamedTuple):
-    """client -> scheduler: how many values are in a queue?"""
-
-    request: int
-    queue: str
-
-
-class SetVariable(NamedTuple):
-    """client -> scheduler."""
-
-    request: int
-    name: str
-    value: Blob
-    keys: tuple[str, ...]
-
-
-class GetVariable(NamedTuple):
-    """client -> scheduler: the value, when there is one. Answered by `Values`."""
-
-    request: int
-    name: str
-
-
-class DeleteVariable(NamedTuple):
-    """client -> scheduler."""
-
-    request: int
-    name: str
-
-
-class ChangeFlag(NamedTuple):
-    """client -> scheduler: set or clear an event."""
-
-    request: int
-    name: str
-    is_set: bool
-
-
-class AskFlag(NamedTuple):
-    """client -> scheduler: is an event set?"""
-
-    request: int
-    name: str
-
-
-class AwaitFlag(NamedTuple):
-    """client -> scheduler: answer when an event is set."""
-
-    request: int
-    name: str
-
-
-class Publish(NamedTuple):
-    """client -> scheduler: keep these for all, all of them or none."""
-
-    request: int
-    datasets: tuple[DatasetValue, ...]
-    override: bool  # those that are there
-
-
-class GetDatasets(NamedTuple):
-    """client -> scheduler: what was published by these names? Answered by `Values`."""
-
-    request: int
-    names: tuple[Plain, ...]
-
-
-class ListDatasets(NamedTuple):
-    """client -> scheduler: which datasets are there?"""
-
-    request: int
-
-
-class Unpublish(NamedTuple):
-    """client -> scheduler: forget these. The answer: how many there were."""
-
-    request: int
-    names: tuple[Plain, ...]
-
-
-class Values(NamedTuple):
-    """scheduler -> client: the values that were asked for; None: there is none."""
-
-    request: int
-    values: tuple[Blob | None, ...]
-
-
-# Of these what is asked once may be lost with the connection, as other requests.
-
-
-class SetMetadata(NamedTuple):
-    """client -> scheduler. Answered by `Reply`."""
-
-    request: int
-    path: tuple[Plain, ...]
-    value: Plain  # a blob, or a tree of dicts with blobs as leaves
-
-
-class GetMetadata(NamedTuple):
-    """client -> scheduler. Answered by `Reply`: as the value of `SetMetadata`."""
-
-    request: int
-    path: tuple[Plain, ...]
-
-
-class LogEvent(NamedTuple):
-    """client, worker -> scheduler: this has happened. To a client answered by `Reply`."""
-
-    request: int
-    topics: tuple[str, ...]
-    message: Blob
-
-
-class EventLogged(NamedTuple):
-    """scheduler -> client: something has happened that belongs to a topic."""
-
-    topic: str
-    time: float  # seconds since the epoch, by the scheduler's clock
-    message: Blob
-
-
-class GetEvents(NamedTuple):
-    """client -> scheduler: what is known of a topic, or of all? Answered by `EventsLogged`."""
-
-    request: int
-    topic: str | None
-
-
-class EventsLogged(NamedTuple):
-    """scheduler -> client."""
-
-    request: int
-    events: tuple[EventLogged, ...]
-
-
-class Subscribe(NamedTuple):
-    """client -> scheduler: tell me of new events of a topic."""
-
-    topic: str
-
-
-class Unsubscribe(NamedTuple):
-    """client -> scheduler."""
-
-    topic: str
 
 
 # -- Worker and scheduler -----------------------------------------------------------------------
@@ -1208,38 +953,6 @@ OPCODES: tuple[type[Any], ...] = (
     Examine,
     Examined,
     OutOfReach,
-    Confirm,
-    GiveUp,
-    Withdraw,
-    Resume,
-    AcquireLease,
-    ReleaseLease,
-    CountLeases,
-    CloseSemaphore,
-    OpenQueue,
-    CloseQueue,
-    PutValue,
-    TakeValues,
-    CountValues,
-    SetVariable,
-    GetVariable,
-    DeleteVariable,
-    ChangeFlag,
-    AskFlag,
-    AwaitFlag,
-    Publish,
-    GetDatasets,
-    ListDatasets,
-    Unpublish,
-    Values,
-    SetMetadata,
-    GetMetadata,
-    LogEvent,
-    EventLogged,
-    GetEvents,
-    EventsLogged,
-    Subscribe,
-    Unsubscribe,
     TaskRescheduled,
     CallActor,
     ActorReturned,
@@ -1259,4 +972,7 @@ OPCODES: tuple[type[Any], ...] = (
     TearDownPlugin,
 )
 
-Message: TypeAlias = Any  # one of OPCODES; a union of them all would help no reader
+#: The modules of all families, by the number of their first message.
+FAMILIES = {0: __name__, 256: f"{__name__}.shared"}
+
+Message: TypeAlias = Any  # one of them; a union of them all would help no reader
