@@ -415,6 +415,7 @@ class Scheduler(Service):
             now = self.now()
             self.longest_tick = max(self.longest_tick, now - due)
             self.state.tick(now)
+            self.requests.coordination.tick()
             self._tell_of_unseen_errors()
             if self.worker_ttl and now > look_for_silent:
                 look_for_silent = now + min(1.0, self.worker_ttl / 4)

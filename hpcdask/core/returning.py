@@ -234,6 +234,11 @@ class Returning(Departing, abc.ABC):
             self._former.setdefault(name, []).extend([before, *self._told.pop(name, ())])
             self._drop_held_wants(before)  # it tells them again
 
+    @property
+    def awaits_returns(self) -> bool:
+        """Whether somebody has come back who knew another scheduler, so that others may follow."""
+        return self._has_predecessor
+
     def all_told(self, now: float, name: str) -> None:
         """A returned client has told all that it holds; it wants nothing else."""
         client = self.clients.get(name)

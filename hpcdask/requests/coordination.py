@@ -93,9 +93,17 @@ class CoordinationRequests:
         self.desk.client_lost(client)
         self._follow()
 
+    def tick(self) -> None:
+        """Some time has passed: perhaps all are back who may have held a lease before."""
+        if self.desk.leases.is_paused and not self._scheduler.state.awaits_returns:
+            self.desk.leases.go_on()
+            self._follow()
+
     # -- Events -----------------------------------------------------------------------------------
 
     def _operate(self, client: str, msg: Any) -> None:
+        if type(msg) is AcquireLease and self._scheduler.state.awaits_returns:
+            self.desk.leases.pause()
         kind, event, fields = self._operations[type(msg)]
         self.desk.operate(Ticket(client, msg.request), kind, event, *fields(msg))
         self._follow()

@@ -220,6 +220,24 @@ def test_a_new_scheduler_learns_who_holds_a_lock_unless_it_was_given_away(client
     assert clients.release(Ticket("a", 7)) is True
 
 
+def test_a_new_scheduler_gives_no_lock_before_those_are_back_who_may_hold_it(
+    clients: Clients,
+) -> None:
+    leases = clients.desk.leases
+    leases.pause()
+    early, some = clients.lock("b", X), clients.lock("b", Y, Z, needed=1)
+    without = clients.lock("c", X)
+    clients.told("given_up", without)
+    clients.told("client_resumed", "a", set(), set(), {7: ((X,), 1, 1)}, {})
+    leases.go_on()
+    clients.note()
+    assert [clients.of(lease) for lease in (early, some, without)] == [None, True, False]
+    assert clients.release(some) is True
+    assert clients.release(Ticket("a", 7)) is True
+    assert clients.of(early) is True
+    assert list(leases.places) == [X]
+
+
 def test_a_value_is_the_takers_if_only_its_confirmation_was_lost(clients: Clients) -> None:
     clients.put("a", b"1")
     clients.put("a", b"2")

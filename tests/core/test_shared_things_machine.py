@@ -226,6 +226,14 @@ class DeskMachine(RuleBasedStateMachine):
             if not client.is_connected:
                 client.come_back()
 
+    @rule()
+    def leases_are_given_or_not(self) -> None:
+        if self.desk.leases.is_paused:
+            self.desk.leases.go_on()
+            self.deliver()
+        else:
+            self.desk.leases.pause()
+
     @rule(index=indices)
     def client_dies(self, index: int) -> None:
         client = self.client(index)
@@ -250,7 +258,8 @@ class DeskMachine(RuleBasedStateMachine):
                     believed.update(names)
         for name, place in self.desk.leases.places.items():
             assert len(place.holders) <= place.limit == LIMITS[name]
-            assert not (place.waiting and place.has_room)
+            assert self.desk.leases.is_paused or not (place.waiting and place.has_room)
+            assert place.holders or place.waiting or name[0] == "semaphore"
             assert not any(lease.is_granted for lease in place.waiting)
         assert all(count <= LIMITS[name] for name, count in believed.items())
 
@@ -278,6 +287,8 @@ class DeskMachine(RuleBasedStateMachine):
         for client in self.clients:
             if not client.is_connected:
                 client.come_back()
+        self.desk.leases.go_on()
+        self.deliver()
         self.settle()
         for _ in range(10_000):
             held = [

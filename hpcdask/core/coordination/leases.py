@@ -42,7 +42,7 @@ class Place:
     holders : dict of Lease
         Some may still wait for other places.
     waiting : OrderedDict of Lease
-        In the order of their coming; empty while there is room.
+        In the order of their coming; empty while there is room, but for a pause.
     """
 
     __slots__ = ("holders", "limit", "waiting")
@@ -63,6 +63,7 @@ class Leases(Kind):
     def __init__(self, outbox: Outbox) -> None:
         super().__init__(outbox)
         self.places: dict[Name, Place] = {}
+        self.is_paused = False
         self._of_client: dict[str, dict[Ticket, Lease]] = {}
 
     # -- Events -----------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ class Leases(Kind):
             if lease.is_granted:
                 break
             place = self._place(name, limit)
-            if place.has_room:
+            if place.has_room and not self.is_paused:
                 place.holders[lease] = None
                 lease.got.append(name)
             else:
@@ -167,6 +168,17 @@ class Leases(Kind):
             for name in lease.got:
                 self._place(name, limit).holders[lease] = None
 
+    def pause(self) -> None:
+        """Give no lease, since clients may come back that hold some already."""
+        self.is_paused = True
+
+    def go_on(self) -> None:
+        """All are back: who has asked meanwhile gets what is free."""
+        self.is_paused = False
+        for name in list(self.places):
+            if name in self.places:
+                self._let_in(name)
+
     def _is_free(self, name: Name, limit: int) -> bool:
         place = self.places.get(name)
         return place is None or (place.has_room and place.limit == limit)
@@ -192,8 +204,10 @@ class Leases(Kind):
     def _granted(self, lease: Lease) -> None:
         """It has what it needs, and stands in no further line."""
         for name in lease.names:
-            if name in self.places:
-                self.places[name].waiting.pop(lease, None)
+            place = self.places.get(name)
+            if place is not None and lease in place.waiting:
+                del place.waiting[lease]
+                self._forget_unused(name)
         self.outbox.answer(lease.ticket, True)
 
     def _end(self, lease: Lease) -> None:
@@ -205,14 +219,23 @@ class Leases(Kind):
                 continue
             place.waiting.pop(lease, None)
             place.holders.pop(lease, None)
-            while place.waiting and place.has_room:
-                following, _ = place.waiting.popitem(last=False)
-                place.holders[following] = None
-                following.got.append(name)
-                if following.is_granted:
-                    self._granted(following)
-            if not place.holders and name[0] not in LASTING:
-                del self.places[name]
+            self._let_in(name)
+            self._forget_unused(name)
+
+    def _forget_unused(self, name: Name) -> None:
+        place = self.places[name]
+        if not place.holders and not place.waiting and name[0] not in LASTING:
+            del self.places[name]
+
+    def _let_in(self, name: Name) -> None:
+        """Let the next ones have what is free."""
+        place = self.places[name]
+        while place.waiting and place.has_room and not self.is_paused:
+            lease, _ = place.waiting.popitem(last=False)
+            place.holders[lease] = None
+            lease.got.append(name)
+            if lease.is_granted:
+                self._granted(lease)
 
     def _add(self, ticket: Ticket, names: tuple[Name, ...], count: int) -> Lease:
         lease = Lease(ticket, names, count)
