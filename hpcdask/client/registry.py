@@ -59,7 +59,7 @@ def leave_to_parent() -> None:
     for client in list(clients):
         client._is_of_parent = True
         client._lock = threading.RLock()  # another thread of the parent may hold the old one
-        client.status, client._ending = "closed", "it belongs to the process that forked this one"
+        client.status, client._ending = "closed", "this process is a fork of the one that made it"
         for state in list(client._futures.values()):
             if state.value is None or state.status == "pending":
                 state.waiters = None  # they wait in threads that are not here
