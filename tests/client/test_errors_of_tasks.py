@@ -252,6 +252,29 @@ def test_a_result_that_cannot_be_pickled_stays_where_it_is(client: Client) -> No
     assert client.submit(lambda lock: lock.locked(), future).result(timeout=10) is False
 
 
+def test_a_result_that_cannot_be_pickled_is_told_with_function_key_and_part(client: Client) -> None:
+    def connect() -> dict[str, object]:
+        return {"lock": threading.Lock()}
+
+    future = client.submit(connect, key="connection")
+    with pytest.raises(SerializationError) as caught:
+        future.result(timeout=10)
+    assert "the result of connect (task 'connection'): it['lock'] is a" in str(caught.value)
+    assert caught.value.key == "connection"
+
+
+def test_what_led_to_an_error_comes_with_it(client: Client) -> None:
+    def fail() -> None:
+        try:
+            inner()
+        except OwnError as exc:
+            raise ValueError("outer") from exc
+
+    exc = client.submit(fail).exception(timeout=10)
+    assert isinstance(exc.__cause__, OwnError)
+    assert "in inner" in "".join(traceback.format_exception(exc))
+
+
 def test_a_result_that_cannot_be_rebuilt_here_raises_here(client: Client) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:
