@@ -76,7 +76,10 @@ def _pickled(exc: BaseException) -> Blob:
     """Pickle an exception, as text if it cannot be rebuilt elsewhere, or would do harm there."""
     if isinstance(exc, _ENDS):
         return dumps(TaskExitError(f"{_as_text(exc)}, which has ended only what raised it"))
+    links = exc.__cause__, exc.__context__, exc.__suppress_context__
     try:
+        # They are told apart from it; where tblib pickles exceptions, it would take them along.
+        exc.__cause__ = exc.__context__ = None
         blob = dumps(exc)
         # Many exception classes pickle well and then fail to load, since their __init__ takes
         # other arguments than their args; that must show here, not at the reader.
@@ -84,6 +87,8 @@ def _pickled(exc: BaseException) -> Blob:
             return blob
     except Exception:
         pass
+    finally:
+        exc.__cause__, exc.__context__, exc.__suppress_context__ = links
     text = f"{_as_text(exc)} (this exception cannot be pickled, so this is its text)"
     return dumps(RemoteError(text))
 
