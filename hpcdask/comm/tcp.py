@@ -432,7 +432,9 @@ async def connect(
         # Nobody there yet: during start-up that is ordinary, so ask again, ever more slowly.
         await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
         pause = min(pause * 1.5, 1.0)
-    raise CommClosedError(f"cannot reach {address} within {round(timeout, 2):g} s: {problem}")
+    # Of what the user has given, some may have passed before.
+    limit = round(timeout, 1 if timeout > 0.1 else 2)
+    raise CommClosedError(f"cannot reach {address} within {limit:g} s: {problem}")
 
 
 class SilenceError(CommClosedError):
