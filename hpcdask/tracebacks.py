@@ -80,6 +80,7 @@ def _pickled(exc: BaseException) -> Blob:
     try:
         # They are told apart from it; where tblib pickles exceptions, it would take them along.
         exc.__cause__ = exc.__context__ = None
+        exc.__suppress_context__ = False  # which the line above has set
         blob = dumps(exc)
         # Many exception classes pickle well and then fail to load, since their __init__ takes
         # other arguments than their args; that must show here, not at the reader.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from hpcdask.jobqueue.amounts import counted
 from hpcdask.jobqueue.job_spec import LAUNCHES, PLACEHOLDER, JobSpec
-from hpcdask.jobqueue.shell import AWAIT_WORKERS, comment
+from hpcdask.jobqueue.shell import AWAIT_WORKERS, NOTE_SIGNALS, comment
 from hpcdask.jobqueue.system import BatchSystem
 
 
@@ -215,6 +215,7 @@ def _launch(system: BatchSystem, job: JobSpec) -> Iterator[str]:
     if job.nodes > 1:
         yield f'name="{system.element_expression}"'
         yield f"worker=({worker})"
+        yield from NOTE_SIGNALS
         yield "workers=()"
         yield from system.workers_on_each_node(job)
         yield from AWAIT_WORKERS

@@ -102,6 +102,15 @@ def start_workers(size: str, start: str) -> Iterator[str]:
     yield "done"
 
 
+_HANDED_ON = ("TERM", "USR1", "USR2")
+
+#: Before workers are started: what `AWAIT_WORKERS` hands on once all have been.
+NOTE_SIGNALS = [
+    *comment("A signal that comes while the workers are started is kept until they are."),
+    "early=''",
+    *(f"trap early={signal} {signal}" for signal in _HANDED_ON),
+]
+
 #: Wait for all processes in the array ``workers``; ``code`` is then their highest exit code.
 AWAIT_WORKERS = [
     *comment("A signal goes on to the workers, and interrupts nothing but the waiting for them."),
@@ -109,7 +118,8 @@ AWAIT_WORKERS = [
     "    signal=$1",
     '    kill -s "$1" "${workers[@]}" 2>/dev/null || true',
     "}",
-    *(f"trap 'hand_on {signal}' {signal}" for signal in ("TERM", "USR1", "USR2")),
+    *(f"trap 'hand_on {signal}' {signal}" for signal in _HANDED_ON),
+    '[[ ! $early ]] || hand_on "$early"',
     "code=0",
     'for process in "${workers[@]}"; do',
     "    signal=none",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hpcdask.jobqueue.job_script import environment, joined
 from hpcdask.jobqueue.job_spec import JobSpec
-from hpcdask.jobqueue.shell import AWAIT_WORKERS, comment
+from hpcdask.jobqueue.shell import AWAIT_WORKERS, NOTE_SIGNALS, comment
 from hpcdask.jobqueue.system import BatchSystem
 
 #: The number that a process has among those of its launch, as its launcher says: Open MPI, PMIx,
@@ -83,6 +83,8 @@ class WorkerScript:
         first, *rest = self._command()
         name = ['--name "$name"'] if self.is_named else []
         words = " \\\n    ".join([f"{self.launcher} {first}".lstrip(), *name, *rest])
+        if self.epilogue:
+            yield from NOTE_SIGNALS
         yield from self._about_token()
         if self.epilogue:
             yield f"{words} &"
@@ -108,6 +110,7 @@ class WorkerScript:
         yield "worker=("
         yield from (f"    {line}" for line in self._command())
         yield ")"
+        yield from NOTE_SIGNALS
         yield "workers=()"
         if not self.launcher:
             yield from system.workers_on_each_node(job)

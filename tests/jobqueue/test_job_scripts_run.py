@@ -157,6 +157,18 @@ def test_with_an_epilogue_signals_reach_the_workers_and_the_exit_code_is_theirs(
 
 
 @by_kind
+def test_a_signal_in_the_first_moment_leaves_the_epilogue_to_be_run(kind, tmp_path):
+    # The worker is not yet what hands over, so it may end by the signal.
+    lines = ["trap '[[ $BASH_COMMAND != workers=* ]] || kill $$' DEBUG"]
+    epilogue = ['echo "epilogue after $code"']
+    more = {"job_script_prologue": lines, "job_script_epilogue": epilogue}
+    with running(kind, tmp_path, {}, **more) as run:
+        code = run.process.wait(30)
+        assert code in (3, 128 + signal.SIGTERM)
+        run.see(f"epilogue after {code}")
+
+
+@by_kind
 def test_each_node_has_its_workers_and_all_are_waited_for(kind, tmp_path):
     lines = ["export A='1 2'", 'echo "prologue: $A in $PWD"']
     epilogue = ["echo epilogue"]

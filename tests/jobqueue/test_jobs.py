@@ -229,7 +229,14 @@ def test_a_script_is_short_and_says_what_it_does(kind):
     assert of(kind, **keywords).job_script() == expected + WORKERS.format(walltime=walltime)
 
 
-#: The end of each script that waits for its workers.
+#: What each script has before it starts workers that it waits for, and its end.
+NOTING = """\
+# A signal that comes while the workers are started is kept until they are.
+early=''
+trap early=TERM TERM
+trap early=USR1 USR1
+trap early=USR2 USR2
+"""
 WAITING = """\
 # A signal goes on to the workers, and interrupts nothing but the waiting for them.
 hand_on() {
@@ -239,6 +246,7 @@ hand_on() {
 trap 'hand_on TERM' TERM
 trap 'hand_on USR1' USR1
 trap 'hand_on USR2' USR2
+[[ ! $early ]] || hand_on "$early"
 code=0
 for process in "${workers[@]}"; do
     signal=none
@@ -274,7 +282,8 @@ def test_an_epilogue_is_run_when_the_workers_have_ended():
     script = job.job_script()
     assert "@60\n\nmodule load x\nexport A=1\n\n# The workers" in script
     assert below_the_name(script) == (
-        """\
+        NOTING
+        + """\
 # env: a token that a profile exports would go before the scheduler file's.
 jsrun -n 1 env -u HPCDASK_TOKEN -u HPCDASK_TOKEN_FILE /opt/python -m hpcdask worker \\
     --name "$name" \\
@@ -302,7 +311,7 @@ exit "$code"
 
 
 #: The command of the workers of each node.
-WORKER = """\
+WORKER = f"""\
 # env: a token that a profile exports would go before the scheduler file's.
 worker=(
     env -u HPCDASK_TOKEN -u HPCDASK_TOKEN_FILE /opt/python -m hpcdask worker
@@ -310,7 +319,7 @@ worker=(
     --nthreads 4 --nworkers 4 --memory-limit 16320MiB
     --death-timeout 60s --walltime 00:30:00
 )
-workers=()
+{NOTING}workers=()
 """
 ANEW = """\
 there="cd $(printf %q "$PWD")
