@@ -146,10 +146,9 @@ def test_what_a_user_has_set_for_squeue_hides_no_job(slurm, tmp_path):
         queue.cancel([id])
 
 
-def test_the_largest_array_is_known_where_the_system_tells(queue):
+def test_slurm_tells_how_large_an_array_may_be(slurm, tmp_path):
+    queue = Queue(slurm, SYSTEMS["slurm"], tmp_path)
     command = queue.system.array_command()
-    if command is None:
-        pytest.skip(f"{queue.system.title} does not tell how large an array may be")
     largest = queue.system.parse_array(queue.ask(command))
     assert largest == 1000, "which is what Slurm has where nobody has set another"
     path = queue.write(count=largest + 1)

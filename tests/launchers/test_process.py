@@ -108,13 +108,19 @@ async def signalled(service, number):
     return living
 
 
+async def leaving(service, number):
+    """Serve, and get a signal that lets them leave; return what is still living then."""
+    living = await signalled(service, number)
+    while service.left_because is None:
+        await asyncio.sleep(0)
+    return living
+
+
 def test_at_sigterm_they_may_leave_in_peace():
     service = Pretender()
 
     async def main():
-        living = await signalled(service, signal.SIGTERM)
-        while service.left_because is None:
-            await asyncio.sleep(0)
+        living = await leaving(service, signal.SIGTERM)
         await asyncio.wait({living}, timeout=0.05)
         assert service.status == "running"
         service.may_leave.set()
@@ -129,9 +135,7 @@ def test_a_second_signal_ends_them_while_they_leave(number):
     service = Pretender()
 
     async def main():
-        living = await signalled(service, signal.SIGTERM)
-        while service.left_because is None:
-            await asyncio.sleep(0)
+        living = await leaving(service, signal.SIGTERM)
         os.kill(os.getpid(), number)
         await asyncio.wait_for(living, 5)
 
@@ -145,9 +149,7 @@ def test_in_a_batch_job_a_second_sigterm_changes_nothing(monkeypatch):
     service = Pretender()
 
     async def main():
-        living = await signalled(service, signal.SIGTERM)
-        while service.left_because is None:
-            await asyncio.sleep(0)
+        living = await leaving(service, signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait({living}, timeout=0.05)
         assert service.status == "running"
@@ -163,9 +165,7 @@ def test_at_a_warning_they_leave_and_one_more_changes_nothing(number):
     service = Pretender()
 
     async def main():
-        living = await signalled(service, number)
-        while service.left_because is None:
-            await asyncio.sleep(0)
+        living = await leaving(service, number)
         for again in (*WARNINGS, signal.SIGCONT, signal.SIGTERM, number):
             os.kill(os.getpid(), again)
         await asyncio.wait({living}, timeout=0.05)
@@ -183,9 +183,7 @@ def test_after_a_warning_the_second_sigterm_ends_them():
     service = Pretender()
 
     async def main():
-        living = await signalled(service, signal.SIGUSR2)
-        while service.left_because is None:
-            await asyncio.sleep(0)
+        living = await leaving(service, signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait({living}, timeout=0.05)
         os.kill(os.getpid(), signal.SIGTERM)
