@@ -23,6 +23,7 @@ from hpcdask.client import collecting, first_things, returning
 from hpcdask.client.future import Callbacks, Future, FutureState, until_done
 from hpcdask.client.loop import (
     CarriedError,
+    Wake,
     is_in_loop,
     is_of_parent,
     limited,
@@ -72,6 +73,9 @@ log = logging.getLogger("hpcdask.client")
 
 #: Keys that one message releases at most: a million at a time would keep both ends from all else.
 _RELEASES = 2500
+#: Seconds after news of tasks in which keys that are let go are collected. A program that waits for
+#: one task after the other lets one go with each, and would wait for the loop to tell of it.
+_RELEASES_WAIT = 0.005
 
 C = TypeVar("C", bound="Connection")
 
@@ -183,7 +187,7 @@ class Connection:
         self._lock = threading.RLock()
         self._outbox: list[Message] = []
         self._released: deque[str] = deque()  # keys whose handles were dropped, one entry each
-        self._flush_is_due = False
+        self._flushing, self._releasing = Wake(), Wake()
         self._submissions = 0
         self._wants = 0  # number of the last want that was queued
         self._wants_read = 0  # of the last that the scheduler had read when it sent what comes now
@@ -266,6 +270,7 @@ class Connection:
         if not self._is_internal:
             first_things.show_output(self)
         self._flush()
+        self._flush_releases()
         if self._set_as_default:
             defaults.append(weakref.ref(self))
         with_dask.enter(self)
@@ -462,27 +467,25 @@ class Connection:
         self._requests_flush()
 
     def _requests_flush(self) -> None:
-        if not self._flush_is_due:
-            try:
-                self._flush_is_due = True
-                self.loop.call_soon_threadsafe(self._flush)
-            except RuntimeError:  # the loop is closed, at interpreter exit
-                pass
-            except BaseException:  # Ctrl-C in this very moment: else nothing would be sent any more
-                self._flush_is_due = False
-                raise
+        self._flushing.ask(self.loop, self._flush)
 
     def _flush(self) -> None:
         if self.status != "running" or self._link is None or self._link.comm.closed:
             return  # it is done again once there is a connection
-        self._flush_is_due = False
+        self._flushing.is_due = False
         with self._lock:
-            if self._released:
-                self._release_some_keys()
             messages, self._outbox = self._outbox, []
         self._link.comm.send_now(messages)
-        if self._released and self.status == "running":  # others get their turn on the loop first
-            self._requests_flush()
+
+    def _flush_releases(self) -> None:
+        """Tell what was let go: not too much at once, so that others get their turn on the loop."""
+        self._releasing.is_due = False  # before the look: what is let go from now on asks again
+        if self._released and self.status == "running":
+            with self._lock:
+                self._release_some_keys()
+            self._flush()
+            if self._released:
+                self._releasing.ask(self.loop, self._flush_releases)
 
     def _release_keys(self) -> None:
         """Queue the news of all keys that were let go; the lock is held."""
@@ -537,6 +540,9 @@ class Connection:
             self._wants_known = max(self._wants_known, number)
 
     def _on_batch(self, batch: list[Message]) -> None:
+        if not self._releasing.is_due:
+            self._releasing.is_due = True
+            self.loop.call_later(_RELEASES_WAIT, self._flush_releases)
         for message in batch:
             kind = type(message)
             if kind is WantsRead:
@@ -619,7 +625,7 @@ class Connection:
     def _let_go(self, key: str) -> None:
         self._released.append(key)
         if self._is_open:
-            self._requests_flush()
+            self._releasing.ask(self.loop, self._flush_releases)
 
     def _keep_until_done(self, keys: Iterable[str]) -> None:
         """Let tasks run to their end, whatever becomes of their futures and of the scheduler."""

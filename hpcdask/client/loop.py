@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from hpcdask.errors import HpcdaskError, WaitTimeoutError
@@ -49,6 +49,34 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+
+
+class Wake:
+    """Has a loop call a function soon, once for all who ask before it is called.
+
+    Attributes
+    ----------
+    is_due : bool
+        Whether it has been asked for. The function sets it to False, before it looks at what there
+        is to do.
+    """
+
+    __slots__ = ("is_due",)
+
+    def __init__(self) -> None:
+        self.is_due = False
+
+    def ask(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+        """Ask for it, from any thread, within finalizers too."""
+        if not self.is_due:
+            try:
+                self.is_due = True
+                loop.call_soon_threadsafe(function)
+            except RuntimeError:  # the loop is closed, at interpreter exit
+                pass
+            except BaseException:  # Ctrl-C in this very moment: else it would never be called again
+                self.is_due = False
+                raise
 
 
 def is_in_loop(loop: asyncio.AbstractEventLoop) -> bool:

@@ -132,6 +132,7 @@ async def _tell(client: Connection, link: Link) -> bool:
         return False
     client.status = "running"
     client._flush()
+    client._flush_releases()
     return True
 
 
