@@ -93,6 +93,7 @@ except() { # except PATH...: the options of pytest that leave these out
 # A Slurm, a Grid Engine or a site of several hosts takes seconds to start, once in each stage that
 # needs one: so tests stand together that need the same.
 on_systems=(tests/batch tests/jobqueue tests/docs/test_programs_on_other_systems.py)
+of_jobs=(tests/jobqueue/test_clusters*.py)
 on_srun=(tests/launchers/test_endings.py tests/launchers/test_runners.py)
 under_mpirun=(tests/launchers/test_mpirun.py tests/launchers/test_initialize.py)
 computing=(tests/core tests/simulation tests/wire)
@@ -102,7 +103,9 @@ tests/system-packages.sh
 codes["system packages"]=$?
 names=("system packages")
 # The longest first, or one would run alone in the end.
-suite "batch systems" "${on_systems[@]}"
+mapfile -t rest < <(except "${of_jobs[@]}")
+suite "clusters of jobs" "${of_jobs[@]}"
+suite "batch systems" "${on_systems[@]}" "${rest[@]}"
 suite "chaos" tests/chaos
 suite "launchers under srun too" "${on_srun[@]}"
 suite "launchers under mpirun" "${under_mpirun[@]}"
