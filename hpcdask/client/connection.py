@@ -66,6 +66,7 @@ from hpcdask.messages import (
 )
 from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata
 from hpcdask.peers import Peers, RequestFailedError, Requests
+from hpcdask.places import current_worker
 from hpcdask.tracebacks import to_exception
 from hpcdask.versions import VersionMismatchWarning, software
 
@@ -179,6 +180,7 @@ class Connection:
             settings,
         )
         self._given, self._cluster_options = address, cluster_options
+        self._made_in = current_worker()  # in a task
         self._owns_cluster = False
         self._futures: dict[str, FutureState] = {}
         self._retained = Retained(self._futures)

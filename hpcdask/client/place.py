@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hpcdask.client.registry import clients, clusters
+from hpcdask.comm.addresses import parse_address
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError
 
@@ -26,7 +29,7 @@ async def find_place(client: Connection) -> SchedulerPlace:
         return _place_of(given)
     if place.address or place.scheduler_file:
         _refuse_cluster_options(client)
-        return place
+        return _with_token_known_here(place, client._made_in)
     if of_program is not None:
         _refuse_cluster_options(client)
         return of_program
@@ -42,6 +45,31 @@ async def find_place(client: Connection) -> SchedulerPlace:
     client._owns_cluster = True
     await client.cluster
     return _place_of(client.cluster)
+
+
+def _with_token_known_here(place: SchedulerPlace, worker: Any) -> SchedulerPlace:
+    """Add the token to a mere address, if this process is in that cluster already.
+
+    Programs make a `LocalCluster`, whose token is its own, and then a client of its address, and
+    so do tasks, whose `worker` has the token.
+    """
+    if not place.address or place.scheduler_file or place.token or place.token_file:
+        return place
+    address = str(parse_address(place.address))
+    token = next((t for there, t in _tokens_known_here(worker) if there == address and t), None)
+    return place if token is None or not place.auth else replace(place, token=token)
+
+
+def _tokens_known_here(worker: Any) -> Iterator[tuple[str, bytes | str | None]]:
+    """Addresses of schedulers and their tokens, as clusters, clients and tasks here have them."""
+    for cluster in list(clusters):
+        if cluster.status == "running":
+            yield cluster.scheduler_address, cluster.place.token
+    for client in list(clients):
+        if client._is_open and client._link is not None:
+            yield client.scheduler_address, client._link.options.token
+    if worker is not None:
+        yield worker.scheduler_address, worker.options.token
 
 
 def _refuse_cluster_options(client: Connection) -> None:

@@ -161,6 +161,27 @@ def test_an_interface_is_listened_on_if_named() -> None:
             assert client.submit(increment, 1).result(timeout=10) == 2
 
 
+def client_of(address: str) -> int:
+    with Client(address, set_as_default=False) as client:
+        return len(client.nthreads())
+
+
+def test_a_program_reaches_its_own_cluster_by_the_address_alone() -> None:
+    options = {"n_workers": 1, "threads_per_worker": 1}
+    with LocalCluster(**options) as cluster, Client(cluster.scheduler_address) as client:
+        assert client.submit(increment, 1).result(timeout=10) == 2
+        address = client.scheduler.address
+        assert address == cluster.scheduler_address
+        assert client.submit(client_of, address).result(timeout=10) == 1
+    with LocalCluster(n_workers=1, processes=False) as cluster, Client(cluster) as client:
+        assert client_of(client.scheduler.address) == 1
+
+
+def test_programs_may_ask_for_the_link_to_a_dashboard() -> None:
+    with LocalCluster(n_workers=0) as cluster, Client(cluster) as client:
+        assert (cluster.dashboard_link, client.dashboard_link) == (None, None)
+
+
 def test_settings_that_do_not_exist_are_refused_at_once() -> None:
     with pytest.raises(TypeError, match="have an option nthread"):
         LocalCluster(n_workers=1, nthread=2)
