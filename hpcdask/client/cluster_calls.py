@@ -202,7 +202,14 @@ class ClusterCalls(Connection):
     def scheduler_info(
         self, n_workers: int | None = None, timeout: float | str | None = None
     ) -> Any:
-        """What the scheduler tells of itself and its workers: of `n_workers` at most, or all."""
+        """What the scheduler tells of itself and its workers: of `n_workers` at most, or all.
+
+        Examples
+        --------
+        >>> client.wait_for_workers(2); about = client.scheduler_info()
+        >>> about["n_workers"], about["total_threads"], len(about["workers"])
+        (2, 4, 2)
+        """
 
         async def work() -> Any:
             about = (await self._ask(Inspect, "identity", ())).value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgpack
@@ -105,7 +106,7 @@ def scheduler_state(dask_scheduler: Any) -> dict[str, Any]:
 
     state = dask_scheduler.state
     return {
-        **identity(state, dask_scheduler.about()),
+        **identity(state, dask_scheduler.about(), time.time() - dask_scheduler.now()),
         "clients": {name: len(client.wants) for name, client in state.clients.items()},
         "tasks": {key: task_record(task) for key, task in state.tasks.items()},
         "unrunnable": state.why_not_running(),

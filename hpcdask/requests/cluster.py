@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,9 @@ class ClusterRequests:
 
     async def _inspect(self, name: str, msg: Inspect) -> Reply:
         if msg.what == "identity":
-            about = identity(self._scheduler.state, self._scheduler.about())
+            scheduler = self._scheduler
+            epoch = time.time() - scheduler.now()
+            about = identity(scheduler.state, scheduler.about(), epoch)
             return Reply(msg.request, about)
         if msg.what == "story":
             steps = self._scheduler.story.of(msg.names)
