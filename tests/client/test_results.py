@@ -131,6 +131,13 @@ def test_equal_data_is_kept_once_unless_told_otherwise(client: Client) -> None:
     assert third.result(timeout=10) == first.result(timeout=10)
 
 
+def test_scattered_data_is_there_at_once(client: Client) -> None:
+    for _ in range(20):
+        assert client.scatter(object()).done()
+    futures = client.scatter(list(range(10)), broadcast=True)
+    assert {future.status for future in futures} == {"finished"}
+
+
 def test_scattered_data_is_an_argument(client: Client) -> None:
     data = client.scatter(list(range(100)), timeout=10)
     assert isinstance(data, list)
