@@ -66,6 +66,7 @@ def test_a_future_may_be_gathered_twice_at_once(client: Client) -> None:
 def test_other_things_than_futures_are_left_as_they_are(client: Client) -> None:
     a = client.submit(increment, 1)
     assert client.gather([a, 5, None], timeout=10) == [2, 5, None]
+    assert client.gather({"of": "me", "is": [a, "x"]}, timeout=10) == {"of": "me", "is": [2, "x"]}
     with pytest.raises(TypeError, match="the string 'x'"):
         client.gather(["x"])
 
