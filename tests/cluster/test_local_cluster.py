@@ -180,13 +180,14 @@ def test_a_program_reaches_its_own_cluster_by_the_address_alone() -> None:
 def test_programs_may_ask_for_the_link_to_a_dashboard() -> None:
     with LocalCluster(n_workers=0) as cluster, Client(cluster) as client:
         assert (cluster.dashboard_link, client.dashboard_link) == (None, None)
+    asked = pytest.warns(UserWarning, match="no dashboard: dashboard_address=':8787'")
+    with asked, Client(n_workers=0, dashboard_address=":8787") as client:
+        assert client.dashboard_link is None
 
 
 def test_settings_that_do_not_exist_are_refused_at_once() -> None:
     with pytest.raises(TypeError, match="have an option nthread"):
         LocalCluster(n_workers=1, nthread=2)
-    with pytest.raises(ConfigError, match="no dashboard"):
-        LocalCluster(n_workers=1, dashboard_address=":8787")
 
 
 @pytest.mark.parametrize(
