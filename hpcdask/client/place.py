@@ -18,6 +18,29 @@ if TYPE_CHECKING:
 of_program: SchedulerPlace | None = None
 
 
+#: Keywords of distributed's `Client` and `LocalCluster` that are accepted and mean nothing here.
+OF_CLIENTS = frozenset(
+    ("connection_limit", "deserializers", "extensions", "heartbeat_interval", "serializers")
+)
+OF_CLUSTERS = frozenset(("blocked_handlers", "service_kwargs", "worker_dashboard_address"))
+
+
+def with_meaning(options: dict[str, Any], meaningless: frozenset[str]) -> dict[str, Any]:
+    """Options of a program of distributed without those that mean nothing here.
+
+    Raises
+    ------
+    ConfigError
+        If it wants its connections encrypted.
+    """
+    if options.get("security"):
+        raise ConfigError(
+            "this version does not encrypt connections; leave security out. Whoever connects must "
+            "know the cluster's token in any case"
+        )
+    return {name: options[name] for name in options if name not in {*meaningless, "security"}}
+
+
 async def find_place(client: Connection) -> SchedulerPlace:
     """Decide which scheduler is meant; without any a `LocalCluster` is started."""
     place, given = client._place, client._given

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hpcdask import sizing
+from hpcdask.client.place import OF_CLUSTERS, with_meaning
 from hpcdask.launchers.shape import default_shape
 from hpcdask.launchers.spec import SpecCluster
 from hpcdask.launchers.units import UnitShape
@@ -53,7 +54,8 @@ class LocalCluster(SpecCluster):
     nanny : bool, optional
         Another name of `processes`.
     **worker_kwargs
-        Further parameters of `Worker` or `Nanny`.
+        Further parameters of `Worker` or `Nanny`. Those that mean something to distributed alone,
+        such as ``security=None``, are accepted.
 
     Examples
     --------
@@ -87,6 +89,7 @@ class LocalCluster(SpecCluster):
         if dashboard_address not in (None, "", ":0"):
             ignored = f"dashboard_address={dashboard_address!r} means nothing"
             warnings.warn(f"this version has no dashboard: {ignored}", stacklevel=2)
+        worker_kwargs = with_meaning(worker_kwargs, OF_CLUSTERS)
         check_worker_options(worker_kwargs, type(self).__name__)
         self.processes = processes if nanny is None else nanny
         self._n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker)

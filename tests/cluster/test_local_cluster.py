@@ -185,6 +185,18 @@ def test_programs_may_ask_for_the_link_to_a_dashboard() -> None:
         assert client.dashboard_link is None
 
 
+def test_keywords_that_mean_something_to_distributed_alone_are_accepted() -> None:
+    of_cluster = {"security": None, "worker_dashboard_address": None, "service_kwargs": {}}
+    of_client = {"security": None, "heartbeat_interval": "5s", "serializers": ["pickle"]}
+    with LocalCluster(n_workers=0, **of_cluster) as cluster, Client(cluster, **of_client) as client:
+        assert client.status == "running"
+    with Client(n_workers=0, connection_limit=512, **of_cluster) as client:
+        assert client.status == "running"
+    for wants in (LocalCluster, Client):
+        with pytest.raises(ConfigError, match="does not encrypt connections; leave security out"):
+            wants(n_workers=0, security=True)
+
+
 def test_settings_that_do_not_exist_are_refused_at_once() -> None:
     with pytest.raises(TypeError, match="have an option nthread"):
         LocalCluster(n_workers=1, nthread=2)
