@@ -78,7 +78,7 @@ INSPECTIONS: dict[str, Callable[[SchedulerState, Iterable[str]], dict[str, Any]]
 
 
 def identity(state: SchedulerState, about: Mapping[str, Any], epoch: float) -> dict[str, Any]:
-    """What ``Client.scheduler_info()`` returns.
+    """What `Scheduler.identity` returns; any thread may ask for it.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def identity(state: SchedulerState, about: Mapping[str, Any], epoch: float) -> d
     epoch : float
         What the state's clock lacks to seconds since the epoch.
     """
-    records = state.workers.values()
+    records = list(state.workers.values())
     return {
         "type": "Scheduler",
         **about,

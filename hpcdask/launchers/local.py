@@ -130,6 +130,11 @@ class LocalCluster(SpecCluster):
             token=token,
         )
 
+    @property
+    def scheduler_info(self) -> dict[str, Any]:
+        """What `Client.scheduler_info` tells, by now; empty before there is a scheduler."""
+        return {} if self.scheduler is None else self.scheduler.identity()
+
     async def _launch(self) -> None:
         await super()._launch()
         await self._scale_to(self._n_workers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from hpcdask.messages import (
     StoreForClient,
 )
 from hpcdask.requests.calls import Answers, Calls, outcomes
-from hpcdask.snapshots import INSPECTIONS, identity
+from hpcdask.snapshots import INSPECTIONS
 
 if TYPE_CHECKING:
     from hpcdask.scheduler import Scheduler
@@ -82,10 +81,7 @@ class ClusterRequests:
 
     async def _inspect(self, name: str, msg: Inspect) -> Reply:
         if msg.what == "identity":
-            scheduler = self._scheduler
-            epoch = time.time() - scheduler.now()
-            about = identity(scheduler.state, scheduler.about(), epoch)
-            return Reply(msg.request, about)
+            return Reply(msg.request, self._scheduler.identity())
         if msg.what == "story":
             steps = self._scheduler.story.of(msg.names)
             return Reply(msg.request, (self._scheduler.story.is_kept, tuple(map(tuple, steps))))

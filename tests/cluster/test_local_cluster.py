@@ -177,6 +177,13 @@ def test_a_program_reaches_its_own_cluster_by_the_address_alone() -> None:
         assert client_of(client.scheduler.address) == 1
 
 
+def test_a_cluster_tells_of_its_scheduler() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=3) as cluster, Client(cluster) as client:
+        assert list(cluster.scheduler_info["workers"]) == list(client.nthreads())
+        told = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.identity())
+        assert told["total_threads"] == cluster.scheduler_info["total_threads"] == 3
+
+
 def test_programs_may_ask_for_the_link_to_a_dashboard() -> None:
     with LocalCluster(n_workers=0) as cluster, Client(cluster) as client:
         assert (cluster.dashboard_link, client.dashboard_link) == (None, None)
