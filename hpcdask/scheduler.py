@@ -63,6 +63,7 @@ from hpcdask.rendezvous import (
 from hpcdask.requests import ClientRequests
 from hpcdask.scheduler_plugins import SchedulerPlugins
 from hpcdask.service import Service
+from hpcdask.snapshots import identity
 from hpcdask.tracebacks import shown
 
 log = logging.getLogger("hpcdask.scheduler")
@@ -333,19 +334,20 @@ class Scheduler(Service):
         if self._contact_address:
             self.address = str(parse_address(self._contact_address, port))
 
-    def about(self) -> dict[str, Any]:
-        """What `identity` tells besides the state.
+    def identity(self) -> dict[str, Any]:
+        """What ``Client.scheduler_info()`` returns.
 
         `started` is in seconds since the epoch; `longest_tick` is the longest time in seconds for
         which the event loop was busy.
         """
-        return {
+        about = {
             "id": self.id,
             "name": self.name,
             "address": self.address,
             "started": self.started,
             "longest_tick": self.longest_tick,
         }
+        return identity(self.state, about, time.time() - self.now())
 
     def contact(self) -> Contact:
         """What the scheduler file says."""

@@ -77,18 +77,29 @@ INSPECTIONS: dict[str, Callable[[SchedulerState, Iterable[str]], dict[str, Any]]
 }
 
 
-def identity(state: SchedulerState, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``Client.scheduler_info()`` returns; `about` is what its shell knows."""
-    workers = {address: worker_identity(worker) for address, worker in state.workers.items()}
+def identity(state: SchedulerState, about: Mapping[str, Any], epoch: float) -> dict[str, Any]:
+    """What `Scheduler.identity` returns; any thread may ask for it.
+
+    Parameters
+    ----------
+    about : mapping
+        What its shell knows.
+    epoch : float
+        What the state's clock lacks to seconds since the epoch.
+    """
+    records = list(state.workers.values())
     return {
         "type": "Scheduler",
         **about,
         "services": {},
-        "workers": workers,
+        "n_workers": len(records),
+        "total_threads": sum([worker.nthreads for worker in records]),
+        "total_memory": sum([worker.info.memory_limit for worker in records]),
+        "workers": {worker.address: worker_identity(worker, epoch) for worker in records},
     }
 
 
-def worker_identity(worker: WorkerRecord) -> dict[str, Any]:
+def worker_identity(worker: WorkerRecord, epoch: float) -> dict[str, Any]:
     """What is known of one worker."""
     info, metrics = worker.info, worker.metrics
     return {
@@ -101,8 +112,11 @@ def worker_identity(worker: WorkerRecord) -> dict[str, Any]:
         "memory_limit": info.memory_limit,
         "local_directory": info.local_directory,
         "nanny": info.nanny or None,
-        "last_seen": worker.last_seen,
-        "metrics": {} if metrics is None else metrics._asdict(),
+        "resources": dict(info.resources),
+        "services": {},
+        "status": "closing_gracefully" if worker.is_leaving else "running",
+        "last_seen": worker.last_seen + epoch,
+        "metrics": {} if metrics is None else {**metrics._asdict(), "memory": metrics.rss},
     }
 
 

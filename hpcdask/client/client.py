@@ -229,8 +229,10 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
         pure = not is_actor if pure is None else pure
         function = _pack_callable(func, is_actor)
         calls: Iterable[tuple[Any, ...]] = zip(*iterables)  # noqa: B905 - the shortest decides
-        names = None
-        if key is not None and not isinstance(key, str):
+        names = prefix = None
+        if key is None or isinstance(key, str):
+            prefix = key
+        else:
             calls = list(calls)
             names = _map_keys(key, len(calls))
         how = conditions(priority, retries, workers, allow_other_workers, resources, is_actor)
@@ -243,10 +245,9 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
                     if names is not None:
                         name = names[position]
                     elif pure:
-                        name = pure_key(function, arguments)
-                        name = name if key is None else f"{key}-{name}"
+                        name = pure_key(function, arguments, prefix)
                     else:
-                        name = fresh_key(str(key or function.name))
+                        name = fresh_key(prefix or function.name)
                     packed.append(TaskSpec(name, 0, arguments, dependencies))
                 # All of the chunk is packed: from here on nothing fails half-way.
                 with self._lock:
@@ -310,7 +311,9 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
         if isinstance(futures, Iterator):
             futures = list(futures)
         found: dict[str, FutureState] = {}
-        collecting.find_states(futures, found)
+        collecting.find_states(futures, found, passes_strings=True)
+        if not found:  # where there is no future, a string is meant to be the key of one
+            collecting.find_states(futures, found)
 
         def rebuilt(blobs: list[Any]) -> Any:
             pairs = zip(found, blobs, strict=True)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpcdask import host as hosts
 from hpcdask.client import collecting
@@ -37,8 +37,29 @@ _AWAIT = 5.0
 _ANSWER = 1.0
 
 
+class SchedulerContact(NamedTuple):
+    """What programs ask `Client.scheduler` for; it does what `Client.run_on_scheduler` asks for."""
+
+    address: str
+
+
 class ClusterCalls(Connection):
     """The part of `hpcdask.Client` that is not about tasks."""
+
+    @property
+    def scheduler(self) -> SchedulerContact:
+        """Has the `address` of the scheduler, which programs of dask.distributed ask for here.
+
+        Examples
+        --------
+        >>> client.scheduler.address == client.scheduler_address
+        True
+        """
+        return SchedulerContact(self.scheduler_address)
+
+    @property
+    def dashboard_link(self) -> None:
+        """None: there is no dashboard yet."""
 
     def run(
         self,
@@ -181,7 +202,14 @@ class ClusterCalls(Connection):
     def scheduler_info(
         self, n_workers: int | None = None, timeout: float | str | None = None
     ) -> Any:
-        """What the scheduler tells of itself and its workers: of `n_workers` at most, or all."""
+        """What the scheduler tells of itself and its workers: of `n_workers` at most, or all.
+
+        Examples
+        --------
+        >>> client.wait_for_workers(2); about = client.scheduler_info()
+        >>> about["n_workers"], about["total_threads"], len(about["workers"])
+        (2, 4, 2)
+        """
 
         async def work() -> Any:
             about = (await self._ask(Inspect, "identity", ())).value
@@ -223,8 +251,8 @@ class ClusterCalls(Connection):
 
         Returns
         -------
-        list of str
-            Addresses of those that have ended.
+        dict
+            Of the addresses of those that have ended: what `scheduler_info` told of them.
 
         Raises
         ------
@@ -239,18 +267,19 @@ class ClusterCalls(Connection):
         chosen = worker_names(workers) + worker_names(names)
         seconds = hosts.parse_timedelta(timeout)
 
-        async def work() -> list[str]:
+        async def work() -> dict[str, Any]:
             if not chosen:  # which would stand for all
-                return []
-            await self._check_known(chosen)
-            return list((await self._ask(RetireWorkers, chosen, seconds)).value)
+                return {}
+            known = await self._check_known(chosen)
+            ended = (await self._ask(RetireWorkers, chosen, seconds)).value
+            return {address: known.get(address, {}) for address in ended}
 
         # The scheduler keeps the time, and says who has ended; unless it says nothing at all.
         return self._maybe_sync(work(), seconds + _ANSWER)
 
-    async def _check_known(self, names: tuple[str, ...]) -> None:
-        """Raise ValueError if some are neither addresses nor names of workers."""
-        workers = (await self._ask(Inspect, "identity", ())).value["workers"]
+    async def _check_known(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return what is known of all workers; ValueError if one of `names` is none of theirs."""
+        workers: dict[str, Any] = (await self._ask(Inspect, "identity", ())).value["workers"]
         known = workers.keys() | {about["name"] for about in workers.values()}
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -258,6 +287,7 @@ class ClusterCalls(Connection):
                 f"no worker has the address or name {', '.join(map(repr, unknown))}; "
                 "scheduler_info() tells which there are"
             )
+        return workers
 
     def restart(self, timeout: float | str | None = None, wait_for_workers: bool = True) -> Any:
         """Forget all tasks and give every worker a new process.

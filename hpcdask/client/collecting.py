@@ -27,17 +27,19 @@ _PAUSE = 0.05
 _COMPLAINT = 5.0
 
 
-def find_states(futures: Any, found: dict[str, FutureState]) -> None:
+def find_states(futures: Any, found: dict[str, FutureState], passes_strings: bool = False) -> None:
     """Collect the states of all futures in nested containers and dask collections, by key."""
     if isinstance(futures, Future):
         found[futures.key] = futures._state
     elif isinstance(futures, (list, tuple, set, frozenset)):
         for item in futures:
-            find_states(item, found)
+            find_states(item, found, passes_strings)
     elif isinstance(futures, dict):
         for item in futures.values():
-            find_states(item, found)
+            find_states(item, found, passes_strings)
     elif isinstance(futures, str):
+        if passes_strings:
+            return
         raise TypeError(f"expected futures, got the string {futures!r}; Future(key) makes one")
     else:
         for future in futures_of_collection(futures):

@@ -31,7 +31,7 @@ from hpcdask.client.loop import (
     shared_loop,
 )
 from hpcdask.client.operations import Operations
-from hpcdask.client.place import find_place
+from hpcdask.client.place import OF_CLIENTS, find_place, with_meaning
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.registered import RegisteredPlugins, plugin_failed
 from hpcdask.client.registry import clients, defaults
@@ -66,6 +66,7 @@ from hpcdask.messages import (
 )
 from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata
 from hpcdask.peers import Peers, RequestFailedError, Requests
+from hpcdask.places import current_worker
 from hpcdask.tracebacks import to_exception
 from hpcdask.versions import VersionMismatchWarning, software
 
@@ -178,7 +179,9 @@ class Connection:
             auth,
             settings,
         )
-        self._given, self._cluster_options = address, cluster_options
+        self._given = address
+        self._cluster_options = with_meaning(cluster_options, OF_CLIENTS)
+        self._made_in = current_worker()  # in a task
         self._owns_cluster = False
         self._futures: dict[str, FutureState] = {}
         self._retained = Retained(self._futures)

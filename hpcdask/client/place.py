@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hpcdask.client.registry import clients, clusters
+from hpcdask.comm.addresses import parse_address
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError
 
@@ -13,6 +16,29 @@ if TYPE_CHECKING:
 
 #: The cluster that this very program has become, by `hpcdask.initialize` or `hpcdask.execute`.
 of_program: SchedulerPlace | None = None
+
+
+#: Keywords of distributed's `Client` and `LocalCluster` that are accepted and mean nothing here.
+OF_CLIENTS = frozenset(
+    ("connection_limit", "deserializers", "extensions", "heartbeat_interval", "serializers")
+)
+OF_CLUSTERS = frozenset(("blocked_handlers", "service_kwargs", "worker_dashboard_address"))
+
+
+def with_meaning(options: dict[str, Any], meaningless: frozenset[str]) -> dict[str, Any]:
+    """Options of a program of distributed without those that mean nothing here.
+
+    Raises
+    ------
+    ConfigError
+        If it wants its connections encrypted.
+    """
+    if options.get("security"):
+        raise ConfigError(
+            "this version does not encrypt connections; leave security out. Whoever connects must "
+            "know the cluster's token in any case"
+        )
+    return {name: options[name] for name in options if name not in {*meaningless, "security"}}
 
 
 async def find_place(client: Connection) -> SchedulerPlace:
@@ -26,7 +52,7 @@ async def find_place(client: Connection) -> SchedulerPlace:
         return _place_of(given)
     if place.address or place.scheduler_file:
         _refuse_cluster_options(client)
-        return place
+        return _with_token_known_here(place, client._made_in)
     if of_program is not None:
         _refuse_cluster_options(client)
         return of_program
@@ -42,6 +68,31 @@ async def find_place(client: Connection) -> SchedulerPlace:
     client._owns_cluster = True
     await client.cluster
     return _place_of(client.cluster)
+
+
+def _with_token_known_here(place: SchedulerPlace, worker: Any) -> SchedulerPlace:
+    """Add the token to a mere address, if this process is in that cluster already.
+
+    Programs make a `LocalCluster`, whose token is its own, and then a client of its address, and
+    so do tasks, whose `worker` has the token.
+    """
+    if not place.address or place.scheduler_file or place.token or place.token_file:
+        return place
+    address = str(parse_address(place.address))
+    token = next((t for there, t in _tokens_known_here(worker) if there == address and t), None)
+    return place if token is None or not place.auth else replace(place, token=token)
+
+
+def _tokens_known_here(worker: Any) -> Iterator[tuple[str, bytes | str | None]]:
+    """Addresses of schedulers and their tokens, as clusters, clients and tasks here have them."""
+    for cluster in list(clusters):
+        if cluster.status == "running":
+            yield cluster.scheduler_address, cluster.place.token
+    for client in list(clients):
+        if client._is_open and client._link is not None:
+            yield client.scheduler_address, client._link.options.token
+    if worker is not None:
+        yield worker.scheduler_address, worker.options.token
 
 
 def _refuse_cluster_options(client: Connection) -> None:

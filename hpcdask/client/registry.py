@@ -16,6 +16,9 @@ clients: weakref.WeakSet[Any] = weakref.WeakSet()
 defaults: list[weakref.ref[Any]] = []
 
 
+#: Clusters that this process has made; each has a `place`, where its scheduler is.
+clusters: weakref.WeakSet[Any] = weakref.WeakSet()
+
 #: That of the running context, within ``with client.as_current()``.
 _chosen: ContextVar[Any] = ContextVar("client", default=None)
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.collecting import limited
-from hpcdask.client.future import Future
+from hpcdask.client.future import Future, until_done
 from hpcdask.client.loop import CarriedError
 from hpcdask.client.submission import data_key, fresh_key
 from hpcdask.errors import CommClosedError, SerializationError, WaitTimeoutError
@@ -99,6 +99,8 @@ async def scatter(
         raise
     client._send(DataScattered(placements))
     futures = [Future(key, client) for key in keys]
+    # What is said to be there is there: `done()` and `status` ask nobody.
+    await limited(until_done([future._state for future in futures]), deadline)
     if isinstance(data, dict):
         return dict(zip(data, futures, strict=True))
     if isinstance(data, (list, tuple, set, frozenset)):

@@ -101,11 +101,11 @@ def _write(
 
 def scheduler_state(dask_scheduler: Any) -> dict[str, Any]:
     """The scheduler's state as plain data."""
-    from hpcdask.snapshots import identity, task_record
+    from hpcdask.snapshots import task_record
 
     state = dask_scheduler.state
     return {
-        **identity(state, dask_scheduler.about()),
+        **dask_scheduler.identity(),
         "clients": {name: len(client.wants) for name, client in state.clients.items()},
         "tasks": {key: task_record(task) for key, task in state.tasks.items()},
         "unrunnable": state.why_not_running(),

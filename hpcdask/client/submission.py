@@ -126,11 +126,11 @@ def replace_futures(value: Any, found: dict[str, None]) -> Any:
     return value
 
 
-def pure_key(function: Function, arguments: Blob) -> str:
+def pure_key(function: Function, arguments: Blob, prefix: str | None = None) -> str:
     """The same function with the same arguments has the same key, whoever asks, for as long."""
     digest = _digest(arguments)
     digest.update(function.function_id)
-    return f"{function.name}-{digest.hexdigest()}"
+    return f"{prefix or function.name}-{digest.hexdigest()}"
 
 
 def fresh_key(name: str) -> str:

@@ -280,7 +280,8 @@ class as_completed:
         return future
 
     def _late(self) -> WaitTimeoutError:
-        return WaitTimeoutError(f"{self._n_left} futures were not done within {self._timeout}")
+        seconds = 0.0 if self._client is None else self._client._seconds(self._timeout)
+        return WaitTimeoutError(f"{self._n_left} futures are not done within {seconds:g} s")
 
     def _given(self, futures: list[Future]) -> list[Any]:
         """What is given out for these: their values are fetched together."""

@@ -138,7 +138,8 @@ class Queue(Shared):
     async def _get(self, count: int, timeout: float | None) -> Delivery:
         _, delivery = await operate(self.client, TakeValues, self.name, count, timeout=timeout)
         if not delivery:
-            raise WaitTimeoutError(f"{self!r} had no {max(count, 1)} values within {timeout:g} s")
+            what = "no value" if count <= 1 else f"fewer than {count} values"
+            raise WaitTimeoutError(f"{self!r} had {what} within {timeout:g} s")
         return delivery  # type: ignore[no-any-return]
 
     def qsize(self) -> Any:

@@ -19,7 +19,7 @@ from hpcdask import host as hosts
 from hpcdask import logs
 from hpcdask.client.client import Client
 from hpcdask.client.loop import is_in_loop, is_of_parent, run_sync, shared_loop
-from hpcdask.client.registry import close_all
+from hpcdask.client.registry import close_all, clusters
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, LaunchError
 from hpcdask.launchers.scheduler_access import SchedulerAccess, as_text
@@ -84,6 +84,7 @@ class Cluster(abc.ABC):
         #: Set by `_launch`.
         self._access: SchedulerAccess | None = None
         self._ends_with_program = True
+        clusters.add(self)
         if asynchronous:
             self.loop = loop or asyncio.get_running_loop()
         else:
@@ -272,9 +273,9 @@ class Cluster(abc.ABC):
     # -- For users --------------------------------------------------------------------------------
 
     @property
-    def dashboard_link(self) -> str:
-        """Empty: there is no dashboard yet."""
-        return ""
+    def dashboard_link(self) -> None:
+        """None: there is no dashboard yet."""
+        return None
 
     def get_client(self) -> Client:
         """Return a new client of this cluster."""

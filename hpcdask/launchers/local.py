@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from hpcdask import sizing
-from hpcdask.launchers.cluster import refuse_dashboard
+from hpcdask.client.place import OF_CLUSTERS, with_meaning
 from hpcdask.launchers.shape import default_shape
 from hpcdask.launchers.spec import SpecCluster
 from hpcdask.launchers.units import UnitShape
@@ -44,8 +45,8 @@ class LocalCluster(SpecCluster):
         Lowest level of log lines that are shown; WARNING by default.
     local_directory : str, optional
         Where workers make their scratch folders.
-    dashboard_address : None
-        There is no dashboard yet; given for programs that switch it off.
+    dashboard_address : str or int, optional
+        There is no dashboard yet, of which programs that ask for one are warned.
     token : bytes, optional
         A fresh one by default: only this process's clients can connect.
     scheduler_kwargs : dict, optional
@@ -53,7 +54,8 @@ class LocalCluster(SpecCluster):
     nanny : bool, optional
         Another name of `processes`.
     **worker_kwargs
-        Further parameters of `Worker` or `Nanny`.
+        Further parameters of `Worker` or `Nanny`. Those that mean something to distributed alone,
+        such as ``security=None``, are accepted.
 
     Examples
     --------
@@ -78,13 +80,16 @@ class LocalCluster(SpecCluster):
         loop: asyncio.AbstractEventLoop | None = None,
         silence_logs: int | bool | str = logging.WARNING,
         local_directory: str | None = None,
-        dashboard_address: str | None = None,
+        dashboard_address: str | int | None = None,
         token: bytes | str | None = None,
         scheduler_kwargs: dict[str, Any] | None = None,
         nanny: bool | None = None,
         **worker_kwargs: Any,
     ) -> None:
-        refuse_dashboard({"dashboard_address": dashboard_address})
+        if dashboard_address not in (None, "", ":0"):
+            ignored = f"dashboard_address={dashboard_address!r} means nothing"
+            warnings.warn(f"this version has no dashboard: {ignored}", stacklevel=2)
+        worker_kwargs = with_meaning(worker_kwargs, OF_CLUSTERS)
         check_worker_options(worker_kwargs, type(self).__name__)
         self.processes = processes if nanny is None else nanny
         self._n_workers, self.threads_per_worker = default_shape(n_workers, threads_per_worker)
@@ -124,6 +129,11 @@ class LocalCluster(SpecCluster):
             name=name,
             token=token,
         )
+
+    @property
+    def scheduler_info(self) -> dict[str, Any]:
+        """What `Client.scheduler_info` tells, by now; empty before there is a scheduler."""
+        return {} if self.scheduler is None else self.scheduler.identity()
 
     async def _launch(self) -> None:
         await super()._launch()

@@ -32,7 +32,7 @@ from hpcdask.messages import (
     StoreForClient,
 )
 from hpcdask.requests.calls import Answers, Calls, outcomes
-from hpcdask.snapshots import INSPECTIONS, identity
+from hpcdask.snapshots import INSPECTIONS
 
 if TYPE_CHECKING:
     from hpcdask.scheduler import Scheduler
@@ -81,8 +81,7 @@ class ClusterRequests:
 
     async def _inspect(self, name: str, msg: Inspect) -> Reply:
         if msg.what == "identity":
-            about = identity(self._scheduler.state, self._scheduler.about())
-            return Reply(msg.request, about)
+            return Reply(msg.request, self._scheduler.identity())
         if msg.what == "story":
             steps = self._scheduler.story.of(msg.names)
             return Reply(msg.request, (self._scheduler.story.is_kept, tuple(map(tuple, steps))))

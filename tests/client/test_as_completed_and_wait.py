@@ -97,7 +97,7 @@ def test_batches_are_what_has_come_since(client: Client, gate: Path) -> None:
 def test_as_completed_ends_in_time(client: Client, gate: Path) -> None:
     start = time.monotonic()
     seen = as_completed([client.submit(wait_for_file, gate)], timeout=0.1)
-    with pytest.raises(WaitTimeoutError, match="1 futures were not done"):
+    with pytest.raises(WaitTimeoutError, match=r"1 futures are not done within 0\.1 s"):
         next(seen)
     with pytest.raises(TimeoutError):
         next(seen)

@@ -98,6 +98,11 @@ def test_the_cluster_describes_itself(client: Client, cluster: LocalCluster) -> 
         assert address.startswith("tcp://127.0.0.1:")
         assert worker["nthreads"] == 2
         assert psutil.pid_exists(worker["pid"])
+        assert abs(time.time() - worker["last_seen"]) < 60
+        assert (worker["status"], worker["resources"]) == ("running", {})
+    assert (info["n_workers"], info["total_threads"]) == (2, 4)
+    memory = [worker["memory_limit"] for worker in info["workers"].values()]
+    assert info["total_memory"] == sum(memory)
     assert client.nthreads(timeout=5) == dict.fromkeys(info["workers"], 2)
     assert client.ncores(timeout=5) == client.nthreads(timeout=5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,7 +111,8 @@ def test_impure_calls_are_tasks_of_their_own(client: Client, tmp_path: Path) -> 
 def test_tasks_can_be_named(client: Client) -> None:
     assert client.submit(increment, 1, key="my-task").key == "my-task"
     assert [f.key for f in client.map(increment, [1, 2], key=["a", "b"])] == ["a", "b"]
-    assert all(f.key.startswith("step-") for f in client.map(increment, [1, 2], key="step"))
+    steps = client.map(increment, [1, 2], key="step")
+    assert all(re.fullmatch("step-[0-9a-f]{32}", step.key) for step in steps)
     with pytest.raises(ValueError, match="1 keys for 2 calls"):
         client.map(increment, [1, 2], key=["a"])
 

@@ -66,6 +66,7 @@ def test_a_future_may_be_gathered_twice_at_once(client: Client) -> None:
 def test_other_things_than_futures_are_left_as_they_are(client: Client) -> None:
     a = client.submit(increment, 1)
     assert client.gather([a, 5, None], timeout=10) == [2, 5, None]
+    assert client.gather({"of": "me", "is": [a, "x"]}, timeout=10) == {"of": "me", "is": [2, "x"]}
     with pytest.raises(TypeError, match="the string 'x'"):
         client.gather(["x"])
 
@@ -129,6 +130,13 @@ def test_equal_data_is_kept_once_unless_told_otherwise(client: Client) -> None:
     third = client.scatter(b"x" * 100, hash=False, timeout=10)
     assert third.key != first.key
     assert third.result(timeout=10) == first.result(timeout=10)
+
+
+def test_scattered_data_is_there_at_once(client: Client) -> None:
+    for _ in range(20):
+        assert client.scatter(object()).done()
+    futures = client.scatter(list(range(10)), broadcast=True)
+    assert {future.status for future in futures} == {"finished"}
 
 
 def test_scattered_data_is_an_argument(client: Client) -> None:

@@ -161,11 +161,52 @@ def test_an_interface_is_listened_on_if_named() -> None:
             assert client.submit(increment, 1).result(timeout=10) == 2
 
 
+def client_of(address: str) -> int:
+    with Client(address, set_as_default=False) as client:
+        return len(client.nthreads())
+
+
+def test_a_program_reaches_its_own_cluster_by_the_address_alone() -> None:
+    options = {"n_workers": 1, "threads_per_worker": 1}
+    with LocalCluster(**options) as cluster, Client(cluster.scheduler_address) as client:
+        assert client.submit(increment, 1).result(timeout=10) == 2
+        address = client.scheduler.address
+        assert address == cluster.scheduler_address
+        assert client.submit(client_of, address).result(timeout=10) == 1
+    with LocalCluster(n_workers=1, processes=False) as cluster, Client(cluster) as client:
+        assert client_of(client.scheduler.address) == 1
+
+
+def test_a_cluster_tells_of_its_scheduler() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=3) as cluster, Client(cluster) as client:
+        assert list(cluster.scheduler_info["workers"]) == list(client.nthreads())
+        told = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.identity())
+        assert told["total_threads"] == cluster.scheduler_info["total_threads"] == 3
+
+
+def test_programs_may_ask_for_the_link_to_a_dashboard() -> None:
+    with LocalCluster(n_workers=0) as cluster, Client(cluster) as client:
+        assert (cluster.dashboard_link, client.dashboard_link) == (None, None)
+    asked = pytest.warns(UserWarning, match="no dashboard: dashboard_address=':8787'")
+    with asked, Client(n_workers=0, dashboard_address=":8787") as client:
+        assert client.dashboard_link is None
+
+
+def test_keywords_that_mean_something_to_distributed_alone_are_accepted() -> None:
+    of_cluster = {"security": None, "worker_dashboard_address": None, "service_kwargs": {}}
+    of_client = {"security": None, "heartbeat_interval": "5s", "serializers": ["pickle"]}
+    with LocalCluster(n_workers=0, **of_cluster) as cluster, Client(cluster, **of_client) as client:
+        assert client.status == "running"
+    with Client(n_workers=0, connection_limit=512, **of_cluster) as client:
+        assert client.status == "running"
+    for wants in (LocalCluster, Client):
+        with pytest.raises(ConfigError, match="does not encrypt connections; leave security out"):
+            wants(n_workers=0, security=True)
+
+
 def test_settings_that_do_not_exist_are_refused_at_once() -> None:
     with pytest.raises(TypeError, match="have an option nthread"):
         LocalCluster(n_workers=1, nthread=2)
-    with pytest.raises(ConfigError, match="no dashboard"):
-        LocalCluster(n_workers=1, dashboard_address=":8787")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ def test_batches_sizes_and_times(client: Client, other: Client) -> None:
     assert (queue.qsize(), same.qsize()) == (2, 2)
     with pytest.raises(WaitTimeoutError, match=r"no room within 0\.02 s"):
         same.put("full", timeout="20ms")
-    with pytest.raises(TimeoutError, match=r"no 3 values within 0\.02 s"):
+    with pytest.raises(TimeoutError, match=r"no value within 0\.02 s"):
+        Queue("empty", client=other).get(timeout="20ms")
+    with pytest.raises(TimeoutError, match=r"fewer than 3 values within 0\.02 s"):
         queue.get(batch=3, timeout=0.02)
     assert queue.get(batch=2) == ["a", None]
     with pytest.raises(WaitTimeoutError):
