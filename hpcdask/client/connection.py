@@ -31,7 +31,7 @@ from hpcdask.client.loop import (
     shared_loop,
 )
 from hpcdask.client.operations import Operations
-from hpcdask.client.place import find_place
+from hpcdask.client.place import find_place, without_theirs
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.registered import RegisteredPlugins, plugin_failed
 from hpcdask.client.registry import clients, defaults
@@ -178,7 +178,7 @@ class Connection:
             auth,
             settings,
         )
-        self._given, self._cluster_options = address, cluster_options
+        self._given, self._cluster_options = address, without_theirs(cluster_options)
         self._owns_cluster = False
         self._futures: dict[str, FutureState] = {}
         self._retained = Retained(self._futures)

@@ -44,6 +44,34 @@ async def find_place(client: Connection) -> SchedulerPlace:
     return _place_of(client.cluster)
 
 
+#: Keywords of distributed's `Client` for what there is nothing to set of here: all is pickled, and
+#: connections notice by themselves when the other side is gone.
+_WITHOUT_MEANING = {"heartbeat_interval", "connection_limit", "serializers", "deserializers"}
+#: Those that a program relies on, and what to do; None asks for nothing.
+_NOT_HERE = {
+    "security": "connections are authenticated by a token (token=, token_file=), and not encrypted",
+    "extensions": "Client.subscribe_topic tells a client what others log",
+}
+
+
+def without_theirs(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a new cluster, of keywords among which are such as only distributed knows.
+
+    Raises
+    ------
+    TypeError
+        For what a program may rely on.
+    """
+    for name, instead in _NOT_HERE.items():
+        if options.get(name):
+            raise TypeError(f"Client() has no {name}=: {instead}")
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in _WITHOUT_MEANING and name not in _NOT_HERE
+    }
+
+
 def _refuse_cluster_options(client: Connection) -> None:
     if client._cluster_options:
         raise TypeError(
