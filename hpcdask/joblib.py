@@ -1,6 +1,7 @@
-"""A backend for joblib: ``import hpcdask.joblib``, and scikit-learn's ``n_jobs`` uses the cluster.
+"""A backend for joblib, so that scikit-learn's ``n_jobs`` uses the cluster.
 
-joblib finds backends only after they have been registered, which this module does.
+joblib finds backends only after they have been registered. While there is a client this one is (see
+`hpcdask.with_dask`); importing this module does it before.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from joblib.parallel import AutoBatchingMixin, ParallelBackendBase
 
 from hpcdask.client.client import Client
 from hpcdask.client.current import get_client
+from hpcdask.client.executor import CONDITIONS
 from hpcdask.client.future import Future
-from hpcdask.errors import WaitTimeoutError
+from hpcdask.client.submission import pack_arguments, pack_function
+from hpcdask.errors import SerializationError, WaitTimeoutError
 from hpcdask.places import lent_thread
 from hpcdask.sizes import sizeof
+from hpcdask.wire.serialize import function_name
 
+#: Keywords that are for tasks. Each call is one of its own: none is "pure".
+_SUBMIT_KWARGS = CONDITIONS - {"pure"}
 #: Bytes from which an argument is put on the cluster once, and not sent with each task.
 _LARGE = 100_000
 
@@ -45,15 +51,18 @@ class HpcdaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     Raises
     ------
+    TypeError
+        If there is a keyword that it does not know.
     ValueError
         If there is no client.
+    SerializationError
+        If a call cannot be pickled.
     WaitTimeoutError
         If there is no worker in time.
 
     Examples
     --------
     >>> import joblib
-    >>> import hpcdask.joblib
     >>> with joblib.parallel_config(backend="hpcdask"):
     ...     joblib.Parallel()(joblib.delayed(abs)(-i) for i in range(4))
     [0, 1, 2, 3]
@@ -77,6 +86,12 @@ class HpcdaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         super().__init__(nesting_level=nesting_level)
         if scatter is not None and not isinstance(scatter, (list, tuple)):
             raise TypeError(f"scatter must be a list or tuple of objects, not {scatter!r:.80}")
+        unknown = sorted(submit_kwargs.keys() - _SUBMIT_KWARGS)
+        if unknown:
+            raise TypeError(
+                f"joblib's backend hpcdask has no keyword {unknown[0]!r}; for tasks it takes "
+                f"{', '.join(sorted(_SUBMIT_KWARGS))}"
+            )
         self._client = client
         if scheduler_host is not None:
             self._client = get_client(scheduler_host)
@@ -153,8 +168,15 @@ class HpcdaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             )
             for function, args, kwargs in func.items
         ]
+        batch = _Batch(function_name(calls[0][0]))
         nested = self.get_nested_backend()
-        future = self.client.submit(_run, calls, nested, pure=False, **self._submit_kwargs)
+        try:
+            future = self.client.submit(batch, calls, nested, pure=False, **self._submit_kwargs)
+        except SerializationError:
+            for function, args, kwargs in calls:  # tell it of the user's own function
+                pack_function(function)
+                pack_arguments(args, kwargs, function)
+            raise
         self._pending[future] = None
 
         def done(future: Future) -> None:
@@ -195,10 +217,16 @@ def _nested(nesting_level: int | None) -> HpcdaskBackend:
     return HpcdaskBackend(nesting_level=nesting_level)
 
 
-def _run(calls: list[Any], nested: tuple[HpcdaskBackend, int]) -> list[Any]:
-    backend, n_jobs = nested
-    with joblib.parallel_config(backend=backend, n_jobs=n_jobs):
-        return [function(*args, **kwargs) for function, args, kwargs in calls]
+class _Batch:
+    """Makes some calls, and goes by the name of their function, which errors tell."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, calls: list[Any], nested: tuple[HpcdaskBackend, int]) -> list[Any]:
+        backend, n_jobs = nested
+        with joblib.parallel_config(backend=backend, n_jobs=n_jobs):
+            return [function(*args, **kwargs) for function, args, kwargs in calls]
 
 
 joblib.register_parallel_backend("hpcdask", HpcdaskBackend)

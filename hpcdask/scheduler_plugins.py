@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
-from hpcdask.core.story import watch_moves
+from hpcdask.core.story import watch_moves, watch_runs
 from hpcdask.messages import Blob, PluginFailed, SubmitTasks
 from hpcdask.plugin_hooks import RAISED, Hooks, hook_of, name_of, tell
-from hpcdask.tracebacks import to_task_error
+from hpcdask.tracebacks import lines_of, to_task_error
 from hpcdask.wire.serialize import loads
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ class SchedulerPlugins:
     ----------
     plugins : dict
         By name.
-    moves : list of (Task, str, str)
-        Tasks that have gone from state to state, and of which `tell_moves` is to tell.
+    moves : list of (Task, str, str, float or None)
+        Tasks that have gone from state to state, and of which `tell_moves` is to tell; with the
+        seconds that those ran which have run.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class SchedulerPlugins:
         self.plugins: dict[str, Any] = {}
         self._owners: dict[str, tuple[str, str]] = {}  # client and registration, by plugin's name
         self._hooks = Hooks(EVENTS, self._report)
-        self.moves: list[tuple[Task, str, str]] = []
+        self.moves: list[tuple[Task, str, str, float | None]] = []
         self._n_looks = 0  # at these
-        self._watch_no_more: Callable[[], None] | None = None
+        self._duration: float | None = None  # of the run that ends now
+        self._watching: list[Callable[[], None]] = []  # what ends it
 
     # -- Coming and going -------------------------------------------------------------------------
 
@@ -133,16 +136,20 @@ class SchedulerPlugins:
                 slow.cancel()
 
     def _watch_moves(self) -> None:
-        if self._hooks.has("transition"):
-            if self._watch_no_more is None:
-                self._watch_no_more = watch_moves(self._scheduler.state, self._note)
-        elif self._watch_no_more is not None:
-            self._watch_no_more()
-            self._watch_no_more = None
+        if not self._hooks.has("transition"):
+            while self._watching:
+                self._watching.pop()()
             self.moves.clear()
+        elif not self._watching:
+            state = self._scheduler.state
+            self._watching = [watch_moves(state, self._note), watch_runs(state, self._ran)]
+
+    def _ran(self, task: Task, duration: float) -> None:
+        self._duration = duration
 
     def _note(self, task: Task, start: str) -> None:
-        self.moves.append((task, start, task.state))
+        duration, self._duration = self._duration, None
+        self.moves.append((task, start, task.state, duration))
 
     # -- Events -----------------------------------------------------------------------------------
 
@@ -179,8 +186,8 @@ class SchedulerPlugins:
             moves, self.moves = self.moves, []
             self._n_looks += 1
             stimulus = f"look-{self._n_looks}"
-            for task, start, finish in moves:
-                about = _about(task, finish)
+            for task, start, finish, duration in moves:
+                about = _about(task, finish, duration)
                 self._hooks.call(
                     "transition", task.key, start, finish, stimulus_id=stimulus, **about
                 )
@@ -251,15 +258,22 @@ async def _awaited(value: Any) -> None:
         await value
 
 
-def _about(task: Task, finish: str) -> dict[str, Any]:
+def _about(task: Task, finish: str, duration: float | None) -> dict[str, Any]:
     """What is known of a move besides the states; of one that is past, less."""
+    about: dict[str, Any] = {}
     if finish == "processing" and task.worker is not None:
-        return {"worker": task.worker.address}
-    if finish == "memory" and task.who_has:
-        return {"worker": next(iter(task.who_has)).address, "nbytes": task.nbytes}
-    if finish == "erred" and task.error is not None:
-        return {"worker": task.error.worker}
-    return {}
+        about["worker"] = task.worker.address
+    elif finish == "memory" and task.who_has:
+        about["worker"] = next(iter(task.who_has)).address
+        about["nbytes"] = task.nbytes
+    elif finish == "erred" and task.error is not None:
+        about["worker"] = task.error.worker
+        about["exception_text"] = task.error.text
+        about["traceback_text"] = lines_of(task.error.frames)
+    if duration is not None:
+        stop = time.time()
+        about["startstops"] = [{"action": "compute", "start": stop - duration, "stop": stop}]
+    return about
 
 
 def _annotations(message: SubmitTasks, keys: list[str]) -> dict[str, dict[str, Any]]:

@@ -66,10 +66,14 @@ def _causes(exc: BaseException) -> Iterator[Cause]:
 
 def as_text(exc: BaseException) -> str:
     """The traceback of an exception that was raised here, in those lines that are not ours."""
-    lines = traceback.StackSummary.from_list(
-        [traceback.FrameSummary(*frame) for frame in shown(_frames(exc))]
-    ).format()
-    return "".join([*lines, *traceback.format_exception_only(type(exc), exc)]).rstrip()
+    lines = lines_of(_frames(exc))
+    return "".join([lines, *traceback.format_exception_only(type(exc), exc)]).rstrip()
+
+
+def lines_of(frames: Sequence[Frame]) -> str:
+    """Frames as a traceback shows them: those that are not ours."""
+    summaries = [traceback.FrameSummary(*frame) for frame in shown(frames)]
+    return "".join(traceback.StackSummary.from_list(summaries).format())
 
 
 def _pickled(exc: BaseException) -> Blob:

@@ -85,8 +85,8 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "sizing": {"errors", "grants", "host", "world"},
     "rendezvous": {"errors", "threads", "trusted_files", "world"},
     **dict.fromkeys(COMMON, ABOVE_SHELLS | COMMON),
-    # Once dask is imported, and a client or a worker is there for which that matters.
-    "with_dask": {"collections"},
+    # Once dask or joblib is imported, and a client or a worker is there for which that matters.
+    "with_dask": {"collections", "joblib"},
     # The parts of a worker that move data, and that call actors.
     "exchange": ABOVE_SHELLS | COMMON | {"hosting"},
     "hosting": ABOVE_SHELLS | COMMON,
@@ -125,7 +125,17 @@ MAY_IMPORT: dict[str, set[str] | None] = {
 IMPURE = {"asyncio", "os", "socket", "subprocess", "threading", "time"}
 
 #: What `import hpcdask` must leave to those who use it.
-HEAVY = {"click", "dask", "distributed", "matplotlib", "numpy", "pandas", "tornado", "yaml"}
+HEAVY = {
+    "click",
+    "dask",
+    "distributed",
+    "joblib",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "tornado",
+    "yaml",
+}
 
 
 def row_of(path: Path) -> str:

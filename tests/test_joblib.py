@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 from waiting import wait_until
 
 from hpcdask import Client, LocalCluster
-from hpcdask.errors import WaitTimeoutError
+from hpcdask.errors import SerializationError, WaitTimeoutError
 
 joblib = pytest.importorskip("joblib")
 import hpcdask.joblib  # noqa: E402
@@ -119,6 +122,44 @@ def test_options_of_tasks_are_passed_on(client: Client) -> None:
     (only,) = client.run(os.getpid, workers=[address]).values()
     with joblib.parallel_config(backend="hpcdask", workers=name, priority=3):
         assert set(joblib.Parallel()(delayed(pid)(i) for i in range(6))) == {only}
+
+
+def test_a_keyword_that_it_does_not_know_is_an_error(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"no keyword 'worker'; .* workers"):
+        joblib.parallel_config(backend="hpcdask", worker="a")
+
+
+def test_what_cannot_be_pickled_is_told_of_the_users_function(client: Client) -> None:
+    def use(model: object) -> object:
+        return threading.Lock()
+
+    with joblib.parallel_config(backend="hpcdask"):
+        with pytest.raises(SerializationError, match="argument 'model' of use"):
+            joblib.Parallel()(delayed(use)(threading.Lock()) for _ in range(3))
+        with pytest.raises(SerializationError, match="the result of use"):
+            joblib.Parallel()(delayed(use)(i) for i in range(3))
+
+
+PROGRAM = """
+import sys
+{}
+from hpcdask import Client
+with Client(n_workers=1, processes=False) as client:
+    {}
+    assert "hpcdask.joblib" not in sys.modules
+    with joblib.parallel_backend("hpcdask"):
+        print(joblib.Parallel()(joblib.delayed(abs)(-i) for i in range(3)))
+assert not [finder for finder in sys.meta_path if type(finder).__module__ == "hpcdask.with_dask"]
+"""
+
+
+@pytest.mark.parametrize("places", [("import joblib", ""), ("", "import joblib")])
+def test_it_is_known_while_there_is_a_client(places: tuple[str, str]) -> None:
+    program = PROGRAM.format(*places)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (run.stdout, run.returncode) == ("[0, 1, 2]\n", 0), run.stderr
 
 
 def test_without_a_worker_it_says_so(client: Client) -> None:

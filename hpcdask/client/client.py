@@ -63,6 +63,10 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
         Seconds for which a scheduler that was lost is looked for, at the same address or in the
         same scheduler file. Futures stay pending meanwhile, and what they need is submitted again.
         With 0 they are cancelled at once.
+    **cluster_options
+        For a new `LocalCluster`, without `address`. Keywords that only dask.distributed has are
+        accepted where they cannot change anything: ``heartbeat_interval``, ``connection_limit``,
+        ``serializers``, ``deserializers``.
 
     Raises
     ------

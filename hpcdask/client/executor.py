@@ -21,8 +21,8 @@ from hpcdask.wire.arguments import loads_value
 if TYPE_CHECKING:
     from hpcdask.client.client import Client
 
-#: Keywords of `Client.submit` that hold for all calls of an executor.
-_CONDITIONS = frozenset(
+#: Keywords of `Client.submit` that hold for all calls of an executor, or of joblib.
+CONDITIONS = frozenset(
     {
         "allow_other_workers",
         "fifo_timeout",
@@ -34,7 +34,7 @@ _CONDITIONS = frozenset(
     }
 )
 #: Keywords that `Client.submit` takes for itself, and that a function may have as well.
-_TAKEN = _CONDITIONS | {"actor", "actors", "key"}
+_TAKEN = CONDITIONS | {"actor", "actors", "key"}
 #: Values of `map` that leave the cluster together.
 _RELEASED_TOGETHER = 256
 
@@ -60,11 +60,11 @@ class ClientExecutor(concurrent.futures.Executor):
     """
 
     def __init__(self, client: Any, **conditions_: Any) -> None:
-        unknown = sorted(conditions_.keys() - _CONDITIONS)
+        unknown = sorted(conditions_.keys() - CONDITIONS)
         if unknown:
             raise TypeError(
                 f"get_executor() has no keyword {unknown[0]!r}; it takes "
-                f"{', '.join(sorted(_CONDITIONS))}"
+                f"{', '.join(sorted(CONDITIONS))}"
             )
         names = ("priority", "retries", "workers", "allow_other_workers", "resources")
         priority, retries, workers, others, resources = map(conditions_.get, names)
@@ -183,7 +183,7 @@ class ClientExecutor(concurrent.futures.Executor):
                 each.cancel()
         if not wait:
             return
-        self._refuse_on_loop("shutdown(wait=True)")
+        self._refuse_on_loop("shutdown(wait=True)", "use shutdown(wait=False)")
         with lent_thread(), self._changed:
             for piece in slices(None):
                 if not self._outstanding and not self._feeders:
@@ -265,11 +265,11 @@ class ClientExecutor(concurrent.futures.Executor):
             call.task.release()
         self._remove(call)
 
-    def _refuse_on_loop(self, what: str) -> None:
+    def _refuse_on_loop(self, what: str, instead: str) -> None:
         if is_in_loop(self._client.loop):
             raise RuntimeError(
                 f"{what} on the client's event loop would wait for itself: "
-                "use shutdown(wait=False), or call it by asyncio.to_thread"
+                f"{instead}, or call it by asyncio.to_thread"
             )
 
 
@@ -462,7 +462,9 @@ class _Results(Iterator[Any]):
         if self._slots:
             return self._slots.popleft()
         self._release_taken()
-        self._executor._refuse_on_loop("iterating over the results of map()")
+        self._executor._refuse_on_loop(
+            "iterating over the results of map()", "await asyncio.wrap_future(submit(...))"
+        )
         with lent_thread(), self._changed:
             for piece in slices(self._left()):
                 if self._slots:
@@ -477,7 +479,9 @@ class _Results(Iterator[Any]):
         state = future._state
         if state.status == "pending":
             self._release_taken()
-            self._executor._refuse_on_loop("iterating over the results of map()")
+            self._executor._refuse_on_loop(
+                "iterating over the results of map()", "await asyncio.wrap_future(submit(...))"
+            )
             if not Latch([state]).wait(self._left()):
                 text = f"{future.key} is not done within the timeout"
                 raise concurrent.futures.TimeoutError(text)

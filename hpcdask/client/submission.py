@@ -109,6 +109,13 @@ def pack_with_futures(value: Any) -> tuple[Blob, list[Future]]:
 
 def replace_futures(value: Any, found: dict[str, None]) -> Any:
     """Return `value` with an `Input` for each future in it, and note their keys in `found`."""
+    try:
+        return _replaced(value, found)
+    except RecursionError:  # it cannot be pickled either, which says what and where
+        return value
+
+
+def _replaced(value: Any, found: dict[str, None]) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
@@ -116,12 +123,12 @@ def replace_futures(value: Any, found: dict[str, None]) -> Any:
         found[value.key] = None
         return Input(value.key)
     if kind in (list, tuple, set, frozenset):
-        replaced = [replace_futures(item, found) for item in value]
+        replaced = [_replaced(item, found) for item in value]
         if all(new is old for new, old in zip(replaced, value, strict=True)):
             return value
         return kind(replaced)
     if kind is dict:
-        values = {key: replace_futures(item, found) for key, item in value.items()}
+        values = {key: _replaced(item, found) for key, item in value.items()}
         return value if all(values[key] is value[key] for key in value) else values
     return value
 

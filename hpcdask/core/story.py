@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hpcdask.core.records import Task
+from hpcdask.core.records import Task, WorkerRecord
 from hpcdask.core.transitions import Transitions
+from hpcdask.messages import TaskFinished
 
 
 class Step(NamedTuple):
@@ -89,4 +90,27 @@ def watch_moves(state: Transitions, watcher: Callable[[Task, str], None]) -> Cal
             state._move = before  # type: ignore[method-assign]
 
     state._move = watched  # type: ignore[method-assign, assignment]
+    return end
+
+
+def watch_runs(state: Transitions, watcher: Callable[[Task, float], None]) -> Callable[[], None]:
+    """Have a function called before each move to "memory" of a task that has run.
+
+    It gets the task and how many seconds it ran.
+
+    Returns
+    -------
+    callable
+        Ends that.
+    """
+    finish = state._processing_to_memory
+
+    def watched(task: Task, worker: WorkerRecord, msg: TaskFinished) -> None:
+        watcher(task, msg.duration)
+        finish(task, worker, msg)
+
+    def end() -> None:
+        del state._processing_to_memory
+
+    state._processing_to_memory = watched  # type: ignore[method-assign]
     return end

@@ -202,7 +202,9 @@ class SchedulerPlugin:
             The same of moves that were made together.
         **kwargs
             ``worker``, an address, with "processing", "memory" and "erred" as `finish`; ``nbytes``
-            with "memory". Either may be missing of a task that has moved on.
+            with "memory", and ``startstops`` of a run: a list with one dict of action, start and
+            stop, in seconds since the epoch; ``exception_text`` and ``traceback_text`` with
+            "erred". Of a task that has moved on some may be missing.
         """
 
     @does_nothing

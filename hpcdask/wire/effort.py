@@ -41,30 +41,35 @@ class _Allowance:
         self.objects, self.nbytes = QUICK_OBJECTS, QUICK_NBYTES
 
     def covers(self, value: Any) -> bool:
-        kind = type(value)
+        # Not by recursion: a value may lie deeper than that reaches.
+        items = [value]
         self.objects -= 1
-        if kind in _NUMBERS:
-            return self.objects >= 0
-        if kind in _STRINGS:
-            self.nbytes -= len(value) if kind is str else min(len(value), QUICK_NBYTES // 4)
-            return self.objects >= 0 and self.nbytes >= 0
-        if kind in _CONTAINERS:
-            if len(value) > self.objects:
+        while items:
+            item = items.pop()
+            kind = type(item)
+            if kind in _CONTAINERS:
+                self.objects -= 2 * len(item) if kind is dict else len(item)
+                if self.objects >= 0:
+                    items += (*item, *item.values()) if kind is dict else item
+            elif kind in _STRINGS:
+                self.nbytes -= len(item) if kind is str else min(len(item), QUICK_NBYTES // 4)
+            elif kind not in _NUMBERS and not self._covers_array(item):
                 return False
-            items = (*value.keys(), *value.values()) if kind is dict else value
-            return all(map(self.covers, items))
-        return self._covers_array(value)
+            if self.objects < 0 or self.nbytes < 0:
+                return False
+        return True
 
     def _covers_array(self, value: Any) -> bool:
         """Arrays of numbers go by reference, unless they are views with gaps."""
         numpy = sys.modules.get("numpy")
-        if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
+        # By its type: what it is asked may raise.
+        if numpy is None or not issubclass(type(value), (numpy.ndarray, numpy.generic)):
             return False
         if value.dtype.hasobject or type(value).__module__ != "numpy":
             return False
         if not (value.flags.c_contiguous or value.flags.f_contiguous):
             self.nbytes -= value.nbytes
-        return self.objects >= 0 and self.nbytes >= 0
+        return True
 
 
 class _NotPlainError(Exception):

@@ -126,6 +126,15 @@ def test_by_a_scheduler_file(cluster: LocalCluster, scheduler_file: Path) -> Non
         assert works(client)
 
 
+def test_keywords_of_distributed_that_mean_nothing_here_change_nothing() -> None:
+    with LocalCluster(n_workers=0) as cluster:
+        theirs = {"heartbeat_interval": "5s", "connection_limit": 9, "serializers": ["pickle"]}
+        with Client(cluster, **theirs, security=None, extensions={}) as client:
+            assert client.status == "running"
+        with pytest.raises(ConfigError, match="leave security out"):
+            Client(cluster, security=object())
+
+
 def test_by_the_environment(
     cluster: LocalCluster, scheduler_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

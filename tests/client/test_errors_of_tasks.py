@@ -327,3 +327,19 @@ def test_all_our_errors_have_one_base_and_survive_pickling() -> None:
             again = pickle.loads(pickle.dumps(kind("text")))
             assert type(again) is kind
             assert str(again) == "text"
+
+
+def nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_what_lies_too_deep_for_pickle_is_an_error_of_pickling(client: Client) -> None:
+    with pytest.raises(SerializationError, match=r"the result of nested .* smaller pieces"):
+        client.submit(nested, 100_000).result(timeout=20)
+    with pytest.raises(SerializationError, match=r"of len.* smaller pieces"):
+        client.submit(len, nested(100_000))
+    with pytest.raises(SerializationError, match=r"of len.* smaller pieces"):
+        client.map(len, [nested(100_000)])

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,38 @@ def test_variables_reach_workers_that_are_there_and_those_that_come(
     client.restart(timeout=40)
     assert seen(client, "restart") == [("restart",)]
     assert set(client.run(os.getenv, "OF_ALL_WORKERS").values()) == {None}
+
+
+def test_the_scheduler_tells_its_plugins_how_long_tasks_ran_and_why_they_failed(
+    client: Client,
+) -> None:
+    class Ends(SchedulerPlugin):
+        name = "ends"
+
+        def __init__(self) -> None:
+            self.told: dict[str, Any] = {}
+
+        def transition(self, key: str, start: str, finish: str, **kwargs: Any) -> None:
+            if finish in ("memory", "erred"):
+                self.told[key] = kwargs
+
+    def fail() -> None:
+        raise ValueError("no licence")
+
+    client.register_plugin(Ends(), timeout=20)
+    before = time.time()
+    client.submit(time.sleep, 0.1, key="nap").result(timeout=10)
+    client.submit(fail, key="bad").exception(timeout=10)
+    told = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.plugins["ends"].told)
+    [run] = told["nap"]["startstops"]
+    assert run["action"] == "compute"
+    assert run["stop"] - run["start"] >= 0.1
+    assert before <= run["stop"] <= time.time()
+    assert "startstops" not in told["bad"]
+    assert told["bad"]["exception_text"] == "ValueError: no licence"
+    assert "in fail" in told["bad"]["traceback_text"]
+    assert "hpcdask" not in told["bad"]["traceback_text"].replace(__file__, "")
+    client.unregister_scheduler_plugin("ends", timeout=20)
 
 
 def test_functions_are_called_on_each_worker(client: Client) -> None:

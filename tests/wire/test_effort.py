@@ -24,6 +24,13 @@ class Own:
         raise AssertionError("it was rebuilt although that may take long")
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 class OwnArray(np.ndarray):
     pass
 
@@ -44,6 +51,7 @@ QUICK: list[Any] = [
     np.zeros((5000, 1000)).T,
     [np.zeros(MIB), {"a": np.float64(3)}],
     np.arange(1000)[::2],
+    nested(100),
 ]
 SLOW: list[Any] = [
     list(range(2000)),
@@ -54,6 +62,7 @@ SLOW: list[Any] = [
     np.zeros((1000, 1000))[:, ::2],
     np.array([None, 1]),
     np.zeros(3).view(OwnArray),
+    nested(100_000),
     Own(),
     [Own()],
     Fraction(1, 3),
@@ -73,6 +82,17 @@ def test_small_values_and_arrays_are_pickled_at_once(value: Any) -> None:
 @pytest.mark.parametrize("value", SLOW, ids=described)
 def test_many_objects_and_unknown_classes_are_not(value: Any) -> None:
     assert not is_quickly_pickled(value)
+
+
+def test_what_raises_when_it_is_looked_at_is_not() -> None:
+    class Liar:
+        @property  # type: ignore[misc]
+        def __class__(self) -> type:
+            raise RuntimeError("no class")
+
+    value = Liar()
+    is_quick = is_quickly_pickled(value)
+    assert not is_quick
 
 
 def test_a_look_at_a_huge_container_is_short() -> None:
