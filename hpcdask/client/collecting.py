@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.future import Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError
@@ -21,6 +21,14 @@ log = logging.getLogger("hpcdask.client")
 
 #: Stands for a value that did not come, with ``errors="skip"``.
 SKIPPED = object()
+
+
+class Failed(NamedTuple):
+    """Stands for a value that did not come, with ``errors="return"``."""
+
+    exception: BaseException
+
+
 #: Seconds before a value that nobody had is asked for again.
 _PAUSE = 0.05
 #: Seconds after which that is said aloud.
@@ -97,14 +105,14 @@ async def blobs_of(
     deadline: float | None,
     direct: bool | None,
 ) -> list[Any]:
-    """Wait for futures and return their pickled values in order, or `SKIPPED`.
+    """Wait for futures and return their pickled values in order, `SKIPPED` or `Failed`.
 
     A value that is lost on the way is waited for again while it is computed anew.
 
     Raises
     ------
     CarriedError
-        With the error of the first future that has one, unless `errors` is "skip".
+        With the error of the first future that has one, if `errors` is "raise".
     WaitTimeoutError
         After `deadline`, in seconds of the monotonic clock.
     """
@@ -116,9 +124,8 @@ async def blobs_of(
         wanted = []
         for state in left:
             if state.status in ("error", "cancelled"):
-                if errors == "raise":
-                    raise CarriedError(state.exception() or AssertionError(state.status))
-                results[state.key] = SKIPPED
+                exc = state.exception() or AssertionError(state.status)
+                results[state.key] = _instead(exc, errors)
             elif state.value is not None:
                 results[state.key] = state.value
             elif state.status == "finished":
@@ -127,9 +134,7 @@ async def blobs_of(
             blobs, failed = await limited(_fetch(client, wanted, direct), deadline)
             results.update(blobs)
             for key, error in failed.items():
-                if errors == "raise":
-                    raise CarriedError(to_exception(error))
-                results[key] = SKIPPED
+                results[key] = _instead(to_exception(error), errors)
         left = [state for state in left if state.key not in results]
         if left and client.status == "closed":
             raise CommClosedError("the client was closed while it fetched")
@@ -144,6 +149,13 @@ async def blobs_of(
                 )
             await limited(asyncio.sleep(_PAUSE), deadline)
     return [results[state.key] for state in states]
+
+
+def _instead(exc: BaseException, errors: str) -> Any:
+    """What stands for a value that does not come because of this."""
+    if errors == "raise":
+        raise CarriedError(exc)
+    return SKIPPED if errors == "skip" else Failed(exc)
 
 
 async def limited(work: Any, deadline: float | None) -> Any:
