@@ -377,8 +377,8 @@ def _by_client(futures: list[Future]) -> dict[Client, list[Future]]:
 
 def _is_of_actor(future: object) -> bool:
     """Whether it is of an actor's method; few programs have any."""
-    module = sys.modules.get("hpcdask.client.actor")
-    return module is not None and isinstance(future, module.ActorFuture)
+    kind = getattr(sys.modules.get("hpcdask.client.actor"), "ActorFuture", None)
+    return kind is not None and isinstance(future, kind)
 
 
 def _is_cancelled(future: Any) -> bool:
