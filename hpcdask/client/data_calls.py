@@ -80,7 +80,8 @@ class DataCalls(ClusterCalls):
         """Let values be held by so many workers, and wait until they are.
 
         For values that many tasks take, or that would be costly to lose. Workers that come later
-        get no copies; those that a task needs elsewhere are made anyway.
+        get no copies; those that a task needs elsewhere are made anyway. An actor stays where it
+        is, once.
 
         Parameters
         ----------
