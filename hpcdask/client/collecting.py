@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.future import Future, FutureState, until_done
@@ -37,19 +38,24 @@ _COMPLAINT = 5.0
 
 def find_states(futures: Any, found: dict[str, FutureState]) -> None:
     """Collect the states of all futures in nested containers and dask collections, by key."""
-    if isinstance(futures, Future):
-        found[futures.key] = futures._state
-    elif isinstance(futures, (list, tuple, set, frozenset)):
-        for item in futures:
-            find_states(item, found)
-    elif isinstance(futures, dict):
-        for item in futures.values():
-            find_states(item, found)
-    elif isinstance(futures, str):
-        raise TypeError(f"expected futures, got the string {futures!r}; Future(key) makes one")
+    for future in futures_in(futures):
+        found[future.key] = future._state
+
+
+def futures_in(value: Any) -> Iterator[Future]:
+    """All futures in nested containers and dask collections."""
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, Future):  # as most are: without a generator for each
+                yield item
+            else:
+                yield from futures_in(item)
+    elif isinstance(value, Future):
+        yield value
+    elif isinstance(value, str):
+        raise TypeError(f"expected futures, got the string {value!r}; Future(key) makes one")
     else:
-        for future in futures_of_collection(futures):
-            found[future.key] = future._state
+        yield from futures_of_collection(value)
 
 
 def futures_of_collection(value: Any) -> list[Future]:

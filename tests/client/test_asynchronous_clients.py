@@ -126,6 +126,15 @@ async def test_errors_arrive_as_what_they_are(tmp_path: Path) -> None:
 
 
 @on_a_loop
+async def test_futures_live_while_they_are_moved_or_retried() -> None:
+    async with Client(asynchronous=True, n_workers=2, processes=False) as client:
+        await client.replicate(client.submit(abs, -1))
+        await client.rebalance([client.submit(abs, -2)])
+        with pytest.raises(ValueError, match="3"):
+            await client.replicate(client.submit(fail, ValueError(3)))
+
+
+@on_a_loop
 async def test_waits_end_in_time(tmp_path: Path) -> None:
     async with Client(asynchronous=True, n_workers=1, processes=False) as client:
         gate = tmp_path / "gate"
