@@ -84,6 +84,9 @@ def identity(state: SchedulerState, about: Mapping[str, Any]) -> dict[str, Any]:
         "type": "Scheduler",
         **about,
         "services": {},
+        "n_workers": len(workers),
+        "total_threads": sum(worker["nthreads"] for worker in workers.values()),
+        "total_memory": sum(worker["memory_limit"] for worker in workers.values()),
         "workers": workers,
     }
 
@@ -97,6 +100,9 @@ def worker_identity(worker: WorkerRecord) -> dict[str, Any]:
         "name": info.name,
         "host": info.host,
         "pid": info.pid,
+        "status": "closing_gracefully" if worker.is_leaving else "running",
+        "resources": dict(info.resources),
+        "services": {},
         "nthreads": info.nthreads,
         "memory_limit": info.memory_limit,
         "local_directory": info.local_directory,

@@ -117,11 +117,15 @@ class ClusterCalls(Connection):
 
         Raises
         ------
+        ValueError
+            If `n_workers` is no number of workers.
         WaitTimeoutError
             If they have not within `timeout` seconds; says how many have.
         JobError
             If they will not come, as a cluster of batch jobs knows.
         """
+        if not isinstance(n_workers, int) or n_workers < 0:
+            raise ValueError(f"n_workers must be a whole number from 0 up, not {n_workers!r:.80}")
         seconds = self._seconds(timeout)
         cluster = self.cluster
         if getattr(cluster, "knows_jobs", False) and cluster.loop is self.loop:
@@ -181,7 +185,19 @@ class ClusterCalls(Connection):
     def scheduler_info(
         self, n_workers: int | None = None, timeout: float | str | None = None
     ) -> Any:
-        """What the scheduler tells of itself and its workers: of `n_workers` at most, or all."""
+        """What the scheduler tells of itself and its workers.
+
+        Parameters
+        ----------
+        n_workers : int, optional
+            Tell of so many workers at most. By default, and with -1, of all.
+
+        Examples
+        --------
+        >>> about = client.scheduler_info()
+        >>> about["n_workers"] == len(about["workers"])
+        True
+        """
 
         async def work() -> Any:
             about = (await self._ask(Inspect, "identity", ())).value
@@ -223,8 +239,8 @@ class ClusterCalls(Connection):
 
         Returns
         -------
-        list of str
-            Addresses of those that have ended.
+        dict
+            Address of each that has ended -> what `scheduler_info` told of it.
 
         Raises
         ------
@@ -239,17 +255,18 @@ class ClusterCalls(Connection):
         chosen = worker_names(workers) + worker_names(names)
         seconds = hosts.parse_timedelta(timeout)
 
-        async def work() -> list[str]:
+        async def work() -> dict[str, Any]:
             if not chosen:  # which would stand for all
-                return []
-            await self._check_known(chosen)
-            return list((await self._ask(RetireWorkers, chosen, seconds)).value)
+                return {}
+            known = await self._known(chosen)
+            ended = (await self._ask(RetireWorkers, chosen, seconds)).value
+            return {address: known.get(address, {}) for address in ended}
 
         # The scheduler keeps the time, and says who has ended; unless it says nothing at all.
         return self._maybe_sync(work(), seconds + _ANSWER)
 
-    async def _check_known(self, names: tuple[str, ...]) -> None:
-        """Raise ValueError if some are neither addresses nor names of workers."""
+    async def _known(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """All workers; raise ValueError if some names are neither addresses nor names of these."""
         workers = (await self._ask(Inspect, "identity", ())).value["workers"]
         known = workers.keys() | {about["name"] for about in workers.values()}
         unknown = [name for name in names if name not in known]
@@ -258,6 +275,7 @@ class ClusterCalls(Connection):
                 f"no worker has the address or name {', '.join(map(repr, unknown))}; "
                 "scheduler_info() tells which there are"
             )
+        return dict(workers)
 
     def restart(self, timeout: float | str | None = None, wait_for_workers: bool = True) -> Any:
         """Forget all tasks and give every worker a new process.

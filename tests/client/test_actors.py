@@ -560,7 +560,7 @@ def test_a_worker_that_retires_takes_its_actors_along(
     short_lived.wait_for_workers(2, timeout=30)
     mortal = short_lived.submit(Mortal, actor=True).result(timeout=20)
     address = mortal._address
-    assert short_lived.retire_workers([address], timeout=20) == [address]
+    assert list(short_lived.retire_workers([address], timeout=20)) == [address]
     wait_until(lambda: mortal._future.status == "error")
     with pytest.raises(LostActorError, match="What it knew is lost"):
         mortal.increment()

@@ -94,7 +94,7 @@ def test_nobody_is_retired_by_accident(client: Client) -> None:
         client.retire_workers()
     with pytest.raises(ValueError, match="close_workers=False"):
         client.retire_workers("a", close_workers=False)
-    assert client.retire_workers([]) == []
+    assert client.retire_workers([]) == {}
     known = next(iter(client.nthreads(timeout=5)))
     with pytest.raises(ValueError, match="no worker has the address or name 'junk', 'stuff';"):
         client.retire_workers(["junk", known], names="stuff")
