@@ -63,6 +63,8 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
         Seconds for which a scheduler that was lost is looked for, at the same address or in the
         same scheduler file. Futures stay pending meanwhile, and what they need is submitted again.
         With 0 they are cancelled at once.
+    heartbeat_interval, connection_limit
+        Of dask.distributed; they mean nothing here.
 
     Raises
     ------

@@ -31,7 +31,7 @@ from hpcdask.client.loop import (
     shared_loop,
 )
 from hpcdask.client.operations import Operations
-from hpcdask.client.place import find_place
+from hpcdask.client.place import cluster_options, find_place
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.registered import RegisteredPlugins, plugin_failed
 from hpcdask.client.registry import clients, defaults
@@ -118,7 +118,7 @@ class Connection:
         token_file: str | None = None,
         auth: bool = True,
         reconnect_timeout: float | str | None = None,
-        **cluster_options: Any,
+        **others: Any,
     ) -> None:
         self._prepare(
             address,
@@ -132,7 +132,7 @@ class Connection:
             token_file=token_file,
             auth=auth,
             reconnect_timeout=reconnect_timeout,
-            **cluster_options,
+            **others,
         )
         if asynchronous:
             self.loop = asyncio.get_running_loop()
@@ -155,7 +155,7 @@ class Connection:
         token_file: str | None = None,
         auth: bool = True,
         reconnect_timeout: float | str | None = None,
-        **cluster_options: Any,
+        **others: Any,
     ) -> None:
         self.id = f"Client-{name + '-' if name else ''}{secrets.token_hex(16)}"
         self.name = name or self.id
@@ -178,7 +178,7 @@ class Connection:
             auth,
             settings,
         )
-        self._given, self._cluster_options = address, cluster_options
+        self._given, self._cluster_options = address, cluster_options(others)
         self._owns_cluster = False
         self._futures: dict[str, FutureState] = {}
         self._retained = Retained(self._futures)

@@ -319,9 +319,9 @@ class Future:
 
         return self.client._maybe_sync(traceback())
 
-    def cancel(self, reason: str | None = None, msg: str | None = None) -> Any:
+    def cancel(self, reason: str | None = None, msg: str | None = None, force: bool = False) -> Any:
         """Stop computing it, for this reason; see `Client.cancel`."""
-        return self.client.cancel([self], reason=reason, msg=msg)
+        return self.client.cancel([self], reason=reason, msg=msg, force=force)
 
     def retry(self, timeout: float | str | None = None) -> Any:
         """Run its task again, which has failed; see `Client.retry`."""

@@ -11,8 +11,30 @@ from hpcdask.errors import ConfigError
 if TYPE_CHECKING:
     from hpcdask.client.connection import Connection
 
+#: Keywords of dask.distributed's client that tune what works by other means here.
+_MEANINGLESS = ("heartbeat_interval", "connection_limit")
+#: Others of its keywords, for what is not here; None of them is a wish for nothing.
+_ABSENT = ("security", "serializers", "deserializers", "extensions")
+
 #: The cluster that this very program has become, by `hpcdask.initialize` or `hpcdask.execute`.
 of_program: SchedulerPlace | None = None
+
+
+def cluster_options(others: dict[str, Any]) -> dict[str, Any]:
+    """Of a client's other keywords those that a new cluster may take.
+
+    Raises
+    ------
+    TypeError
+        If there is one of dask.distributed for something that is not here.
+    """
+    for name in _ABSENT:
+        if others.get(name) is not None:
+            raise TypeError(
+                f"Client() cannot serve {name}=: connections are authenticated by a "
+                "token, and objects are pickled; see the page 'From dask.distributed'"
+            )
+    return {k: v for k, v in others.items() if k not in (*_MEANINGLESS, *_ABSENT)}
 
 
 async def find_place(client: Connection) -> SchedulerPlace:

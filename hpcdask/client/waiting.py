@@ -192,10 +192,10 @@ class as_completed:
     def __init__(
         self,
         futures: Iterable[Future] | None = None,
-        *,
         loop: Any = None,
         with_results: bool = False,
         raise_errors: bool = True,
+        *,
         timeout: float | str | None = None,
     ) -> None:
         self.with_results = with_results
