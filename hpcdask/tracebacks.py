@@ -9,6 +9,7 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from types import CodeType, TracebackType
+from typing import Any
 
 from hpcdask import config
 from hpcdask.errors import RemoteError, TaskExitError
@@ -85,17 +86,51 @@ def _pickled(exc: BaseException) -> Blob:
         # They are told apart from it; where tblib pickles exceptions, it would take them along.
         exc.__cause__ = exc.__context__ = None
         exc.__suppress_context__ = False  # which the line above has set
-        blob = dumps(exc)
-        # Many exception classes pickle well and then fail to load, since their __init__ takes
-        # other arguments than their args; that must show here, not at the reader.
-        if isinstance(loads(blob), BaseException):
-            return blob
-    except Exception:
-        pass
+        for candidate in (exc, _WithoutInit(exc)):
+            blob = _that_loads(candidate)
+            if blob is not None:
+                return blob
     finally:
         exc.__cause__, exc.__context__, exc.__suppress_context__ = links
     text = f"{_as_text(exc)} (this exception cannot be pickled, so this is its text)"
     return dumps(RemoteError(text))
+
+
+def _that_loads(exc: object) -> Blob | None:
+    """Pickle an exception; return None if it cannot be pickled, or not be loaded again."""
+    try:
+        blob = dumps(exc)
+        return blob if isinstance(loads(blob), BaseException) else None
+    except Exception:
+        return None
+
+
+class _WithoutInit:
+    """Loads as an exception whose ``__init__`` takes other arguments than its ``args``.
+
+    Such classes are many: they pickle well, and fail to load, since pickle calls them with `args`.
+    """
+
+    def __init__(self, exc: BaseException) -> None:
+        self._exc = exc
+
+    def __reduce__(self) -> Any:
+        reduced = self._exc.__reduce_ex__(5)
+        if reduced[0] is not type(self._exc):
+            raise TypeError("it has a way of its own to be pickled, which has failed")
+        return _without_init, tuple(reduced[:3])
+
+
+def _without_init(
+    cls: type[BaseException], args: tuple[Any, ...], state: Any = None
+) -> BaseException:
+    exc = cls.__new__(cls, *args)
+    # What Python itself keeps in it, such as `errno`, is set by its own class.
+    base: Any = next(kind for kind in cls.__mro__ if kind.__module__ == "builtins")
+    base.__init__(exc, *args)
+    if state:
+        exc.__setstate__(state)
+    return exc
 
 
 def _as_text(exc: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import threading
 import traceback
 import weakref
 
@@ -96,6 +97,37 @@ def test_a_cause_that_cannot_be_pickled_comes_as_text() -> None:
     cause = to_exception(sent(exc)).__cause__
     assert isinstance(cause, RemoteError)
     assert "inner" in str(cause)
+
+
+class FileFormatError(OSError):
+    def __init__(self, path: str) -> None:
+        super().__init__(22, "not in our format", path)
+        self.path = path
+
+
+class CodeError(Exception):
+    def __init__(self, code: int, *, hint: str) -> None:
+        super().__init__(f"code {code}")
+        self.code, self.hint = code, hint
+
+
+def test_an_exception_whose_init_takes_other_arguments_keeps_type_and_attributes() -> None:
+    exc = to_exception(sent(CodeError(7, hint="ask")))
+    assert isinstance(exc, CodeError)
+    assert (str(exc), exc.code, exc.hint) == ("code 7", 7, "ask")
+
+    error = to_exception(sent(FileFormatError("data.bin")))
+    assert isinstance(error, FileFormatError)
+    assert (error.errno, error.filename, error.path) == (22, "data.bin", "data.bin")
+    assert str(error) == str(FileFormatError("data.bin"))
+
+
+def test_such_an_exception_with_what_cannot_be_pickled_comes_as_text() -> None:
+    exc = CodeError(7, hint="ask")
+    exc.lock = threading.Lock()  # type: ignore[attr-defined]
+    arrived = to_exception(sent(exc))
+    assert isinstance(arrived, RemoteError)
+    assert "CodeError: code 7" in str(arrived)
 
 
 def test_an_exception_of_a_type_that_is_not_here_keeps_its_text() -> None:

@@ -363,8 +363,9 @@ class Client(CollectionCalls, DataCalls, Diagnostics, FrontDoors, PluginCalls, D
 
         Parameters
         ----------
-        data : list, tuple, set, dict or any other object
-            Of a container each item becomes a future; anything else becomes one.
+        data : list, tuple, set, range, dict or any other object
+            Of a container each item becomes a future; anything else becomes one. The keys of a dict
+            are those of its futures.
         workers : str or list of str, optional
             Addresses or names of workers to use.
         broadcast : bool

@@ -138,11 +138,15 @@ class ClusterCalls(Connection):
 
         Raises
         ------
+        ValueError
+            If `n_workers` is no number of workers.
         WaitTimeoutError
             If they have not within `timeout` seconds; says how many have.
         JobError
             If they will not come, as a cluster of batch jobs knows.
         """
+        if not isinstance(n_workers, int) or n_workers < 0:
+            raise ValueError(f"n_workers must be a whole number from 0 up, not {n_workers!r:.80}")
         seconds = self._seconds(timeout)
         cluster = self.cluster
         if getattr(cluster, "knows_jobs", False) and cluster.loop is self.loop:
@@ -202,7 +206,12 @@ class ClusterCalls(Connection):
     def scheduler_info(
         self, n_workers: int | None = None, timeout: float | str | None = None
     ) -> Any:
-        """What the scheduler tells of itself and its workers: of `n_workers` at most, or all.
+        """What the scheduler tells of itself and its workers.
+
+        Parameters
+        ----------
+        n_workers : int, optional
+            Tell of so many workers at most. By default, and with -1, of all.
 
         Examples
         --------

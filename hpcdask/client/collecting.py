@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.future import Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError
@@ -21,6 +22,14 @@ log = logging.getLogger("hpcdask.client")
 
 #: Stands for a value that did not come, with ``errors="skip"``.
 SKIPPED = object()
+
+
+class Failed(NamedTuple):
+    """Stands for a value that did not come, with ``errors="return"``."""
+
+    exception: BaseException
+
+
 #: Seconds before a value that nobody had is asked for again.
 _PAUSE = 0.05
 #: Seconds after which that is said aloud.
@@ -29,21 +38,25 @@ _COMPLAINT = 5.0
 
 def find_states(futures: Any, found: dict[str, FutureState], passes_strings: bool = False) -> None:
     """Collect the states of all futures in nested containers and dask collections, by key."""
-    if isinstance(futures, Future):
-        found[futures.key] = futures._state
-    elif isinstance(futures, (list, tuple, set, frozenset)):
-        for item in futures:
-            find_states(item, found, passes_strings)
-    elif isinstance(futures, dict):
-        for item in futures.values():
-            find_states(item, found, passes_strings)
-    elif isinstance(futures, str):
-        if passes_strings:
-            return
-        raise TypeError(f"expected futures, got the string {futures!r}; Future(key) makes one")
+    for future in futures_in(futures, passes_strings):
+        found[future.key] = future._state
+
+
+def futures_in(value: Any, passes_strings: bool = False) -> Iterator[Future]:
+    """All futures in nested containers and dask collections."""
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, Future):  # as most are: without a generator for each
+                yield item
+            else:
+                yield from futures_in(item, passes_strings)
+    elif isinstance(value, Future):
+        yield value
+    elif isinstance(value, str):
+        if not passes_strings:
+            raise TypeError(f"expected futures, got the string {value!r}; Future(key) makes one")
     else:
-        for future in futures_of_collection(futures):
-            found[future.key] = future._state
+        yield from futures_of_collection(value)
 
 
 def futures_of_collection(value: Any) -> list[Future]:
@@ -99,14 +112,14 @@ async def blobs_of(
     deadline: float | None,
     direct: bool | None,
 ) -> list[Any]:
-    """Wait for futures and return their pickled values in order, or `SKIPPED`.
+    """Wait for futures and return their pickled values in order, `SKIPPED` or `Failed`.
 
     A value that is lost on the way is waited for again while it is computed anew.
 
     Raises
     ------
     CarriedError
-        With the error of the first future that has one, unless `errors` is "skip".
+        With the error of the first future that has one, if `errors` is "raise".
     WaitTimeoutError
         After `deadline`, in seconds of the monotonic clock.
     """
@@ -118,9 +131,8 @@ async def blobs_of(
         wanted = []
         for state in left:
             if state.status in ("error", "cancelled"):
-                if errors == "raise":
-                    raise CarriedError(state.exception() or AssertionError(state.status))
-                results[state.key] = SKIPPED
+                exc = state.exception() or AssertionError(state.status)
+                results[state.key] = _instead(exc, errors)
             elif state.value is not None:
                 results[state.key] = state.value
             elif state.status == "finished":
@@ -129,9 +141,7 @@ async def blobs_of(
             blobs, failed = await limited(_fetch(client, wanted, direct), deadline)
             results.update(blobs)
             for key, error in failed.items():
-                if errors == "raise":
-                    raise CarriedError(to_exception(error))
-                results[key] = SKIPPED
+                results[key] = _instead(to_exception(error), errors)
         left = [state for state in left if state.key not in results]
         if left and client.status == "closed":
             raise CommClosedError("the client was closed while it fetched")
@@ -146,6 +156,13 @@ async def blobs_of(
                 )
             await limited(asyncio.sleep(_PAUSE), deadline)
     return [results[state.key] for state in states]
+
+
+def _instead(exc: BaseException, errors: str) -> Any:
+    """What stands for a value that does not come because of this."""
+    if errors == "raise":
+        raise CarriedError(exc)
+    return SKIPPED if errors == "skip" else Failed(exc)
 
 
 async def limited(work: Any, deadline: float | None) -> Any:

@@ -266,8 +266,8 @@ def _is_plain(dsk: Any) -> bool:
     """Whether it is a dict of tuples and other values, for which dask is not needed."""
     if not isinstance(dsk, dict):
         return False
-    spec = sys.modules.get("dask._task_spec")
-    return spec is None or not any([isinstance(value, spec.GraphNode) for value in dsk.values()])
+    node = getattr(sys.modules.get("dask._task_spec"), "GraphNode", None)  # which may be coming
+    return node is None or not any([isinstance(value, node) for value in dsk.values()])
 
 
 def _as_actors(functions: tuple[Function, ...]) -> tuple[Function, ...]:

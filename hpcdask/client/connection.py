@@ -505,6 +505,8 @@ class Connection:
                 if not state.refs:
                     del self._futures[key]
                     gone.append(key)
+                    if state.let_go():  # by another thread than the one that waits
+                        self.loop.call_soon_threadsafe(state.tell_waiters)
         if gone:
             self._outbox.append(ReleaseKeys(tuple(gone)))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpcdask.client import collecting
 from hpcdask.client.cluster_calls import ClusterCalls, worker_names
-from hpcdask.client.future import Future, FutureState
+from hpcdask.client.future import Future
 from hpcdask.client.loop import CarriedError
 from hpcdask.errors import LostDataError, ReplicationError, WaitTimeoutError
 from hpcdask.messages import BalanceKeys, CopyKeys, RetryKeys
@@ -60,7 +60,7 @@ class DataCalls(ClusterCalls):
         async def work() -> None:
             count = (await self._ask(RetryKeys, tuple(found))).value
             # Those that run again are pending by now.
-            if not count and any(state.status == "error" for state in found.values()):
+            if not count and any(future.status == "error" for future in found.values()):
                 raise LostDataError(
                     f"{next(iter(found))} cannot be retried: the scheduler that knew it is gone; "
                     "submit it again"
@@ -80,7 +80,8 @@ class DataCalls(ClusterCalls):
         """Let values be held by so many workers, and wait until they are.
 
         For values that many tasks take, or that would be costly to lose. Workers that come later
-        get no copies; those that a task needs elsewhere are made anyway.
+        get no copies; those that a task needs elsewhere are made anyway. An actor stays where it
+        is, once.
 
         Parameters
         ----------
@@ -127,9 +128,9 @@ class DataCalls(ClusterCalls):
 
         return self._maybe_sync(work(), None if seconds is None else 2 * seconds + _ANSWER)
 
-    async def _have_values(self, states: Iterable[FutureState], timeout: float | None) -> None:
+    async def _have_values(self, futures: Iterable[Future], timeout: float | None) -> None:
         """Wait until all futures have values; raise the error of one that will not."""
-        states = list(states)
+        states = [future._state for future in futures]
         await self._all_done(states, timeout)
         for state in states:
             exc = state.exception()
@@ -239,8 +240,7 @@ def key_names(keys: Any) -> tuple[str, ...]:
     return tuple([key.key if isinstance(key, Future) else str(key) for key in keys])
 
 
-def _found(futures: Any) -> dict[str, FutureState]:
+def _found(futures: Any) -> dict[str, Future]:
+    """All futures in nested containers, by key: who awaits may hold no other handle of them."""
     collecting.refuse_others(futures)
-    found: dict[str, FutureState] = {}
-    collecting.find_states(futures, found)
-    return found
+    return {future.key: future for future in collecting.futures_in(futures)}

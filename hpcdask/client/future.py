@@ -53,6 +53,10 @@ class FutureState:
             recipe.pending -= 1
             if not recipe.pending:  # or a pipeline that never runs dry would keep all before it
                 recipe.inputs = ()
+        self.tell_waiters()
+
+    def tell_waiters(self) -> None:
+        """Call all that wait, each once."""
         waiters, self.waiters = self.waiters, None
         while waiters:
             try:
@@ -65,6 +69,15 @@ class FutureState:
         """It is computed again: its value was lost, or it failed and is tried once more."""
         if self.status in ("finished", "error"):
             self.status, self.value = "pending", None
+
+    def let_go(self) -> bool:
+        """The last handle is gone, in any thread; say whether waiters are to be told, on the loop.
+
+        No news of the key will come any more. What tasks of others are made by is kept.
+        """
+        if self.status == "pending" or (self.status == "finished" and self.value is None):
+            self.reason, self.status = "its future was released", "cancelled"
+        return bool(self.waiters)
 
     def when_done(self, waiter: Callable[[FutureState], None]) -> None:
         """Call `waiter` once, on the client's loop, or here if it is done already.
@@ -306,9 +319,9 @@ class Future:
 
         return self.client._maybe_sync(traceback())
 
-    def cancel(self, reason: str | None = None, msg: str | None = None) -> Any:
+    def cancel(self, reason: str | None = None, msg: str | None = None, force: bool = False) -> Any:
         """Stop computing it, for this reason; see `Client.cancel`."""
-        return self.client.cancel([self], reason=reason, msg=msg)
+        return self.client.cancel([self], reason=reason, msg=msg, force=force)
 
     def retry(self, timeout: float | str | None = None) -> Any:
         """Run its task again, which has failed; see `Client.retry`."""

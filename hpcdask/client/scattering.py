@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcdask.client.collecting import limited
 from hpcdask.client.future import Future, until_done
+from hpcdask.client.graphs import key_name, refuse_namesakes
 from hpcdask.client.loop import CarriedError
 from hpcdask.client.submission import data_key, fresh_key
 from hpcdask.errors import CommClosedError, SerializationError, WaitTimeoutError
@@ -43,7 +44,11 @@ class Packed(NamedTuple):
 
 def pack(data: Any, hash: bool) -> Packed:
     """Pickle the items of `data`, and give them keys."""
+    if isinstance(data, range):  # a way to write a list, as dask.distributed takes it
+        data = list(data)
     names, items = _items(data)
+    if names is not None:
+        refuse_namesakes(names)
     blobs = {}
     keys = []
     for number, item in enumerate(items):
@@ -51,14 +56,13 @@ def pack(data: Any, hash: bool) -> Packed:
             blob = dumps(item)
         except SerializationError as exc:
             raise _of_item(exc, number, data) from exc.__cause__
-        kind = type(item).__name__
-        key = data_key(kind, blob) if hash else fresh_key(kind)
+        if names is not None:
+            key = key_name(names[number])
+        else:
+            kind = type(item).__name__
+            key = data_key(kind, blob) if hash else fresh_key(kind)
         blobs[key] = (blob, sizeof(item))
         keys.append(key)
-    if names is not None and isinstance(data, dict):
-        renamed = dict(zip(keys, map(str, names), strict=True))
-        keys = [renamed[key] for key in keys]
-        blobs = {renamed[key]: blob for key, blob in blobs.items()}
     return Packed(data, keys, blobs)
 
 

@@ -89,10 +89,11 @@ def _wrong(value: Any, claim: str, makes_it_a_number: str) -> Exception:
 
 
 def _annotations() -> dict[str, Any] | None:
-    dask = sys.modules.get("dask.base")
-    if dask is None:
+    # None while another thread imports dask.
+    get_annotations = getattr(sys.modules.get("dask.base"), "get_annotations", None)
+    if get_annotations is None:
         return None
-    said = dask.get_annotations()
+    said: dict[str, Any] = get_annotations()
     # Those that are callables are for the keys of graphs.
     return said and {kind: value for kind, value in said.items() if not callable(value)}
 

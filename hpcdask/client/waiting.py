@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hpcdask.client.client import Client
-from hpcdask.client.collecting import SKIPPED, futures_of_collection, refuse_others
+from hpcdask.client.collecting import Failed, futures_of_collection, refuse_others
 from hpcdask.client.future import Future, Latch, until_done
 from hpcdask.client.loop import uncarried
 from hpcdask.client.reasons import why_pending
@@ -51,11 +51,16 @@ def futures_of(o: Any, client: Client | None = None) -> list[Future]:
     2
     """
     futures = _futures_in(o)
-    cancelled = [future for future in futures if client is not None and future.cancelled()]
+    if client is not None:
+        _refuse_cancelled(futures)
+    return futures
+
+
+def _refuse_cancelled(futures: Iterable[Future]) -> None:
+    cancelled = [future for future in futures if future.cancelled()]
     if cancelled:
         some = ", ".join([f"{future.key} ({future._state.reason})" for future in cancelled[:3]])
         raise FutureCancelledError(f"{len(cancelled)} futures were cancelled: {some}")
-    return futures
 
 
 def _futures_in(value: Any) -> list[Future]:
@@ -69,7 +74,7 @@ def _futures_in(value: Any) -> list[Future]:
 
 
 def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COMPLETED) -> Any:
-    """Wait until futures are done, however they end.
+    """Wait until futures are done, with a value or an error.
 
     Parameters
     ----------
@@ -87,6 +92,8 @@ def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COM
     ------
     WaitTimeoutError
         If it takes longer.
+    FutureCancelledError
+        If one was cancelled; names those that were.
     TypeError
         If there is something else than futures.
 
@@ -126,6 +133,7 @@ def wait(fs: Any, timeout: float | str | None = None, return_when: str = ALL_COM
 
 def _sorted(futures: list[Future]) -> DoneAndNotDoneFutures:
     done = {future for future in futures if future.done()}
+    _refuse_cancelled(done)
     return DoneAndNotDoneFutures(done, set(futures) - done)
 
 
@@ -167,7 +175,9 @@ class as_completed:
         Give ``(future, value)`` pairs; values that did not come along are fetched, those of a batch
         together.
     raise_errors : bool
-        With `with_results`: raise a future's error; else give the exception as its value.
+        With `with_results`: raise what a task has raised; else its value is what `sys.exc_info`
+        would give, the type, the exception and its traceback. Of a future that was cancelled the
+        value is the `FutureCancelledError` either way: who cancels the rest goes on with the loop.
     timeout : float or str, optional
         Seconds for all of it.
 
@@ -182,10 +192,10 @@ class as_completed:
     def __init__(
         self,
         futures: Iterable[Future] | None = None,
-        *,
         loop: Any = None,
         with_results: bool = False,
         raise_errors: bool = True,
+        *,
         timeout: float | str | None = None,
     ) -> None:
         self.with_results = with_results
@@ -264,7 +274,7 @@ class as_completed:
         future = self._next_future(self._left())
         if not self.with_results:
             return future
-        if self.raise_errors:  # which is quicker, if the value is here
+        if self.raise_errors and not _is_cancelled(future):  # which is quicker, if it is here
             return future, future.result(self._left())
         return self._given([future])[0]
 
@@ -288,7 +298,7 @@ class as_completed:
         if not self.with_results:
             return list(futures)
         blobs: dict[Future, Any] = {}
-        for client, own in _by_client(futures).items():
+        for client, own in _by_client(_not_cancelled(futures)).items():
             blobs.update(zip(own, client._sync(self._fetched(client, own)), strict=True))
         return [self._pair(future, blobs) for future in futures]
 
@@ -296,18 +306,23 @@ class as_completed:
         if not self.with_results:
             return list(futures)
         blobs: dict[Future, Any] = {}
-        for client, own in _by_client(futures).items():
+        for client, own in _by_client(_not_cancelled(futures)).items():
             blobs.update(zip(own, await uncarried(self._fetched(client, own)), strict=True))
         return [self._pair(future, blobs) for future in futures]
 
     def _fetched(self, client: Client, futures: list[Future]) -> Coroutine[Any, Any, list[Any]]:
-        errors = "raise" if self.raise_errors else "skip"
+        errors = "raise" if self.raise_errors else "return"
         return client._blobs([f._state for f in futures], errors, self._left(), None)
 
     def _pair(self, future: Any, blobs: dict[Future, Any]) -> tuple[Any, Any]:
         if future in blobs:
-            blob = blobs[future]
-            return future, future._state.exception() if blob is SKIPPED else loads_value(blob)
+            got = blobs[future]
+            if type(got) is not Failed:
+                return future, loads_value(got)
+            exc = got.exception
+            return future, (type(exc), exc, exc.__traceback__)
+        if _is_cancelled(future):
+            return future, future._state.exception()
         try:
             return future, future.result()
         except Exception as exc:
@@ -363,8 +378,16 @@ def _by_client(futures: list[Future]) -> dict[Client, list[Future]]:
 
 def _is_of_actor(future: object) -> bool:
     """Whether it is of an actor's method; few programs have any."""
-    module = sys.modules.get("hpcdask.client.actor")
-    return module is not None and isinstance(future, module.ActorFuture)
+    kind = getattr(sys.modules.get("hpcdask.client.actor"), "ActorFuture", None)
+    return kind is not None and isinstance(future, kind)
+
+
+def _is_cancelled(future: Any) -> bool:
+    return not _is_of_actor(future) and future.cancelled()
+
+
+def _not_cancelled(futures: list[Future]) -> list[Future]:
+    return [future for future in futures if not _is_cancelled(future)]
 
 
 class Batches:

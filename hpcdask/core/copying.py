@@ -153,7 +153,9 @@ class Replication(CopyPlan):
         branching_factor: int,
     ) -> None:
         super().__init__(present)
-        self._tasks, self._workers = tasks, workers
+        # Copies of an actor would only tell where it is.
+        self._tasks = [task for task in tasks if not task.lane.is_actor]
+        self._workers = workers
         self._n = min(n, len(workers)) if n else len(workers)
         self._branching_factor = branching_factor
         self._load: Counter[WorkerRecord] = Counter({w: w.nbytes for w in workers})

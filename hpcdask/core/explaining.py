@@ -37,7 +37,10 @@ def explain(state: Transitions, key: str) -> str:
             f"The scheduler does not know {key!r}: it was never submitted here, or nobody holds "
             "a future of it any more, or it was cancelled."
         )
-    sentences = [f"{key!r} is {_STATES[task.state]}.", *_EXPLANATIONS[task.state](state, task)]
+    if task in state.resting and not task.missing:
+        sentences = [*_resting(state, task), *_restricted(task.lane)]
+    else:
+        sentences = [f"{key!r} is {_STATES[task.state]}.", *_EXPLANATIONS[task.state](state, task)]
     if task.state in ("waiting", "queued", "no-worker", "processing"):
         sentences += _history(task)
     return " ".join(sentences)
@@ -54,6 +57,14 @@ def _released(state: Transitions, task: Task) -> Iterable[str]:
         "Nobody needs its value now; it is remembered as an input of "
         f"{_some((d.key for d in task.dependents), len(task.dependents))}, should that have to be "
         "computed again."
+    )
+
+
+def _resting(state: Transitions, task: Task) -> Iterable[str]:
+    yield f"{task.key!r} rests: it has asked to be run again, by raising Reschedule."
+    yield (
+        f"{_called(state.resting[task]).capitalize()} has run it last; it is given to another one "
+        "that has room, or to the same, within a second."
     )
 
 
@@ -153,7 +164,11 @@ def _memory(state: Transitions, task: Task) -> Iterable[str]:
     holders = [_called(w) for w in islice(task.who_has, _NAMED)]
     more = len(task.who_has) - len(holders)
     where = ", ".join(holders) + (f" and {more} more" if more else "")
-    yield f"Its value of {task.nbytes} bytes is on {where}."
+    if task.lane.is_actor:
+        home = next(w for w in task.who_has if task in w.actors)
+        yield f"It is an actor, which lives on {_called(home)} and ends with it."
+    else:
+        yield f"Its value of {task.nbytes} bytes is on {where}."
     n_clients = len(task.wanted_by)
     yield (
         f"It is kept for {_plural(n_clients, 'client')} and "

@@ -12,11 +12,6 @@ class Rescheduling(Transitions):
     Each rests until the next tick: one that is refused everywhere would else keep all busy.
     """
 
-    def __init__(self, first_attempt: int) -> None:
-        super().__init__(first_attempt)
-        #: Tasks in state waiting that wait for nothing else, and who has run them last.
-        self.resting: dict[Task, WorkerRecord] = {}
-
     def _rest(self, task: Task, worker: WorkerRecord) -> None:
         """A run of a task ended with the wish for another one."""
         self._leave_worker(task)

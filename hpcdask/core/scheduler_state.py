@@ -375,7 +375,8 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
         """Why a task cannot be made of its description; None if it can."""
         for key in spec.dependencies:
             if key not in self.tasks:
-                if client.is_returning:
+                # Others may yet tell of it; nobody of a task that would need itself.
+                if (client.is_returning or self._has_predecessor) and key != spec.key:
                     self.held[self._placeholder(key, self._attempt)] = None
                     continue
                 return f"it depends on {key!r}, which the scheduler does not know (any more)"

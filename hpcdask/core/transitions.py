@@ -87,6 +87,8 @@ class Transitions:
         self._to_claim: list[Task] = []  # that could run, but for which there are such values
         #: Tasks that are demanded only when all who may come back are back.
         self.held: dict[Task, None] = {}
+        #: Tasks in state waiting that asked to be run again, and who has run them last.
+        self.resting: dict[Task, WorkerRecord] = {}
         self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
         self._attempt = first_attempt
         #: The latest turn that a task has had. What a client submits that has had none for long

@@ -62,10 +62,9 @@ class _Allowance:
     def _covers_array(self, value: Any) -> bool:
         """Arrays of numbers go by reference, unless they are views with gaps."""
         numpy = sys.modules.get("numpy")
-        # By its type: what it is asked may raise.
-        if numpy is None or not issubclass(type(value), (numpy.ndarray, numpy.generic)):
+        if numpy is None or type(value).__module__ != "numpy":
             return False
-        if value.dtype.hasobject or type(value).__module__ != "numpy":
+        if not isinstance(value, (numpy.ndarray, numpy.generic)) or value.dtype.hasobject:
             return False
         if not (value.flags.c_contiguous or value.flags.f_contiguous):
             self.nbytes -= value.nbytes

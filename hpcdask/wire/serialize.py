@@ -78,10 +78,9 @@ def _names_would_do(data: bytes | bytearray) -> bool:
     """Whether the reader can import what is named in a pickle, as far as is known here."""
     if b"__main__" in data:  # the reader's is another module
         return False
-    cloudpickle = sys.modules.get("cloudpickle")
-    if cloudpickle is None:
-        return True
-    by_value = cloudpickle.list_registry_pickle_by_value()
+    # Another thread may be importing it just now: nobody has told it anything then.
+    listed = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
+    by_value = listed() if listed is not None else ()
     return not by_value or not any([name.encode() in data for name in by_value])
 
 

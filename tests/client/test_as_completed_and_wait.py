@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hpcdask import (
     Client,
     FutureCancelledError,
     LocalCluster,
+    SerializationError,
     as_completed,
     fire_and_forget,
     wait,
@@ -72,13 +75,27 @@ def test_errors_are_raised_or_given_as_asked(client: Client, gate: Path) -> None
     assert [future.status for future in as_completed([bad])] == ["error"]
     with pytest.raises(ValueError, match="1"):
         list(as_completed([bad], with_results=True))
-    [(future, exc)] = as_completed([bad], with_results=True, raise_errors=False)
+    with pytest.raises(ValueError, match="1"):
+        as_completed([bad], with_results=True).next_batch()
+    [(future, (kind, exc, tb))] = as_completed([bad], with_results=True, raise_errors=False)
     assert future is bad
-    assert isinstance(exc, ValueError)
+    assert kind is type(exc) is ValueError
+    assert "in fail" in "".join(traceback.format_tb(tb))
+
+
+def test_of_a_value_that_cannot_be_sent_the_error_is_given(client: Client) -> None:
+    stays = client.submit(threading.Lock)
+    [(_, (kind, *_))] = as_completed([stays], with_results=True, raise_errors=False)
+    assert kind is SerializationError
+
+
+def test_who_cancels_the_rest_goes_on_with_the_loop(client: Client, gate: Path) -> None:
     cancelled = client.submit(wait_for_file, gate)
     cancelled.cancel()
-    [(_, exc)] = as_completed([cancelled], with_results=True, raise_errors=False)
-    assert isinstance(exc, FutureCancelledError)
+    for raise_errors in (True, False):
+        pairs = as_completed([cancelled], with_results=True, raise_errors=raise_errors)
+        [(_, exc)] = pairs
+        assert isinstance(exc, FutureCancelledError)
 
 
 def test_batches_are_what_has_come_since(client: Client, gate: Path) -> None:
@@ -132,6 +149,13 @@ def test_wait_sorts_what_is_done_from_what_is_not(client: Client, gate: Path) ->
     assert wait([], timeout=1) == (set(), set())
     with pytest.raises(ValueError, match="return_when"):
         wait([good], return_when="SOME")
+
+
+def test_wait_complains_of_what_was_cancelled(client: Client, gate: Path) -> None:
+    good, cancelled = client.submit(increment, 1), client.submit(wait_for_file, gate)
+    cancelled.cancel(reason="no more time")
+    with pytest.raises(FutureCancelledError, match=r"1 futures .*wait_for_file.*no more time"):
+        wait([good, cancelled], timeout=10)
 
 
 def test_a_task_that_is_fired_and_forgotten_runs_without_its_future(

@@ -94,6 +94,10 @@ def test_the_cluster_describes_itself(client: Client, cluster: LocalCluster) -> 
     info = client.scheduler_info(timeout=5)
     assert info["address"] == cluster.scheduler_address == client.scheduler_address
     assert info["type"] == "Scheduler"
+    assert (info["n_workers"], info["total_threads"]) == (2, 4)
+    assert info["total_memory"] == sum(w["memory_limit"] for w in info["workers"].values())
+    assert {w["status"] for w in info["workers"].values()} == {"running"}
+    assert all(w["resources"] == {} for w in info["workers"].values())
     for address, worker in info["workers"].items():
         assert address.startswith("tcp://127.0.0.1:")
         assert worker["nthreads"] == 2
@@ -121,6 +125,9 @@ def test_workers_are_waited_for(client: Client) -> None:
     with pytest.raises(TimeoutError, match=r"2 of 3 workers have registered within 0\.2 s"):
         client.wait_for_workers(3, timeout=0.2)
     assert time.monotonic() - start < 2
+    for nonsense in (-1, "2", 1.5):
+        with pytest.raises(ValueError, match="n_workers must be a whole number from 0 up"):
+            client.wait_for_workers(nonsense)  # type: ignore[arg-type]
 
 
 # -- Restarting ------------------------------------------------------------------------------------

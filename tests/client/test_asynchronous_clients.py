@@ -107,10 +107,10 @@ async def test_errors_arrive_as_what_they_are(tmp_path: Path) -> None:
                 await client.gather([future])
             with pytest.raises(type(exc)):
                 await client.run(fail, exc, timeout=5)
-            [(_, given)] = [
+            [(_, (kind, given, _))] = [
                 pair async for pair in as_completed([future], with_results=True, raise_errors=False)
             ]
-            assert given.args == exc.args
+            assert (kind, given.args) == (type(exc), exc.args)
             with pytest.raises(type(exc)):
                 async for _ in as_completed([future], with_results=True):
                     pass
@@ -118,7 +118,20 @@ async def test_errors_arrive_as_what_they_are(tmp_path: Path) -> None:
         await slow.cancel(reason="enough")
         with pytest.raises(FutureCancelledError, match="enough"):
             await slow
+        with pytest.raises(FutureCancelledError, match="enough"):
+            await wait([slow])
+        [(_, given)] = [pair async for pair in as_completed([slow], with_results=True)]
+        assert isinstance(given, FutureCancelledError)
         (tmp_path / "gate").touch()
+
+
+@on_a_loop
+async def test_futures_live_while_they_are_moved_or_retried() -> None:
+    async with Client(asynchronous=True, n_workers=2, processes=False) as client:
+        await client.replicate(client.submit(abs, -1))
+        await client.rebalance([client.submit(abs, -2)])
+        with pytest.raises(ValueError, match="3"):
+            await client.replicate(client.submit(fail, ValueError(3)))
 
 
 @on_a_loop

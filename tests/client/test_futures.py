@@ -88,6 +88,16 @@ def test_cancelling_spares_what_another_client_wants(cluster: LocalCluster, gate
         assert theirs.result(timeout=10) == 1
 
 
+def test_a_future_may_be_cancelled_by_force_too(cluster: LocalCluster, gate: Path) -> None:
+    with Client(cluster) as one, Client(cluster) as two:
+        mine, theirs = one.submit(wait_for_file, gate, 1), two.submit(wait_for_file, gate, 1)
+        wait_until(lambda: _n_clients_that_want(mine, cluster) == 2)
+        mine.cancel(force=True)
+        with pytest.raises(FutureCancelledError):
+            theirs.result(timeout=10)
+        gate.touch()
+
+
 def test_cancelling_by_force_spares_nobody(cluster: LocalCluster, gate: Path) -> None:
     with Client(cluster) as one, Client(cluster) as two:
         mine, theirs = one.submit(wait_for_file, gate, 1), two.submit(wait_for_file, gate, 1)

@@ -34,7 +34,9 @@ PAIRS = [
     ("progress", ("interval", "width", "file")),
     *((f"Client.{name}", ()) for name in ("compute", "persist", "normalize_collection")),
     ("Client.__init__", ()),
-    *((f"Future.{name}", ()) for name in ("result", "exception", "traceback", "cancel")),
+    *((f"Future.{name}", ()) for name in ("result", "exception", "traceback")),
+    # Among its **kwargs.
+    ("Future.cancel", ("force",)),
     *((f"Future.{name}", ()) for name in ("add_done_callback", "release", "done", "cancelled")),
     ("Future.__init__", ()),
     *((f"as_completed.{name}", ()) for name in ("__init__", "add", "update", "next_batch")),

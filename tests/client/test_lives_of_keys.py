@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_for_file, wait_until
 
-from hpcdask import Client, CommClosedError, LocalCluster, as_completed, get_client, wait
+from hpcdask import (
+    Client,
+    CommClosedError,
+    Future,
+    FutureCancelledError,
+    LocalCluster,
+    as_completed,
+    get_client,
+    wait,
+)
 from hpcdask.client.future import FutureState
 
 
@@ -25,6 +37,15 @@ def client(cluster: LocalCluster) -> Any:
 
 def constant(value: Any) -> Any:
     return value
+
+
+def gathered(future: Future) -> Any:
+    return future.client.gather([future])
+
+
+def completed(future: Future) -> Any:
+    [same] = as_completed([future])
+    return same.result()
 
 
 def test_a_key_that_is_used_again_has_the_value_of_its_new_task(client: Client) -> None:
@@ -122,6 +143,31 @@ def test_a_waiter_is_called_once_if_the_end_comes_while_it_registers() -> None:
     state.when_done(calls.append)
     state.end("finished")
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("wait_for", [Future.result, Future.exception, wait, gathered, completed])
+def test_who_waits_for_a_future_that_another_thread_releases_is_told(
+    client: Client, gate: Path, wait_for: Any
+) -> None:
+    future = client.submit(wait_for_file, gate)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_for, future)
+        wait_until(lambda: future._state.waiters)
+        future.release()
+        told = waiting.exception(timeout=10) or waiting.result()
+    assert isinstance(told, FutureCancelledError)
+    assert "released" in str(told)
+    gate.touch()
+
+
+def test_a_fetch_ends_when_another_thread_releases_the_future(client: Client) -> None:
+    future = client.submit(bytes, 1_000_000)
+    wait(future, timeout=10)
+    state = future._state
+    future.release()
+    wait_until(lambda: future.key not in client._futures)
+    with pytest.raises(FutureCancelledError, match="released"):
+        client._sync(client._blobs([state], "raise", 10, None))
 
 
 def test_as_completed_forgets_what_it_was_told_to_clear(client: Client) -> None:

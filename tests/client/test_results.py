@@ -122,6 +122,14 @@ def test_data_is_scattered_in_its_containers(client: Client, way: bool | None) -
     assert client.gather(named) == {"a": 7}
     assert client.gather(client.scatter(8, direct=way, timeout=10)) == 8
     assert client.scatter([], timeout=10) == []
+    assert client.gather(client.scatter(range(3), direct=way, timeout=10)) == [0, 1, 2]
+
+
+def test_scattered_items_of_a_dict_have_its_keys(client: Client) -> None:
+    same = client.scatter({"one": 1, "other": 1}, timeout=10)
+    assert {name: future.key for name, future in same.items()} == {"one": "one", "other": "other"}
+    with pytest.raises(ValueError, match="both named '1'"):
+        client.scatter({1: "a", "1": "b"}, timeout=10)
 
 
 def test_equal_data_is_kept_once_unless_told_otherwise(client: Client) -> None:

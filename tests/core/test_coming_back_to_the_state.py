@@ -38,6 +38,7 @@ from hpcdask.messages import (
     SubmitTasks,
     TaskDone,
     TaskErred,
+    TaskFailed,
     TaskFinished,
     TaskSpec,
     Version,
@@ -360,6 +361,21 @@ def test_what_is_submitted_meanwhile_waits_for_what_it_builds_on() -> None:
     state.worker_joined(1.0, back(B, HeldValue("x", 1, 8, MEANT)))
     state.tick(QUIET + 1.1)
     assert computed(state, B) == ["y"]
+
+
+def test_what_is_submitted_meanwhile_waits_for_values_that_are_yet_to_come() -> None:
+    state = successor()
+    state.keys_wanted(0.0, "c", WantKeys(("x", "lost"), 1))
+    state.all_told(0.1, "c")
+    submit(state, {"y": ["x"], "z": ["lost"]}, submission=2)
+    assert sent(state) == {}
+    state.worker_joined(0.2, back(A, HeldValue("x", 5, 8, MEANT)))
+    state.tick(QUIET + 0.2)
+    messages = sent(state)
+    assert [m.key for m in messages[A] if isinstance(m, ComputeTask)] == ["y"]
+    assert TaskDone("x", 8, None) in messages["c"]
+    failed = [m.key for m in messages["c"] if isinstance(m, TaskFailed)]
+    assert sorted(failed) == ["lost", "z"]
 
 
 def test_what_is_submitted_meanwhile_frees_nothing_that_others_may_come_for() -> None:

@@ -21,7 +21,9 @@ from core_helpers import (
     worker_info,
 )
 
+from hpcdask.core.copying import Replication, Round
 from hpcdask.core.definition import definition_of
+from hpcdask.core.explaining import explain
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.errors import LostActorError
 from hpcdask.launchers.stock import take_stock
@@ -246,3 +248,11 @@ def test_a_released_actor_is_freed_everywhere() -> None:
     release(state, "a")
     assert sent(state) == {home: [free(version)], other: [free(version)]}
     assert not state.tasks
+
+
+def test_an_actor_is_not_replicated_and_tells_where_it_lives() -> None:
+    state, home, _other = with_actor(A, B)
+    plan = Replication(state.workers, [state.tasks["a"]], state.named_workers(()), 0, 2)
+    assert plan.next_round() == Round([], [], {})
+    assert not plan.goes_on
+    assert f"It is an actor, which lives on worker 'name of {home}'" in explain(state, "a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from core_helpers import A, B, computed, err, finish, release, sent, started, submit, worker_info
 
+from hpcdask.core.explaining import explain
 from hpcdask.core.held_task import Postponed
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.validation import validate_worker
@@ -41,6 +42,18 @@ def test_a_task_goes_to_another_worker_at_the_next_tick() -> None:
         state.tick(2.0)
         assert computed(state, where(state, "x")) == ["x"]
         assert (where(state, "x") == first) == (n % 2 == 1)
+
+
+def test_a_task_that_rests_is_explained() -> None:
+    state = started(A, B)
+    submit(state, {"x": []})
+    first = where(state, "x")
+    reschedule(state, first, "x")
+    text = explain(state, "x")
+    assert text.startswith("'x' rests: it has asked to be run again, by raising Reschedule. ")
+    assert f"Worker 'name of {first}' ({first}) has run it last" in text
+    state.tick(2.0)
+    assert explain(state, "x").startswith("'x' is with a worker.")
 
 
 def test_the_only_worker_gets_it_again_after_all_else() -> None:

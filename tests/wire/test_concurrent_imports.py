@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 from waiting import wait_until
 
-from hpcdask.wire.effort import loads_if_quick
+from hpcdask import as_completed
+from hpcdask.client.streaming import conditions
+from hpcdask.wire.effort import is_quickly_pickled, loads_if_quick
 from hpcdask.wire.serialize import dumps, loads
 
 pytestmark = pytest.mark.timeout(60)
@@ -143,3 +148,13 @@ def test_a_module_that_does_not_exist_is_said_so() -> None:
         loads(pickled_name("no_such_package.inner", "thing"))
     with pytest.raises(AttributeError, match="no_such_name"):
         loads(pickled_name("string", "no_such_name"))
+
+
+def test_what_another_thread_begins_to_import_is_not_looked_into() -> None:
+    names = "cloudpickle", "numpy", "dask.base", "hpcdask.client.actor"
+    with mock.patch.dict(sys.modules, {name: ModuleType(name) for name in names}):
+        assert pickle.loads(dumps({"a": (len, 1)})) == {"a": (len, 1)}  # type: ignore[arg-type]
+        assert not is_quickly_pickled(object())
+        assert conditions(1, 0, None, False, None).priority == 1
+        with pytest.raises(TypeError, match="expected a future"):
+            as_completed([1])  # type: ignore[list-item]
