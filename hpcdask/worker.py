@@ -653,12 +653,14 @@ class Worker(Service):
         topic : str or iterable of str
             One or several.
         msg : object
-            What has happened: anything that can be pickled. While the worker has lost its
-            scheduler, it is lost too.
+            What has happened: anything that can be pickled. A dict arrives with the address of
+            this worker under "worker". While the worker has lost its scheduler, it is lost too.
         """
         from hpcdask.messages.shared import LogEvent  # few programs log any
 
         topics = (topic,) if isinstance(topic, str) else tuple(topic)
+        if isinstance(msg, dict):
+            msg = {**msg, "worker": self.address}
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))
 

@@ -175,7 +175,10 @@ def _memory(state: Transitions, task: Task) -> Iterable[str]:
         f"{_plural(task.waiters, 'task')} still to run."
     )
     if task.function is None:
-        yield "It was scattered: if its workers are lost it cannot be computed again."
+        yield (
+            "It was scattered, or has outlived its scheduler: if its workers are lost it cannot be "
+            "computed again."
+        )
 
 
 def _erred(state: Transitions, task: Task) -> Iterable[str]:

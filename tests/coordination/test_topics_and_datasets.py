@@ -32,6 +32,7 @@ def test_events_of_programs_tasks_and_the_scheduler_are_kept(
     assert times == sorted(times)
     assert began - 60 < times[0] <= times[-1] < time.time() + 60
     assert sorted(msg["number"] for _, msg in client.get_events("tasks")) == list(range(5))
+    assert {msg["worker"] for _, msg in client.get_events("tasks")} <= client.nthreads().keys()
     assert client.get_events("both")[-1][1] == {"deep": [None]}
     assert client.get_events("nothing") == ()
     events = client.get_events()
