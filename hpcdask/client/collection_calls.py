@@ -9,8 +9,7 @@ from typing import Any
 from hpcdask.client import graphs
 from hpcdask.client.annotations import Annotations
 from hpcdask.client.cluster_calls import ClusterCalls
-from hpcdask.client.future import FutureState
-from hpcdask.client.streaming import Conditions, Submission, conditions
+from hpcdask.client.streaming import CHUNK, Conditions, Submission, chunked, conditions
 from hpcdask.messages import Function
 from hpcdask.wire.serialize import loads
 
@@ -211,32 +210,48 @@ actors
         said = dict(graph.annotations)
         if actors is not None and actors is not False:  # a collection has no truth
             said["actor"] = dict.fromkeys(_flat(keys if actors is True else actors), True)
-        states: dict[str, FutureState] = {}
+        futures: dict[str, Any] = {}
         with Submission(self, how) as submission:
-            for functions, specs, is_final, own in graph.packed(Annotations(said, how)):
+            for message, is_final, own in _messages(graph, Annotations(said, how)):
+                functions, specs, wanted = message
                 if own.restriction is not None and own.restriction.actor:
                     functions = _as_actors(functions)
                 with self._lock:
                     self._check_open()
                     # Keys of graphs are short, and those of the last graph may be the same.
                     self._release_keys()
-                    want = self._want_all(graph.wanted, states) if is_final else 0
-                    wanted = graph.wanted if is_final else ()
+                    want = self._want_all(wanted, futures) if wanted else 0
                     submission.send(functions, specs, wanted, is_final, want, conditions=own)
                 submission.keep_pace()
-        futures = {key: self._future(state) for key, state in states.items()}
         return graphs.rename(keys, graph.name, futures)
 
-    def _want_all(self, keys: tuple[str, ...], states: dict[str, FutureState]) -> int:
-        """Count a future of each key, and return the number of the want; the lock is held."""
+    def _want_all(self, keys: tuple[str, ...], futures: dict[str, Any]) -> int:
+        """Make a future of each key, and return the number of the want; the lock is held."""
         self._wants += 1
         for key in keys:
             state = self._futures.get(key)
             if state is None or state.status == "cancelled":
                 state = self._wanted(key, state)
-            states[key] = state
             state.refs += 1
+            futures[key] = self._future(state)
         return self._wants
+
+
+def _messages(graph: Any, annotations: Annotations) -> Iterator[tuple[Any, bool, Conditions]]:
+    """Chunks of a graph, each with those of its keys that are wanted, and whether it is the last.
+
+    All these keys in one message would keep the scheduler from all else for seconds.
+    """
+    left = dict.fromkeys(graph.wanted)
+    for functions, specs, is_final, own in graph.packed(annotations):
+        wanted = tuple([spec.key for spec in specs if spec.key in left])
+        for key in wanted:
+            del left[key]
+        # What is left in the end is on the cluster already.
+        rest = [tuple(keys) for keys, _ in chunked(left, CHUNK)] if is_final else []
+        yield (functions, specs, wanted), is_final and not rest, own
+        for i, keys in enumerate(rest, 1):
+            yield ((), (), keys), i == len(rest), own
 
 
 def _is_several(collections: Any) -> bool:

@@ -186,6 +186,22 @@ def test_the_beginning_of_a_graph_leaves_before_the_rest_is_packed(
     assert future.key == "n199"
 
 
+def test_keys_of_a_graph_are_wanted_with_their_chunks(client: Client, heard: Heard) -> None:
+    dsk: dict[Any, Any] = {f"n{i}": (abs, -i) for i in range(2500)}
+    futures = client.get(dsk, list(dsk), sync=False)
+    wait_until(lambda: any(m.final for m in heard.of(SubmitTasks)))
+    messages = heard.of(SubmitTasks)
+    assert [len(m.wanted) for m in messages] == [len(m.tasks) for m in messages]
+    assert max(len(m.wanted) for m in messages) <= 1000
+    assert [m.want for m in messages] == sorted({m.want for m in messages})
+    heard.messages.clear()
+    again = client.get({f"o{i}": (abs, -i) for i in range(3)}, ["o1"], sync=False)
+    wait_until(lambda: any(m.final for m in heard.of(SubmitTasks)))
+    assert [m.wanted for m in heard.of(SubmitTasks)] == [("o1",)]
+    assert [future.key for future in futures] == list(dsk)
+    assert [future.key for future in again] == ["o1"]
+
+
 @pytest.mark.parametrize(
     ("text", "keys"), [("a cycle", ["n5", "n199"]), ("no key 'n200'", ["n5", "n200"])]
 )
@@ -209,7 +225,7 @@ def test_a_graph_that_cannot_be_packed_is_ended(
     dsk = chain(200)
     dsk["n100"] = (max, "n99", PickledWhen(fail))
     with pytest.raises(SerializationError):
-        client.get(dsk, "n199")
+        client.get(dsk, ["n10", "n199"])
     wait_until(lambda: any(m.final for m in heard.of(SubmitTasks)))
     wait_until(lambda: not lonely.scheduler.state.tasks)
     assert not client._futures
