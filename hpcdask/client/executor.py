@@ -14,9 +14,11 @@ from hpcdask.client.collecting import SKIPPED
 from hpcdask.client.future import Callbacks, Future, FutureState, Latch
 from hpcdask.client.loop import is_in_loop, slices
 from hpcdask.client.streaming import CHUNK, conditions
-from hpcdask.errors import CommClosedError, WaitTimeoutError
+from hpcdask.client.submission import pack_arguments
+from hpcdask.errors import CommClosedError, SerializationError, WaitTimeoutError
 from hpcdask.places import lent_thread
 from hpcdask.wire.arguments import loads_value
+from hpcdask.wire.serialize import function_name
 
 if TYPE_CHECKING:
     from hpcdask.client.client import Client
@@ -128,7 +130,7 @@ class ClientExecutor(concurrent.futures.Executor):
         """Call a function on each element of iterables, and iterate over the results in order.
 
         The first results come while later calls are still being sent. If one fails, or comes too
-        late, the others are dropped.
+        late, or a loop over them is broken off, the others are dropped.
 
         Parameters
         ----------
@@ -149,7 +151,7 @@ class ClientExecutor(concurrent.futures.Executor):
         deadline = None if timeout is None else time.monotonic() + timeout
         calls = list(zip(*iterables))  # noqa: B905 - the shortest decides
         if chunksize > 1:
-            fn = functools.partial(_call_each, fn)
+            fn = _Each(fn)
             calls = [(calls[i : i + chunksize],) for i in range(0, len(calls), chunksize)]
         results = _Results(self, fn, calls, deadline)
         results.begin()
@@ -348,6 +350,8 @@ class _Part:
 class _Results(Iterator[Any]):
     """Results of one `map`, in order, while a thread may still be submitting its calls."""
 
+    _has_begun = False  # to be asked for results
+
     def __init__(
         self,
         executor: ClientExecutor,
@@ -428,14 +432,20 @@ class _Results(Iterator[Any]):
         try:
             return self._client.submit(self._function, *args, **self._executor._conditions)
         except Exception as exc:
-            return exc
+            return _told(exc, self._function, args)
 
     # -- Iterating --------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
+    def __del__(self) -> None:
+        # Who breaks off a loop over the results wants none of the others.
+        if self._has_begun:
+            self.drop()
+
     def __next__(self) -> Any:
+        self._has_begun = True
         slot = self._next_slot()
         try:
             if isinstance(slot, Exception):
@@ -506,5 +516,23 @@ class _Results(Iterator[Any]):
             self._is_fed = True
 
 
-def _call_each(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    return [function(*args) for args in calls]
+class _Each:
+    """Makes some calls of a function, and goes by its name, which errors tell."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__name__ = function_name(function)
+
+    def __call__(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+        return [self.function(*args) for args in calls]
+
+
+def _told(exc: Exception, function: Callable[..., Any], args: tuple[Any, ...]) -> Exception:
+    """Why a call cannot be sent; of a chunk of them the first that cannot."""
+    if isinstance(function, _Each) and isinstance(exc, SerializationError):
+        try:
+            for call in args[0]:
+                pack_arguments(call, {}, function.function)
+        except SerializationError as its_own:
+            return its_own
+    return exc

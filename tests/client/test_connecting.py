@@ -146,15 +146,6 @@ def test_by_the_environment(
         Client(n_workers=2)
 
 
-def test_keywords_of_other_clients_are_taken_or_refused_by_name(cluster: LocalCluster) -> None:
-    tuned = {"heartbeat_interval": "5s", "connection_limit": 512, "security": None}
-    with Client(cluster, timeout=5, **tuned) as client:
-        assert works(client)
-    for name in ("security", "serializers", "deserializers", "extensions"):
-        with pytest.raises(TypeError, match=f"cannot serve {name}="):
-            Client(cluster, **{name: ["x"]})
-
-
 def test_by_any_object_with_a_scheduler_address(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from waiting import on_a_loop, wait_for_file, wait_until
 
-from hpcdask import Client, LocalCluster, get_client
+from hpcdask import Client, LocalCluster, SerializationError, get_client
 from hpcdask.client import executor as executors
 from hpcdask.client.executor import ClientExecutor
 
@@ -25,6 +25,10 @@ def increment(x: int) -> int:
 
 def fail(x: object) -> None:
     raise ValueError(x)
+
+
+def lock(x: object) -> object:
+    return threading.Lock()
 
 
 def fail_at(x: int, bad: int) -> int:
@@ -93,6 +97,37 @@ def test_results_of_map_come_in_order(executor: ClientExecutor) -> None:
         next(results)
     with pytest.raises(ValueError, match="chunksize"):
         executor.map(increment, [1], chunksize=0)
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_a_loop_over_results_that_is_broken_off_drops_the_others(
+    client: Client, executor: ClientExecutor, tmp_path: Path, chunksize: int
+) -> None:
+    def is_left(dask_worker: Any) -> bool:
+        return len(dask_worker.state.tasks) > dask_worker.state.executing
+
+    def wait_if(number: int) -> int:
+        if number >= chunksize:
+            wait_for_file(tmp_path / "gate")
+        (tmp_path / str(number)).touch()
+        return number
+
+    for number in executor.map(wait_if, range(20), chunksize=chunksize):
+        assert number == 0
+        break
+    wait_until(lambda: not any(client.run(is_left).values()), 20, "workers drop what waits")
+    (tmp_path / "gate").touch()
+    executor.shutdown()  # there is nothing to wait for
+    assert len(list(tmp_path.iterdir())) < 15
+
+
+def test_what_cannot_be_pickled_in_a_chunk_is_told_of_the_function(
+    executor: ClientExecutor,
+) -> None:
+    with pytest.raises(SerializationError, match="argument 'x' of increment"):
+        list(executor.map(increment, [1, threading.Lock()], chunksize=2))
+    with pytest.raises(SerializationError, match="the result of lock"):
+        list(executor.map(lock, [1, 2], chunksize=2))
 
 
 def test_first_results_come_while_the_rest_is_being_sent(
