@@ -439,6 +439,8 @@ class Worker(Service):
             self._listener.options = options
         self._exchange.use(options)
         values, runs = self.state.came_back(time.monotonic())
+        if actors := self.actors:
+            values = tuple([value._replace(is_actor=value.key in actors) for value in values])
         host = self._plugin_host
         plugins = () if host is None else tuple(host.registrations.values())
         return self._about()._replace(returns=True, values=values, runs=runs, plugins=plugins)

@@ -174,7 +174,7 @@ def _memory(state: Transitions, task: Task) -> Iterable[str]:
         f"It is kept for {_plural(n_clients, 'client')} and "
         f"{_plural(task.waiters, 'task')} still to run."
     )
-    if task.function is None:
+    if task.function is None and not task.lane.is_actor:
         yield (
             "It was scattered, or has outlived its scheduler: if its workers are lost it cannot be "
             "computed again."

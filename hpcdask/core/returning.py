@@ -23,6 +23,7 @@ from hpcdask.messages import (
     HeldValue,
     KeyCancelled,
     RegisterWorker,
+    Restriction,
     TaskDone,
     TaskErred,
     TaskFinished,
@@ -35,6 +36,8 @@ from hpcdask.messages import (
 QUIET, LONGEST_HOLD = 2.0, 15.0
 #: Seconds that values are kept for which nobody has asked yet, unless the shell says otherwise.
 UNCLAIMED = 120.0
+#: What is left to know of an actor whose recipe is lost.
+_AN_ACTOR = Restriction((), False, (), actor=True)
 
 
 class Returning(Departing, abc.ABC):
@@ -138,6 +141,8 @@ class Returning(Departing, abc.ABC):
             if task.attempt != value.attempt:
                 return False
             task.add_holder(worker)
+            if value.is_actor:
+                self._lives_on(task, worker)
             return True
         if task.lane.is_actor and not value.definition:
             return False  # a copy, which only knows where the actor was
@@ -150,8 +155,8 @@ class Returning(Departing, abc.ABC):
             self._move(task, "memory")
             task.attempt, task.nbytes = value.attempt, value.nbytes or task.nbytes
             task.add_holder(worker)
-            if task.lane.is_actor:
-                worker.actors[task] = None
+            if value.is_actor or task.lane.is_actor:
+                self._lives_on(task, worker)
             self._tell(task, TaskDone(task.key, task.nbytes, None))
             task.drop_client(self._keeper)
             return True
@@ -163,6 +168,14 @@ class Returning(Departing, abc.ABC):
         task.attempt = value.attempt
         self._to_memory(task, worker, value.nbytes)
         return True
+
+    def _lives_on(self, task: Task, worker: WorkerRecord) -> None:
+        """A value is an actor, whether or not its recipe is here to tell."""
+        worker.actors[task] = None
+        if not task.lane.is_actor:
+            task.lane.uses -= 1
+            task.lane = self.lanes.lane(_AN_ACTOR)
+            task.lane.uses += 1
 
     def _adopt_run(self, task: Task, worker: WorkerRecord, run: HeldRun) -> bool:
         """Let a run that is under way stand for a task's; False if that has another one."""

@@ -88,6 +88,7 @@ class HeldValue(NamedTuple):
     attempt: int
     nbytes: int
     definition: int  # checksum of function and arguments; 0 of scattered data
+    is_actor: bool = False  # which lives there, and is no copy that only knows where it does
 
 
 class HeldRun(NamedTuple):

@@ -25,6 +25,7 @@ from hpcdask.core.copying import Replication, Round
 from hpcdask.core.definition import definition_of
 from hpcdask.core.explaining import explain
 from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.validation import validate_scheduler
 from hpcdask.errors import LostActorError
 from hpcdask.launchers.stock import take_stock
 from hpcdask.messages import (
@@ -41,6 +42,7 @@ from hpcdask.messages import (
     TaskFailed,
     TaskSpec,
     Version,
+    WantKeys,
 )
 
 ACTOR = Restriction((), False, (), True)
@@ -239,6 +241,28 @@ def test_a_new_scheduler_finds_an_actor_where_it_was_made(has_home: bool) -> Non
     else:
         assert free(("a", 7)) in found[B]
         assert state.tasks["a"].state == "processing"  # it is made, as nothing is known of it
+
+
+@pytest.mark.parametrize("first", [A, B], ids=["the actor first", "a copy first"])
+def test_an_actor_whose_recipe_is_lost_with_its_scheduler_stays_one(first: str) -> None:
+    state = SchedulerState(first_attempt=1000)
+    held = {A: HeldValue("a", 7, 8, MEANT, is_actor=True), B: HeldValue("a", 7, 8, 0)}
+    for address in (first, *{A, B} - {first}):
+        returns(state, address, held[address])
+    state.client_returned(3.0, "c")
+    state.keys_wanted(3.0, "c", WantKeys(("a",), 1))
+    state.all_told(3.0, "c")
+    state.tick(100.0)
+    task = state.tasks["a"]
+    assert task.lane.is_actor
+    assert task.who_has.keys() == {state.workers[A], state.workers[B]}
+    assert list(state.workers[A].actors) == [task]
+    assert "scattered" not in explain(state, "a")
+    validate_scheduler(state)
+    sent(state)
+    state.worker_lost(200.0, A)
+    assert failed(sent(state)["c"]).keys() == {"a"}
+    validate_scheduler(state)
 
 
 def test_a_released_actor_is_freed_everywhere() -> None:
