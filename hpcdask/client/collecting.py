@@ -131,8 +131,10 @@ async def blobs_of(
         wanted = []
         for state in left:
             if state.status in ("error", "cancelled"):
-                exc = state.exception() or AssertionError(state.status)
-                results[state.key] = _instead(exc, errors)
+                # No name for the error: it will hold this frame.
+                results[state.key] = _instead(
+                    state.exception() or AssertionError(state.status), errors
+                )
             elif state.value is not None:
                 results[state.key] = state.value
             elif state.status == "finished":
@@ -160,9 +162,12 @@ async def blobs_of(
 
 def _instead(exc: BaseException, errors: str) -> Any:
     """What stands for a value that does not come because of this."""
-    if errors == "raise":
-        raise CarriedError(exc)
-    return SKIPPED if errors == "skip" else Failed(exc)
+    try:
+        if errors == "raise":
+            raise CarriedError(exc)
+        return SKIPPED if errors == "skip" else Failed(exc)
+    finally:
+        del exc  # it will hold this frame
 
 
 async def limited(work: Any, deadline: float | None) -> Any:
