@@ -209,6 +209,7 @@ def test_a_killed_program_leaves_what_it_has_put_and_takes_nothing_along(
         "import threading\nqueue = Queue('left')\nqueue.put(client.submit(pow, 2, 7))\n"
         "threading.Thread(target=Queue('never').get, daemon=True).start()\n"
         "while not client._operations.waiting: time.sleep(0.01)\n"
+        "while client._futures: time.sleep(0.01)\n"  # who is killed first keeps it for a while
         "Event('left').set()"
     )
     with Program(cluster, code) as program:
