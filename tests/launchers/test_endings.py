@@ -35,7 +35,12 @@ USES = "import os, signal, sys, time\nfrom hpcdask import Client\nclient = Clien
         (2, "raise ValueError('boom')", 1, ["ValueError: boom"]),
         (2, "sys.exit(3)", 3, []),
         (2, "client.shutdown()", 0, []),
-        (2, "client.submit(time.sleep, 36000); client.submit(abs, 1).result()", 0, []),
+        (
+            2,
+            "never = client.submit(time.sleep, 36000)\n"
+            "while not any(client.processing().values()): time.sleep(0.01)",
+            *(0, []),
+        ),
         (3, "os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL, []),
     ],
     ids=["succeeds", "raises", "sys.exit(3)", "shutdown", "a task never returns", "killed"],
