@@ -106,6 +106,9 @@ names=("system packages")
 mapfile -t rest < <(except "${of_jobs[@]}")
 suite "clusters of jobs" "${of_jobs[@]}"
 suite "batch systems" "${on_systems[@]}" "${rest[@]}"
+mapfile -t rest < <(except tests/mpi tests/chaos tests/cluster tests/launchers tests/cli tests/docs \
+    tests/doctor "${on_systems[@]}" "${computing[@]}")
+suite "all else" "${rest[@]}"
 suite "chaos" tests/chaos
 suite "launchers under srun too" "${on_srun[@]}"
 suite "launchers under mpirun" "${under_mpirun[@]}"
@@ -120,9 +123,6 @@ suite "clusters" tests/cluster
 suite "states, simulated clusters, bytes" "${computing[@]}"
 stage "pytest under mpirun, 3 ranks" mpi_tests
 suite "commands" tests/cli
-mapfile -t rest < <(except tests/mpi tests/chaos tests/cluster tests/launchers tests/cli tests/docs \
-    tests/doctor "${on_systems[@]}" "${computing[@]}")
-suite "all else" "${rest[@]}"
 while ((${#pids[@]})); do
     show_ended
 done

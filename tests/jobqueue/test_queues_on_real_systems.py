@@ -87,6 +87,19 @@ class Queue:
         for command in self.system.cancel_commands(ids):
             self.ask(command)
 
+    def clear(self, ids: list[str]) -> None:
+        """Cancel jobs, and wait until nothing of them is left.
+
+        A job that is just being started may not hear of it: Slurm kills it half a minute later.
+        """
+        self.cancel(ids)
+
+        def are_gone() -> bool:
+            listed = self.system.parse_status(self.ask(self.system.status_command(ids)))
+            return all(listed[id].phase is Phase.ENDED for id in ids if id in listed)
+
+        wait_until(are_gone, PATIENCE, f"{len(ids)} jobs are gone")
+
 
 @pytest.fixture(params=SYSTEMS)
 def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Queue:
@@ -130,7 +143,7 @@ def test_of_an_array_one_job_is_cancelled_and_all_ends_are_known(queue):
         assert statuses[failing].exit_code == 3
         assert runs(statuses[last])
     finally:
-        queue.cancel(ids)
+        queue.clear(ids)
     queue.wait(ids, has_ended, "all have ended")
 
 
@@ -143,7 +156,7 @@ def test_what_a_user_has_set_for_squeue_hides_no_job(slurm, tmp_path):
         answer = queue.ask(queue.system.status_command([id]), **settings)
         assert list(queue.system.parse_status(answer)) == [id]
     finally:
-        queue.cancel([id])
+        queue.clear([id])
 
 
 def test_slurm_tells_how_large_an_array_may_be(slurm, tmp_path):
@@ -153,7 +166,7 @@ def test_slurm_tells_how_large_an_array_may_be(slurm, tmp_path):
     assert largest == 1000, "which is what Slurm has where nobody has set another"
     path = queue.write(count=largest + 1)
     assert "array" in queue.ask([*queue.system.submit_command, path]).err
-    queue.cancel(queue.submit(queue.write(count=largest), largest))
+    queue.clear(queue.submit(queue.write(count=largest), largest))
 
 
 def test_jobs_are_found_by_their_script(queue):
@@ -167,7 +180,7 @@ def test_jobs_are_found_by_their_script(queue):
         assert sorted(queue.system.parse_found(queue.ask(command), path)) == ids
         assert queue.system.parse_found(queue.ask(command), f"{path}0") == []
     finally:
-        queue.cancel(ids)
+        queue.clear(ids)
 
 
 #: What each says of a queue that it has not. PBS has no trial.
@@ -204,7 +217,7 @@ def test_a_job_that_can_never_run_is_known_by_its_reason(queue):
             reasons = queue.system.parse_reasons(queue.ask(command))
         assert words in reasons[id]
     finally:
-        queue.cancel([id])
+        queue.clear([id])
 
 
 # -- Workers on several nodes ---------------------------------------------------------------------
@@ -218,7 +231,7 @@ def test_a_job_of_several_nodes_starts_one_group_of_workers_on_each(request, tmp
     try:
         assert queue.wait([id], has_ended, "it has ended")[id].end is End.COMPLETED
     finally:
-        queue.cancel([id])
+        queue.clear([id])
     nodes, words = calls(tmp_path)
     worker = "worker --scheduler-file s --nworkers 3 --nthreads 1 --name"
     assert words == [f"{worker} {id}.0", f"{worker} {id}.1"]
