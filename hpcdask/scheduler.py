@@ -523,7 +523,7 @@ class Scheduler(Service):
         """Send what the state has to say."""
         if self.hooks.moves:
             self.hooks.tell_moves()
-        if self.state.departed and self._dropping is None:
+        if self.state.has_more_to_drop and self._dropping is None:
             self._dropping = self._spawn(self._drop_wants())
         outbox = self.state.outbox
         if not outbox:
@@ -539,7 +539,7 @@ class Scheduler(Service):
     async def _drop_wants(self) -> None:
         """Drop little by little what would have been too much for one event."""
         try:
-            while self.state.departed:
+            while self.state.has_more_to_drop:
                 await asyncio.sleep(0)
                 self.state.drop_more(self.now())
                 self.flush()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from hpcdask.core.records import ClientRecord, Task
 from hpcdask.core.transitions import Transitions
-
-#: Wants that are dropped within one event; the rest follows when others have had their turn.
-AT_ONCE = 2000
 
 
 class Departing(Transitions):
@@ -18,10 +16,18 @@ class Departing(Transitions):
         super().__init__(first_attempt)
         #: Those whose wants are dropped little by little; they are told nothing.
         self.departed: list[ClientRecord] = []
-        self.drop_at_once = AT_ONCE
+
+    @property
+    def has_more_to_drop(self) -> bool:
+        """Whether something is only there for want of time, and `drop_more` is due."""
+        return bool(self.departed or self.doomed)
 
     def drop_more(self, now: float) -> None:
-        """Others have had their turn: drop some more of what those wanted who have departed."""
+        """Others have had their turn: drop some more of what nobody is there to want."""
+        doomed = list(islice(self.doomed, self.drop_at_once))
+        for task in doomed:
+            del self.doomed[task]
+        self._release_unneeded(doomed)
         self._drop_some()
         self._settle()
 
@@ -51,7 +57,7 @@ class Departing(Transitions):
 
         That is if nobody but those who have departed wants them, or what builds on them.
         """
-        if not self.departed:
+        if not self.has_more_to_drop:
             return
         for key in keys:
             task = self.tasks.get(key)
@@ -60,7 +66,7 @@ class Departing(Transitions):
                 for each in doomed:
                     for holder in list(each.wanted_by):
                         each.drop_client(holder)
-                self._release_unneeded(doomed)
+                self._release_now(doomed)
         self.departed = [holder for holder in self.departed if holder.wants]
 
     def _drop_wants(self, client: ClientRecord) -> None:

@@ -302,7 +302,7 @@ class Returning(Departing, abc.ABC):
             for record in list(old.wanted_by):
                 if record in former or record.has_departed:
                     old.drop_client(record)
-        self._release_unneeded(doomed)
+        self._release_now(doomed)
         return self.tasks.get(spec.key)
 
     def _give_recipe(

@@ -449,6 +449,7 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
         self._cancel(
             sorted(self.tasks.values(), key=lambda task: (task.priority, task.key)), reason
         )
+        self._release_now(list(self.doomed))
         self._settle()
 
     # -- Events: runs end -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ there. *memory*: at least one worker holds the value.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Iterable
 from itertools import islice
@@ -57,6 +58,9 @@ MOVES = {
 #: States of tasks that count as waiters of their dependencies.
 TO_RUN = {"waiting", "queued", "no-worker", "processing"}
 
+#: Wants and tasks that are let go of within one event; the rest follows when others have had their
+#: turn.
+AT_ONCE = 2000
 #: Holders of an input that are named to the worker which needs it.
 _MAX_HOLDERS = 5
 
@@ -90,6 +94,9 @@ class Transitions:
         #: Tasks in state waiting that asked to be run again, and who has run them last.
         self.resting: dict[Task, WorkerRecord] = {}
         self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
+        #: Tasks that nobody needed when an event had let go of enough already.
+        self.doomed: dict[Task, None] = {}
+        self.drop_at_once = AT_ONCE
         self._attempt = first_attempt
         #: The latest turn that a task has had. What a client submits that has had none for long
         #: comes next, and not after the million tasks that another one sent before.
@@ -559,13 +566,29 @@ class Transitions:
     # -- Letting go -------------------------------------------------------------------------------
 
     def _release_unneeded(self, tasks: Iterable[Task]) -> None:
-        """Release those of `tasks` that nobody needs, then whatever only they needed."""
-        freed: dict[str, list[Version]] = {}
+        """Release those of `tasks` that nobody needs, then whatever only they needed.
+
+        Of a large graph with one result that is all of it; what is too much for one event is left
+        among the `doomed`.
+        """
         line = deque(tasks)
-        while line:
+        self._release_line(line, self.drop_at_once)
+        for task in line:
+            if not (task.is_needed or task.state == "forgotten"):
+                self.doomed[task] = None
+
+    def _release_now(self, tasks: Iterable[Task]) -> None:
+        """The same, however much it is."""
+        line = deque(tasks)
+        self._release_line(line, math.inf)
+
+    def _release_line(self, line: deque[Task], n_left: float) -> None:
+        freed: dict[str, list[Version]] = {}
+        while line and n_left > 0:
             task = line.popleft()
             if task.waiters or task.wanted_by or task.state == "forgotten":
                 continue
+            n_left -= 1
             if task.state != "released":
                 was_to_run = task.state in TO_RUN
                 self._to_released(task, freed)
@@ -618,6 +641,8 @@ class Transitions:
                 self.functions.keep_or_forget(task.function)
         if self.held:
             self.held.pop(task, None)
+        if self.doomed:
+            self.doomed.pop(task, None)
         if self._unreachable:
             self._unreachable.pop(task, None)
 

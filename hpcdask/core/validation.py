@@ -18,7 +18,7 @@ def validate_scheduler(state: SchedulerState) -> None:
         assert (task.worker is not None) == (task.state == "processing"), task
         assert (task.error is not None) == (task.state == "erred"), task
         assert task.waiters == sum(d.state in TO_RUN for d in task.dependents), task
-        is_held = task in state.held
+        is_held = task in state.held or task in state.doomed
         assert is_held or task.is_needed == (task.state != "released"), (task, task.wanted_by)
         assert is_held or task.is_needed or task.dependents, (task, "should be forgotten")
         if task.state in TO_RUN:
@@ -37,6 +37,7 @@ def validate_scheduler(state: SchedulerState) -> None:
         for client in task.wanted_by:
             assert task in client.wants, (task, client)
     assert not (state.held or state._held_wants) or state._hold_until
+    assert all(state.tasks.get(task.key) is task for task in state.doomed)
     _validate_lanes(state)
     for address, worker in state.workers.items():
         assert worker.address == address

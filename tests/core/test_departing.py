@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from core_helpers import A, F, cancel, computed, finish, free, scatter, sent, started, submit
+from core_helpers import (
+    A,
+    F,
+    cancel,
+    computed,
+    finish,
+    free,
+    release,
+    scatter,
+    sent,
+    started,
+    submit,
+)
 
 from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.validation import validate_scheduler
 from hpcdask.messages import ComputeTask, Function, WantKeys
 
 MANY = [f"x{number}" for number in range(10)]
@@ -146,3 +159,53 @@ def test_a_client_of_the_same_name_wants_only_what_it_says() -> None:
         state.drop_more(1.0)
     assert state.tasks.keys() == {MANY[0]}
     assert not any(isinstance(m, ComputeTask) and m.key == "z" for m in sent(state)[A])
+
+
+def chain(length: int) -> dict[str, list[str]]:
+    return {f"x{n}": [f"x{n - 1}"] if n else [] for n in range(length)}
+
+
+def test_a_graph_of_which_the_only_result_is_released_goes_in_several_goes() -> None:
+    state = patient("c")
+    submit(state, chain(10), wanted=["x9"])
+    for n in range(10):
+        sent(state)
+        finish(state, A, f"x{n}")
+    release(state, "x9")
+    sizes = []
+    while state.has_more_to_drop:
+        validate_scheduler(state)
+        sizes.append(len(state.tasks))
+        state.drop_more(1.0)
+    assert sizes == [6, 2]
+    assert not state.tasks
+
+
+def test_what_is_to_be_released_may_be_wanted_again() -> None:
+    state = patient("c")
+    submit(state, chain(10), wanted=["x9"])
+    for n in range(10):
+        sent(state)
+        finish(state, A, f"x{n}")
+    release(state, "x9")
+    sent(state)
+    submit(state, {"y": ["x3"]})
+    while state.has_more_to_drop:
+        state.drop_more(1.0)
+    validate_scheduler(state)
+    assert state.tasks.keys() == {"y", "x3", "x2", "x1", "x0"}
+    assert computed(state, A)[0] == "x0"
+
+
+def test_a_key_of_what_is_to_be_released_begins_anew() -> None:
+    state = patient("c")
+    submit(state, chain(10), wanted=["x9"])
+    release(state, "x9")
+    assert "x2" in state.tasks
+    other = Function(b"g" * 16, "g", b"")
+    submit(state, {"x2": []}, function=other)
+    assert state.tasks["x2"].function.function_id == other.function_id
+    while state.has_more_to_drop:
+        state.drop_more(1.0)
+    validate_scheduler(state)
+    assert state.tasks.keys() == {"x2"}

@@ -252,7 +252,7 @@ class VirtualScheduler(Process):
 
     def flush(self) -> None:
         """Send all that the state has to say."""
-        if self.state.departed and not self._lets_go:
+        if self.state.has_more_to_drop and not self._lets_go:
             self._lets_go = True
             self.later(self.random.expovariate(100.0), self._let_go)
         outbox, self.state.outbox = self.state.outbox, {}
