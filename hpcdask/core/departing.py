@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import islice
 
@@ -66,7 +67,7 @@ class Departing(Transitions):
                 for each in doomed:
                     for holder in list(each.wanted_by):
                         each.drop_client(holder)
-                self._release_now(doomed)
+                self._release_unneeded(doomed, math.inf)
         self.departed = [holder for holder in self.departed if holder.wants]
 
     def _drop_wants(self, client: ClientRecord) -> None:

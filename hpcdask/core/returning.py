@@ -10,6 +10,7 @@ or the run that was kept for it, and has the rest computed.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterable
 
 from hpcdask.core.definition import definition_of
@@ -302,7 +303,7 @@ class Returning(Departing, abc.ABC):
             for record in list(old.wanted_by):
                 if record in former or record.has_departed:
                     old.drop_client(record)
-        self._release_now(doomed)
+        self._release_unneeded(doomed, math.inf)
         return self.tasks.get(spec.key)
 
     def _give_recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from heapq import nsmallest
 
@@ -449,7 +450,7 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
         self._cancel(
             sorted(self.tasks.values(), key=lambda task: (task.priority, task.key)), reason
         )
-        self._release_now(list(self.doomed))
+        self._release_unneeded(list(self.doomed), math.inf)
         self._settle()
 
     # -- Events: runs end -----------------------------------------------------------------------

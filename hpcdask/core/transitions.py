@@ -13,7 +13,6 @@ there. *memory*: at least one worker holds the value.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Collection, Iterable
 from itertools import islice
@@ -94,7 +93,7 @@ class Transitions:
         #: Tasks in state waiting that asked to be run again, and who has run them last.
         self.resting: dict[Task, WorkerRecord] = {}
         self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
-        #: Tasks that nobody needed when an event had let go of enough already.
+        #: Tasks in state released that nothing refers to, and that an event had no time to forget.
         self.doomed: dict[Task, None] = {}
         self.drop_at_once = AT_ONCE
         self._attempt = first_attempt
@@ -565,30 +564,19 @@ class Transitions:
 
     # -- Letting go -------------------------------------------------------------------------------
 
-    def _release_unneeded(self, tasks: Iterable[Task]) -> None:
+    def _release_unneeded(self, tasks: Iterable[Task], at_once: float | None = None) -> None:
         """Release those of `tasks` that nobody needs, then whatever only they needed.
 
-        Of a large graph with one result that is all of it; what is too much for one event is left
-        among the `doomed`.
+        Of a large graph with one result that is all of it: what is too much to be forgotten within
+        one event, unless `at_once` says otherwise, is left among the `doomed`.
         """
-        line = deque(tasks)
-        self._release_line(line, self.drop_at_once)
-        for task in line:
-            if not (task.is_needed or task.state == "forgotten"):
-                self.doomed[task] = None
-
-    def _release_now(self, tasks: Iterable[Task]) -> None:
-        """The same, however much it is."""
-        line = deque(tasks)
-        self._release_line(line, math.inf)
-
-    def _release_line(self, line: deque[Task], n_left: float) -> None:
+        n_left = self.drop_at_once if at_once is None else at_once
         freed: dict[str, list[Version]] = {}
-        while line and n_left > 0:
+        line = deque(tasks)
+        while line:
             task = line.popleft()
             if task.waiters or task.wanted_by or task.state == "forgotten":
                 continue
-            n_left -= 1
             if task.state != "released":
                 was_to_run = task.state in TO_RUN
                 self._to_released(task, freed)
@@ -596,9 +584,14 @@ class Transitions:
                     for dependency in task.dependencies:
                         dependency.waiters -= 1
                         line.append(dependency)
-            if not task.dependents:
-                self._forget(task)
-                line.extend(task.dependencies)
+            if task.dependents:
+                continue
+            if n_left <= 0:
+                self.doomed[task] = None
+                continue
+            n_left -= 1
+            self._forget(task)
+            line.extend(task.dependencies)
         for address, versions in freed.items():
             self.send(address, FreeKeys(tuple(versions)))
 

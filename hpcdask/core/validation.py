@@ -18,9 +18,10 @@ def validate_scheduler(state: SchedulerState) -> None:
         assert (task.worker is not None) == (task.state == "processing"), task
         assert (task.error is not None) == (task.state == "erred"), task
         assert task.waiters == sum(d.state in TO_RUN for d in task.dependents), task
-        is_held = task in state.held or task in state.doomed
+        is_held = task in state.held
         assert is_held or task.is_needed == (task.state != "released"), (task, task.wanted_by)
-        assert is_held or task.is_needed or task.dependents, (task, "should be forgotten")
+        is_known = task.is_needed or task.dependents or task in state.doomed
+        assert is_held or is_known, (task, "should be forgotten")
         if task.state in TO_RUN:
             missing = [d for d in task.dependencies if d.state != "memory"]
             assert task.missing == len(missing), (task, missing)
