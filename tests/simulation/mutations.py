@@ -33,20 +33,21 @@ MAX_SEEDS, MAX_CALM = 150, 10
 #: change with the simulator and with what it runs; ``python tests/simulation/mutations.py`` finds
 #: them anew.
 FIRST_SEEDS = {
-    "a_copy_beyond_what_is_asked_stays_on_its_worker": 4,
-    "the_answer_of_a_run_that_was_given_up_is_believed": 84,
-    "a_leaving_worker_ends_before_its_values_are_safe": 4,
+    "a_copy_beyond_what_is_asked_stays_on_its_worker": 20,
+    "the_answer_of_a_run_that_was_given_up_is_believed": 182,
+    "a_task_leaves_its_queue_when_its_worker_is_lost": 3,
+    "a_leaving_worker_ends_before_its_values_are_safe": 16,
     "a_dropped_value_still_counts_as_held": 6,
-    "an_old_copy_counts_as_the_present_value": 27,
-    "what_others_want_is_cancelled_too": 32,
-    "half_a_graph_of_a_lost_client_is_kept": 5,
-    "scattered_data_that_nobody_takes_stays": 9,
-    "runs_that_survived_a_scheduler_are_not_claimed": 5,
+    "an_old_copy_counts_as_the_present_value": 16,
+    "what_others_want_is_cancelled_too": 68,
+    "half_a_graph_of_a_lost_client_is_kept": 15,
+    "scattered_data_that_nobody_takes_stays": 32,
     "what_a_client_wanted_before_its_return_is_kept": 6,
-    "a_value_is_believed_to_be_of_any_life_of_its_key": 34,
-    "the_next_holder_is_never_asked": 11,
+    "a_value_is_believed_to_be_of_any_life_of_its_key": 293,
+    "the_next_holder_is_never_asked": 35,
+    "a_run_does_not_wait_for_resources": 5,
     "resources_of_an_abandoned_run_are_never_put_back": 5,
-    "a_copy_that_was_to_be_saved_is_not_asked_for": 7,
+    "a_copy_that_was_to_be_saved_is_not_asked_for": 22,
 }
 
 
