@@ -337,7 +337,7 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
     ) -> None:
         """All of a graph is there: what nobody wants of it by now may go."""
         client.generations.pop(msg.submission, None)
-        if client.is_returning:
+        if client.is_returning or self._hold_until:  # others who come back may build on it
             for task in (*tasks, *(hold.wants if hold is not None else ())):
                 task.add_client(self._until_told(client))
         if hold is not None:

@@ -140,6 +140,22 @@ def test_a_new_scheduler_computes_only_what_did_not_survive() -> None:
     assert state.tasks["z"].state == "processing"
 
 
+def test_a_graph_whose_end_comes_after_all_is_told_stays_for_clients_that_come_later() -> None:
+    state = successor(back(A, HeldValue("x", 1, 8, MEANT)))
+    submit(state, {"y": [], "z": ["y"]}, wanted=[], submission=4, final=False)
+    state.all_told(0.1, "c")
+    submit(state, {"u": ["z"]}, wanted=["u"], submission=4, first=2)
+    submit(state, {"v": []}, wanted=["v"], submission=5)
+    release(state, "u")
+    state.client_returned(1.0, "d")
+    state.keys_wanted(1.0, "d", WantKeys(("z",)))
+    state.all_told(1.0, "d")
+    state.tick(1.0 + QUIET + 0.1)
+    assert "d" not in sent(state)
+    assert state.tasks["y"].state == "processing"
+    assert state.tasks.keys() == {"y", "z", "v"}
+
+
 def test_what_another_definition_gave_is_not_believed() -> None:
     state = successor(back(A, HeldValue("x", 1, 8, MEANT ^ 1)))
     submit(state, {"x": []})
