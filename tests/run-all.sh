@@ -41,6 +41,15 @@ show_ended() { # Wait a moment, and show what has ended.
     done
 }
 
+what_failed() { # what_failed NAME: the tracebacks of pytest, or the last lines of anything else
+    printf '== what failed in [%s]\n' "$1"
+    if grep -qaE '^=+ (FAILURES|ERRORS) =+$' "${outputs[$1]}"; then
+        sed -nE '/^=+ (FAILURES|ERRORS) =+$/,$p' "${outputs[$1]}"
+    else
+        tail -n 50 "${outputs[$1]}"
+    fi
+}
+
 end_all() {
     local name
     for name in "${!pids[@]}"; do
@@ -99,8 +108,9 @@ under_mpirun=(tests/launchers/test_mpirun.py tests/launchers/test_initialize.py)
 computing=(tests/core tests/simulation tests/wire)
 
 printf '== system packages\n'
-tests/system-packages.sh
-codes["system packages"]=$?
+outputs["system packages"]=$(mktemp)
+tests/system-packages.sh 2>&1 | tee "${outputs["system packages"]}"
+codes["system packages"]=${PIPESTATUS[0]}
 names=("system packages")
 # The longest first, or one would run alone in the end.
 mapfile -t rest < <(except "${of_jobs[@]}")
@@ -127,11 +137,16 @@ while ((${#pids[@]})); do
     show_ended
 done
 
-first_code=0
+# What went wrong once more, at the end: a log may be long, and is often cut at its beginning.
+failed=()
 for name in "${names[@]}"; do
-    if ((codes[$name] != 0)); then
-        printf 'FAILED: [%s]\n' "$name" >&2
-        ((first_code != 0)) || first_code=${codes[$name]}
-    fi
+    ((codes[$name] == 0)) || failed+=("$name")
 done
-exit "$first_code"
+for name in "${failed[@]}"; do
+    what_failed "$name"
+done >&2
+for name in "${failed[@]}"; do
+    printf 'FAILED: [%s]\n' "$name"
+    grep -aE '^(FAILED|ERROR) ' "${outputs[$name]}" | cut -c 1-300
+done >&2
+exit "$((${#failed[@]} ? ${codes[${failed[0]}]} : 0))"
