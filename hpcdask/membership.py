@@ -17,7 +17,6 @@ from hpcdask.feeding import Feed
 from hpcdask.messages import (
     PROTOCOL_VERSION,
     CallReturned,
-    ClientClosing,
     Failure,
     Message,
     OutOfReach,
@@ -33,6 +32,7 @@ from hpcdask.messages import (
     WorkerLeaving,
     WorkerLives,
 )
+from hpcdask.messages.client import ClientClosing
 from hpcdask.reachability import Reachability
 from hpcdask.versions import Census, Software, software
 

@@ -24,33 +24,35 @@ from hpcdask.dialling import refuse_taken_file
 from hpcdask.errors import LaunchError
 from hpcdask.membership import Membership
 from hpcdask.messages import (
-    AllTold,
     CallReturned,
-    CancelKeys,
     CloseNanny,
     CloseWorker,
     DataMissing,
-    DataScattered,
     Failure,
     GivenBack,
     Heartbeat,
-    KeepUntilDone,
     KeysAdded,
     KeysDropped,
     Message,
     NotAcquired,
     PluginFailed,
     RegisterNanny,
-    ReleaseKeys,
-    SchedulerClosing,
-    Shutdown,
-    SubmitTasks,
     TaskErred,
     TaskFinished,
     TaskRescheduled,
     ThreadsLent,
-    WantKeys,
     WorkerLeaving,
+)
+from hpcdask.messages.client import (
+    AllTold,
+    CancelKeys,
+    DataScattered,
+    KeepUntilDone,
+    ReleaseKeys,
+    SchedulerClosing,
+    Shutdown,
+    SubmitTasks,
+    WantKeys,
 )
 from hpcdask.messages.shared import LogEvent
 from hpcdask.peers import Peers

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from hpcdask.core.story import watch_moves, watch_runs
-from hpcdask.messages import Blob, PluginFailed, SubmitTasks
+from hpcdask.messages import Blob, PluginFailed
+from hpcdask.messages.client import SubmitTasks
 from hpcdask.plugin_hooks import RAISED, Hooks, hook_of, name_of, tell
 from hpcdask.tracebacks import lines_of, to_task_error
 from hpcdask.wire.serialize import loads

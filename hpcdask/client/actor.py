@@ -14,16 +14,8 @@ from hpcdask.client.loop import CarriedError, is_in_loop, wait_for_result
 from hpcdask.client.submission import pack_function, pack_with_futures
 from hpcdask.errors import CommClosedError, LostActorError
 from hpcdask.hosting import ActorHome, Here, Packed, callers
-from hpcdask.messages import (
-    Blob,
-    CallActor,
-    CallActorThrough,
-    Function,
-    TakeReturned,
-    TakeReturnedThrough,
-    TaskError,
-    Version,
-)
+from hpcdask.messages import Blob, CallActor, Function, TakeReturned, TaskError, Version
+from hpcdask.messages.client import CallActorThrough, TakeReturnedThrough
 from hpcdask.peers import RequestFailedError, UnreachableError
 from hpcdask.places import current_place, current_worker, lent_thread
 from hpcdask.tracebacks import to_exception, to_task_error

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpcdask import hardware
-from hpcdask.messages import LocateKeys, Version
+from hpcdask.messages import Version
+from hpcdask.messages.client import LocateKeys
 
 if TYPE_CHECKING:
     pass

@@ -26,7 +26,8 @@ from hpcdask.client.submission import (
     pure_key,
 )
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.messages import CancelKeys, Function, SubmitTasks, TaskSpec
+from hpcdask.messages import Function, TaskSpec
+from hpcdask.messages.client import CancelKeys, SubmitTasks
 from hpcdask.wire.arguments import loads_value
 
 

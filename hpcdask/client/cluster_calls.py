@@ -16,7 +16,7 @@ from hpcdask.client.future import FutureState
 from hpcdask.client.loop import CarriedError
 from hpcdask.client.submission import pack_call
 from hpcdask.errors import WaitTimeoutError
-from hpcdask.messages import (
+from hpcdask.messages.client import (
     AwaitWorkers,
     CallOutcomes,
     Inspect,

@@ -12,7 +12,8 @@ from hpcdask.client.future import Future, FutureState, until_done
 from hpcdask.client.loop import CarriedError
 from hpcdask.errors import CommClosedError, WaitTimeoutError
 from hpcdask.gathering import Gathered, gather_values, request_ends
-from hpcdask.messages import Blob, GatherKeys, KeyValues, LocateKeys, TaskError
+from hpcdask.messages import Blob, KeyValues, TaskError
+from hpcdask.messages.client import GatherKeys, LocateKeys
 from hpcdask.tracebacks import to_exception
 
 if TYPE_CHECKING:

@@ -40,8 +40,8 @@ from hpcdask.client.subscriptions import Subscriptions
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
-from hpcdask.messages import (
-    PROTOCOL_VERSION,
+from hpcdask.messages import PROTOCOL_VERSION, Message, PluginFailed, RegisterClient
+from hpcdask.messages.client import (
     AskTaskStream,
     AwaitWorkers,
     ClientClosing,
@@ -52,10 +52,7 @@ from hpcdask.messages import (
     KeyCancelled,
     KeyLost,
     LocateKeys,
-    Message,
     PlanScatter,
-    PluginFailed,
-    RegisterClient,
     ReleaseKeys,
     SchedulerClosing,
     SubmitTasks,

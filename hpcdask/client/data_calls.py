@@ -10,7 +10,7 @@ from hpcdask.client.cluster_calls import ClusterCalls, worker_names
 from hpcdask.client.future import Future
 from hpcdask.client.loop import CarriedError
 from hpcdask.errors import LostDataError, ReplicationError, WaitTimeoutError
-from hpcdask.messages import BalanceKeys, CopyKeys, RetryKeys
+from hpcdask.messages.client import BalanceKeys, CopyKeys, RetryKeys
 
 #: Seconds that the scheduler may take to say that something has not happened in time.
 _ANSWER = 1.0

@@ -15,7 +15,8 @@ from hpcdask.client.data_calls import key_names
 from hpcdask.client.future import Future
 from hpcdask.client.loop import limited
 from hpcdask.errors import CommClosedError, HpcdaskError
-from hpcdask.messages import AskTaskStream, RunOnScheduler, RunOnWorkers, TaskError
+from hpcdask.messages import TaskError
+from hpcdask.messages.client import AskTaskStream, RunOnScheduler, RunOnWorkers
 from hpcdask.tracebacks import to_exception
 from hpcdask.wire.serialize import dumps
 

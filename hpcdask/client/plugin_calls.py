@@ -12,9 +12,9 @@ from typing import Any
 from hpcdask import logs
 from hpcdask.client.cluster_calls import called, worker_names
 from hpcdask.client.topic_calls import TopicCalls
-from hpcdask.messages import (
+from hpcdask.messages import Blob
+from hpcdask.messages.client import (
     AwaitWorkers,
-    Blob,
     CallOutcomes,
     Inspect,
     RegisterPlugin,

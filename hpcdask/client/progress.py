@@ -16,7 +16,7 @@ from hpcdask.client.client import Client
 from hpcdask.client.collecting import refuse_others
 from hpcdask.client.future import Future, FutureState, until_done
 from hpcdask.client.waiting import futures_of
-from hpcdask.messages import CountLeft
+from hpcdask.messages.client import CountLeft
 
 #: The scheduler may be kept busy with counting for one part in so many of the time.
 _SHARE = 20

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpcdask.client.loop import CarriedError
 from hpcdask.errors import HpcdaskError
-from hpcdask.messages import Inspect
+from hpcdask.messages.client import Inspect
 
 if TYPE_CHECKING:
     from hpcdask.client.connection import Connection

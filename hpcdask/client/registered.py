@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from hpcdask.messages import Message, PluginFailed, RegisterPlugin
+from hpcdask.messages import Message, PluginFailed
+from hpcdask.messages.client import RegisterPlugin
 from hpcdask.tracebacks import to_exception
 
 log = logging.getLogger("hpcdask.client")

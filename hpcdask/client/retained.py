@@ -10,7 +10,8 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hpcdask.messages import Blob, Frames, Function, SubmitTasks, TaskSpec
+from hpcdask.messages import Blob, Frames, Function, TaskSpec
+from hpcdask.messages.client import SubmitTasks
 
 if TYPE_CHECKING:
     from hpcdask.client.future import FutureState

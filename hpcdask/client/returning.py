@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from hpcdask.dialling import Link, reach_scheduler
 from hpcdask.errors import AuthenticationError, CommClosedError
-from hpcdask.messages import (
+from hpcdask.messages import Message
+from hpcdask.messages.client import (
     AllTold,
     CancelKeys,
     DataScattered,
     KeepUntilDone,
-    Message,
     ReleaseKeys,
     SubmitTasks,
     WantKeys,

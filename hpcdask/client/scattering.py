@@ -12,15 +12,8 @@ from hpcdask.client.graphs import key_name, refuse_namesakes
 from hpcdask.client.loop import CarriedError
 from hpcdask.client.submission import data_key, fresh_key
 from hpcdask.errors import CommClosedError, SerializationError, WaitTimeoutError
-from hpcdask.messages import (
-    AwaitWorkers,
-    Blob,
-    DataScattered,
-    PlacedValue,
-    PlanScatter,
-    StoredValue,
-    StoreForClient,
-)
+from hpcdask.messages import Blob, PlacedValue, StoredValue
+from hpcdask.messages.client import AwaitWorkers, DataScattered, PlanScatter, StoreForClient
 from hpcdask.peers import RequestFailedError, UnreachableError
 from hpcdask.sizes import sizeof
 from hpcdask.tracebacks import to_exception

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from hpcdask.client.loop import is_in_loop
 from hpcdask.client.restrictions import restriction_of
 from hpcdask.errors import CommClosedError, WaitTimeoutError
-from hpcdask.messages import Function, Restriction, SubmitTasks, TaskSpec
+from hpcdask.messages import Function, Restriction, TaskSpec
+from hpcdask.messages.client import SubmitTasks
 
 if TYPE_CHECKING:
     from hpcdask.client.connection import Connection

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from hpcdask.core.records import Task
 from hpcdask.core.transitions import Transitions
-from hpcdask.messages import KeyLost
+from hpcdask.messages.client import KeyLost
 
 
 class Retrying(Transitions):

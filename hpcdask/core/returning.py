@@ -22,16 +22,15 @@ from hpcdask.messages import (
     FreeKeys,
     HeldRun,
     HeldValue,
-    KeyCancelled,
     RegisterWorker,
     Restriction,
-    TaskDone,
     TaskErred,
     TaskFinished,
     TaskRescheduled,
     TaskSpec,
     Version,
 )
+from hpcdask.messages.client import KeyCancelled, TaskDone
 
 #: Seconds without another return after which all are taken to be back, and seconds at most.
 QUIET, LONGEST_HOLD = 2.0, 15.0

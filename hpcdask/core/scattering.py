@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from hpcdask.core.records import ClientRecord, Task, WorkerRecord
 from hpcdask.core.returning import Returning
-from hpcdask.messages import (
-    DataScattered,
-    FreeKeys,
-    HeldValue,
-    PlacedValue,
-    PlanScatter,
-    TaskDone,
-    Version,
-)
+from hpcdask.messages import FreeKeys, HeldValue, PlacedValue, Version
+from hpcdask.messages.client import DataScattered, PlanScatter, TaskDone
 
 
 class Scattering(Returning):

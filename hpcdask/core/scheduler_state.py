@@ -19,19 +19,14 @@ from hpcdask.core.task_errors import killed_worker, out_of_reach
 from hpcdask.core.transitions import MOVES as MOVES
 from hpcdask.core.transitions import dependency_of
 from hpcdask.messages import (
-    CancelKeys,
     DataMissing,
     Dependency,
     FreeKeys,
     GivenBack,
     Heartbeat,
-    KeepUntilDone,
-    KeyCancelled,
     KeysAdded,
     KeysDropped,
     RegisterWorker,
-    ReleaseKeys,
-    SubmitTasks,
     TakeBack,
     TaskErred,
     TaskFinished,
@@ -39,8 +34,15 @@ from hpcdask.messages import (
     TaskSpec,
     ThreadsLent,
     Version,
-    WantKeys,
     WorkersGone,
+)
+from hpcdask.messages.client import (
+    CancelKeys,
+    KeepUntilDone,
+    KeyCancelled,
+    ReleaseKeys,
+    SubmitTasks,
+    WantKeys,
 )
 
 #: Idle workers that one tick finds work for.

@@ -32,16 +32,12 @@ from hpcdask.messages import (
     FreeKeys,
     HeldRun,
     HeldValue,
-    KeyCancelled,
-    KeyLost,
     Message,
-    TaskDone,
     TaskError,
-    TaskFailed,
     TaskFinished,
     Version,
-    WantsRead,
 )
+from hpcdask.messages.client import KeyCancelled, KeyLost, TaskDone, TaskFailed, WantsRead
 
 #: Every legal move of a task. `_move` is held to it by tests, and docs/ draws its table from it.
 MOVES = {

@@ -9,7 +9,8 @@ from typing import Any
 
 from hpcdask.comm import Comm
 from hpcdask.errors import CommClosedError, LaunchError
-from hpcdask.messages import Blob, Examine, Examined, Message, RegisterRank
+from hpcdask.messages import Blob, Message
+from hpcdask.messages.doctor import Examine, Examined, RegisterRank
 from hpcdask.peers import Requests
 
 log = logging.getLogger("hpcdask.doctor")

@@ -34,7 +34,8 @@ from hpcdask.errors import (
     LaunchError,
 )
 from hpcdask.launchers.file_ranks import as_file_name
-from hpcdask.messages import PROTOCOL_VERSION, Refused, Registered, RegisterRank
+from hpcdask.messages import PROTOCOL_VERSION, Refused, Registered
+from hpcdask.messages.doctor import RegisterRank
 from hpcdask.network import address_towards
 from hpcdask.rendezvous import (
     Contact,

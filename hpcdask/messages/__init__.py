@@ -5,9 +5,9 @@ type. Field types are checked on arrival, so a handler may trust them. Times are
 bytes. A `Blob` is a pickle that only its final reader opens: the scheduler passes blobs on as they
 came. The numbers are part of the protocol: append to `OPCODES`, never reorder.
 
-What only some programs use is declared in modules beside this one, each a family with `OPCODES` of
-its own, which is imported by who uses it, or when the first of its messages arrives: to make a
-class takes some 70 us, of which a worker's start would feel each.
+What a worker can start without is declared in modules beside this one, each a family with
+`OPCODES` of its own, which is imported by who uses it, or when the first of its messages arrives:
+to make a class takes some 70 us, of which a worker's start would feel each.
 
 Every run of a task and every stored value carries an *attempt*: a number that the scheduler hands
 out once and never again. Key and attempt together say which bytes are meant, so an answer that
@@ -16,7 +16,7 @@ comes late, twice, or for a key that was used again is recognised and dropped.
 
 from typing import Any, NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 class Frames:
@@ -235,338 +235,7 @@ class OutOfReach(NamedTuple):
     reason: str
 
 
-# -- Client and scheduler -----------------------------------------------------------------------
-
-
-class SubmitTasks(NamedTuple):
-    """client -> scheduler: a chunk of a graph, dependencies before their dependants."""
-
-    submission: int  # number of the submission; chunks of one graph share it
-    functions: tuple[Function, ...]
-    tasks: tuple[TaskSpec, ...]
-    wanted: tuple[str, ...] | None  # keys that the client holds futures of; None: all of them
-    first: int  # position of tasks[0] within the submission, for the order of running
-    priority: float  # the user's; higher runs earlier
-    retries: int
-    final: bool  # no further chunk of this submission follows
-    want: int = 0  # number of this message among those by which the client wants keys
-    restriction: Restriction | None = None  # of all its tasks
-
-
-class WantKeys(NamedTuple):
-    """client -> scheduler: I hold futures of these keys."""
-
-    keys: tuple[str, ...]
-    want: int = 0  # as in `SubmitTasks`
-
-
-class ReleaseKeys(NamedTuple):
-    """client -> scheduler: I hold no future of these keys any more."""
-
-    keys: tuple[str, ...]
-
-
-class AllTold(NamedTuple):
-    """client -> scheduler: after a return, that was all that I submitted and hold."""
-
-
-class ClientClosing(NamedTuple):
-    """client -> scheduler: I leave on purpose, and shall not come back."""
-
-
-class CancelKeys(NamedTuple):
-    """client -> scheduler: stop computing these, and all that depends on them."""
-
-    keys: tuple[str, ...]
-    force: bool  # although other clients want them
-    reason: str
-
-
-class KeepUntilDone(NamedTuple):
-    """client -> scheduler: compute these even if all clients leave (fire_and_forget)."""
-
-    keys: tuple[str, ...]
-
-
-class WantsRead(NamedTuple):
-    """scheduler -> client: what follows was sent in knowledge of all wants up to this one.
-
-    What came before may be about an earlier life of a key that the client had released.
-    """
-
-    want: int
-
-
-class TaskDone(NamedTuple):
-    """scheduler -> client: a wanted key has its value, which comes along if it is small."""
-
-    key: str
-    nbytes: int
-    value: Blob | None
-
-
-class TaskFailed(NamedTuple):
-    """scheduler -> client: a wanted key will not have a value."""
-
-    key: str
-    error: TaskError
-
-
-class KeyLost(NamedTuple):
-    """scheduler -> client: the value is gone with its worker and is computed again."""
-
-    key: str
-
-
-class KeyCancelled(NamedTuple):
-    """scheduler -> client: nobody will compute this key."""
-
-    key: str
-    reason: str
-    is_unknown: bool = False  # it cannot, having lost or never known it: nobody gave it up
-
-
-class LocateKeys(NamedTuple):
-    """client -> scheduler: who has these? Answered by `Locations`."""
-
-    request: int
-    keys: tuple[str, ...]
-
-
-class Locations(NamedTuple):
-    """scheduler -> client: holders of keys in memory; a key that is not has no addresses."""
-
-    request: int
-    found: tuple[Dependency, ...]
-
-
-class GatherKeys(NamedTuple):
-    """client -> scheduler: fetch these for me. Answered by `KeyValues`."""
-
-    request: int
-    keys: tuple[str, ...]
-
-
-class PlanScatter(NamedTuple):
-    """client -> scheduler: where may I put these values? Answered by `ScatterPlan`."""
-
-    request: int
-    items: tuple[tuple[str, int], ...]  # key, nbytes
-    workers: tuple[str, ...]  # addresses or names to choose from; empty: all
-    broadcast: bool  # every value to every one of them
-
-
-class ScatterPlan(NamedTuple):
-    """scheduler -> client."""
-
-    request: int
-    placements: tuple[PlacedValue, ...]
-
-
-class DataScattered(NamedTuple):
-    """client -> scheduler: the values are where the plan put them; without addresses: nowhere."""
-
-    placements: tuple[PlacedValue, ...]
-
-
-class StoreForClient(NamedTuple):
-    """client -> scheduler: I cannot reach the workers, pass these on. Answered by `Reply`."""
-
-    request: int
-    address: str
-    values: tuple[StoredValue, ...]
-
-
-class Inspect(NamedTuple):
-    """client -> scheduler: a question about the cluster. Answered by `Reply`."""
-
-    request: int
-    what: str  # who_has, has_what, nthreads, identity
-    names: tuple[str, ...]  # keys or workers asked about; empty: all
-
-
-class RunOnWorkers(NamedTuple):
-    """client -> scheduler: call a function on workers. Answered by `CallOutcomes`."""
-
-    request: int
-    function: Blob  # pickle of (function, args, kwargs)
-    workers: tuple[str, ...]  # addresses or names; empty: all
-    wait: bool  # for the outcome
-    nanny: bool  # on the workers' nannies instead
-
-
-class RunOnScheduler(NamedTuple):
-    """client -> scheduler: call a function there. Answered by `CallOutcomes`."""
-
-    request: int
-    function: Blob
-    wait: bool
-
-
-class CallOutcomes(NamedTuple):
-    """scheduler -> client: what each called process returned or raised."""
-
-    request: int
-    returned: tuple[tuple[str, Blob], ...]  # address, pickled result
-    raised: tuple[tuple[str, TaskError], ...]
-
-
-class RegisterPlugin(NamedTuple):
-    """client -> scheduler: run this, on all that are there and all that will come.
-
-    Answered by `CallOutcomes`: what came of it on those that are there.
-    """
-
-    request: int
-    kind: str  # what runs it: worker, nanny or scheduler
-    name: str  # it takes the place of the one that has this name
-    registration: str  # unique
-    plugin: Blob
-    idempotent: bool  # if there is one of that name, leave it alone
-    again: bool  # after a return: tasks that this client submits wait for it
-
-
-class UnregisterPlugin(NamedTuple):
-    """client -> scheduler. Answered by `CallOutcomes`."""
-
-    request: int
-    kind: str
-    name: str
-
-
-class PluginFailed(NamedTuple):
-    """worker, nanny -> scheduler -> client that registered it: it raised, and nobody waited."""
-
-    name: str
-    registration: str
-    hook: str  # what of the plugin was called
-    error: TaskError
-
-
-class RestartWorkers(NamedTuple):
-    """client -> scheduler: forget all tasks, start fresh workers. Answered by `Reply`."""
-
-    request: int
-    timeout: float  # seconds
-
-
-class AwaitWorkers(NamedTuple):
-    """client -> scheduler: tell me when there are so many. Answered by `Reply`: how many are."""
-
-    request: int
-    n_workers: int
-    timeout: float  # seconds
-
-
-class RetireWorkers(NamedTuple):
-    """client -> scheduler: let workers end without losing what only they hold.
-
-    Answered by `Reply`: the addresses of those that have ended.
-    """
-
-    request: int
-    workers: tuple[str, ...]  # addresses or names
-    timeout: float  # seconds; what has not moved by then is lost
-
-
-class CallActorThrough(NamedTuple):
-    """client -> scheduler: I cannot reach the actor's worker, ask it for me.
-
-    Answered as `CallActor`, of which it has the fields.
-    """
-
-    request: int
-    address: str
-    actor: Version
-    name: str
-    arguments: Blob | None
-    callers: tuple[str, ...]
-
-
-class TakeReturnedThrough(NamedTuple):
-    """client -> scheduler: pass this `TakeReturned` on. Answered by `Reply`."""
-
-    request: int
-    address: str
-    receipt: int
-
-
-class RestartChosen(NamedTuple):
-    """client -> scheduler: give these workers new processes; tasks go on. Answered by `Reply`.
-
-    Its value has for each worker, by its address, whether it was back in time.
-    """
-
-    request: int
-    workers: tuple[str, ...]  # addresses or names
-    timeout: float  # seconds
-
-
-class RetryKeys(NamedTuple):
-    """client -> scheduler: run again what has failed of these. Answered by `Reply`: how many."""
-
-    request: int
-    keys: tuple[str, ...]
-
-
-class CopyKeys(NamedTuple):
-    """client -> scheduler: let more workers hold these values. Answered by `Reply`.
-
-    Its value is by key how many copies are missing, where some are.
-    """
-
-    request: int
-    keys: tuple[str, ...]
-    n: int  # workers that shall hold each; 0: all of `workers`
-    workers: tuple[str, ...]  # addresses or names to choose from; empty: all
-    branching_factor: int  # copies that are made of one at a time
-    timeout: float  # seconds
-
-
-class BalanceKeys(NamedTuple):
-    """client -> scheduler: move values from full workers to empty ones. Answered by `Reply`.
-
-    Its value is how many were moved, and how many were on their way when the time was over.
-    """
-
-    request: int
-    keys: tuple[str, ...]  # that may be moved; empty: all
-    workers: tuple[str, ...]  # addresses or names; empty: all
-    timeout: float  # seconds
-
-
-class CountLeft(NamedTuple):
-    """client -> scheduler: how many tasks are still to run for these? Answered by `Reply`.
-
-    Its value is by the name of a function how many.
-    """
-
-    request: int
-    keys: tuple[str, ...]
-
-
-class AskTaskStream(NamedTuple):
-    """client -> scheduler: which runs have ended? They are noted from now on. Answered by `Reply`.
-
-    Its value is a row for each: key, function, worker, start, stop, nbytes, whether it failed.
-    """
-
-    request: int
-    start: float  # seconds since the epoch
-    stop: float  # likewise
-    most: int  # rows at most, the last ones; 0: none, but note what follows
-
-
-class Shutdown(NamedTuple):
-    """client -> scheduler: end workers, nannies and yourself."""
-
-    reason: str
-
-
-class SchedulerClosing(NamedTuple):
-    """scheduler -> client: I end on purpose; do not look for me."""
-
-    reason: str
+# -- Answers --------------------------------------------------------------------------------------
 
 
 class Reply(NamedTuple):
@@ -773,6 +442,15 @@ class TearDownPlugin(NamedTuple):
     name: str
 
 
+class PluginFailed(NamedTuple):
+    """worker, nanny -> scheduler -> client that registered it: it raised, and nobody waited."""
+
+    name: str
+    registration: str
+    hook: str  # what of the plugin was called
+    error: TaskError
+
+
 # -- Nanny and scheduler -----------------------------------------------------------------------
 
 
@@ -854,35 +532,6 @@ class TakeReturned(NamedTuple):
     receipt: int
 
 
-# -- The doctor: rank 0 and the other ranks of one `hpc-dask doctor` -------------------------------
-
-
-class RegisterRank(NamedTuple):
-    """rank -> rank 0: here I am, with what I know of my host. Answered as other registrations."""
-
-    rank: int
-    size: int  # of the launch, as this rank sees it
-    protocol: int
-    found: Plain  # as `hpcdask.doctor.facts.RankFacts`
-
-
-class Examine(NamedTuple):
-    """rank 0 -> rank, and rank -> rank: do this. Answered by `Examined`."""
-
-    request: int
-    what: str
-    arguments: Plain
-    load: Blob  # bytes that only weigh something
-
-
-class Examined(NamedTuple):
-    """The answer; with an error if it could not be done at all."""
-
-    request: int
-    found: Plain
-    error: str
-
-
 #: Message types in the order of their numbers on the wire.
 OPCODES: tuple[type[Any], ...] = (
     RegisterClient,
@@ -891,28 +540,6 @@ OPCODES: tuple[type[Any], ...] = (
     RegisterPeer,
     Registered,
     Refused,
-    SubmitTasks,
-    WantKeys,
-    ReleaseKeys,
-    CancelKeys,
-    KeepUntilDone,
-    TaskDone,
-    TaskFailed,
-    KeyLost,
-    KeyCancelled,
-    LocateKeys,
-    Locations,
-    GatherKeys,
-    PlanScatter,
-    ScatterPlan,
-    DataScattered,
-    StoreForClient,
-    Inspect,
-    RunOnWorkers,
-    RunOnScheduler,
-    CallOutcomes,
-    RestartWorkers,
-    Shutdown,
     Reply,
     Failure,
     DefineFunction,
@@ -934,12 +561,7 @@ OPCODES: tuple[type[Any], ...] = (
     FetchKeys,
     KeyValues,
     StoreKeys,
-    AwaitWorkers,
     ThreadsLent,
-    WantsRead,
-    AllTold,
-    ClientClosing,
-    RetireWorkers,
     TakeBack,
     GivenBack,
     AcquireKeys,
@@ -948,32 +570,23 @@ OPCODES: tuple[type[Any], ...] = (
     KeysDropped,
     WorkerLeaving,
     WorkerLives,
-    SchedulerClosing,
     Terminate,
-    RegisterRank,
-    Examine,
-    Examined,
     OutOfReach,
     TaskRescheduled,
     CallActor,
     ActorReturned,
     TakeReturned,
-    CallActorThrough,
-    TakeReturnedThrough,
-    RestartChosen,
-    RetryKeys,
-    CopyKeys,
-    BalanceKeys,
-    CountLeft,
-    AskTaskStream,
-    RegisterPlugin,
-    UnregisterPlugin,
     PluginFailed,
     SetUpPlugin,
     TearDownPlugin,
 )
 
 #: The modules of all families, by the number of their first message.
-FAMILIES = {0: __name__, 256: f"{__name__}.shared"}
+FAMILIES = {
+    0: __name__,
+    64: f"{__name__}.client",  # a number below 128 is a single byte
+    256: f"{__name__}.shared",
+    512: f"{__name__}.doctor",
+}
 
 Message: TypeAlias = Any  # one of them; a union of them all would help no reader

@@ -5,14 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hpcdask.errors import CommClosedError, LostActorError
-from hpcdask.messages import (
-    ActorReturned,
-    CallActor,
-    CallActorThrough,
-    Reply,
-    TakeReturned,
-    TakeReturnedThrough,
-)
+from hpcdask.messages import ActorReturned, CallActor, Reply, TakeReturned
+from hpcdask.messages.client import CallActorThrough, TakeReturnedThrough
 from hpcdask.requests.calls import Answers
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Any
 
 from hpcdask.comm import Comm
 from hpcdask.errors import CommClosedError
-from hpcdask.messages import Blob, CallFunction, CallOutcomes, Message, TaskError
+from hpcdask.messages import Blob, CallFunction, Message, TaskError
+from hpcdask.messages.client import CallOutcomes
 from hpcdask.peers import RequestFailedError, Requests
 from hpcdask.tracebacks import to_task_error
 

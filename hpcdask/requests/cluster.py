@@ -10,20 +10,16 @@ from hpcdask.calls import call
 from hpcdask.core.records import WorkerRecord
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.gathering import gather_values
-from hpcdask.messages import (
+from hpcdask.messages import CloseWorker, KeyValues, RegisterWorker, Reply, RestartWorker
+from hpcdask.messages.client import (
     AwaitWorkers,
     CallOutcomes,
-    CloseWorker,
     GatherKeys,
     Inspect,
-    KeyValues,
     LocateKeys,
     Locations,
     PlanScatter,
-    RegisterWorker,
-    Reply,
     RestartChosen,
-    RestartWorker,
     RestartWorkers,
     RetireWorkers,
     RunOnScheduler,

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from hpcdask.core.copying import Rebalancing, Replication, Round
-from hpcdask.messages import BalanceKeys, CopyKeys, Reply, RetryKeys
+from hpcdask.messages import Reply
+from hpcdask.messages.client import BalanceKeys, CopyKeys, RetryKeys
 from hpcdask.requests.calls import Answers
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hpcdask.core.records import Task
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.transitions import TO_RUN
-from hpcdask.messages import AskTaskStream, CountLeft, Reply, TaskErred, TaskFinished
+from hpcdask.messages import Reply, TaskErred, TaskFinished
+from hpcdask.messages.client import AskTaskStream, CountLeft
 from hpcdask.requests.calls import Answers
 
 if TYPE_CHECKING:

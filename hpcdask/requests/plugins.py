@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdask.comm import Comm
 from hpcdask.core.plugins import Plugin, PluginRegistry
-from hpcdask.messages import (
-    Blob,
-    CallOutcomes,
-    Failure,
-    PluginFailed,
-    RegisterPlugin,
-    SetUpPlugin,
-    TaskError,
-    TearDownPlugin,
-    UnregisterPlugin,
-)
+from hpcdask.messages import Blob, Failure, PluginFailed, SetUpPlugin, TaskError, TearDownPlugin
+from hpcdask.messages.client import CallOutcomes, RegisterPlugin, UnregisterPlugin
 from hpcdask.plugin_hooks import RAISED
 from hpcdask.requests.calls import Answers, Calls, Events, outcomes
 from hpcdask.tracebacks import to_task_error

@@ -8,7 +8,8 @@ from typing import Any
 
 from hpcdask.client.future import FutureState
 from hpcdask.client.retained import Recipe, Retained
-from hpcdask.messages import Frames, Function, SubmitTasks, TaskSpec
+from hpcdask.messages import Frames, Function, TaskSpec
+from hpcdask.messages.client import SubmitTasks
 
 FUNCTION = Function(b"id", "f", b"code of f")
 

@@ -13,7 +13,8 @@ from waiting import wait_until
 from hpcdask import Client, LocalCluster
 from hpcdask.client import graphs
 from hpcdask.errors import SerializationError
-from hpcdask.messages import Message, ReleaseKeys, Restriction, SubmitTasks
+from hpcdask.messages import Message, Restriction
+from hpcdask.messages.client import ReleaseKeys, SubmitTasks
 
 
 @pytest.fixture(scope="module")

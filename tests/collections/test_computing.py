@@ -15,7 +15,7 @@ import pytest
 from hpcdask import Client, LocalCluster, fire_and_forget, futures_of, get_client, get_worker, wait
 from hpcdask.client.streaming import CHUNK
 from hpcdask.errors import FutureCancelledError
-from hpcdask.messages import SubmitTasks
+from hpcdask.messages.client import SubmitTasks
 
 np = pytest.importorskip("numpy")
 da = pytest.importorskip("dask.array")

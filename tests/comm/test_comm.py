@@ -13,7 +13,8 @@ from endpoints import OPTIONS, Ear, connected, eventually, listening, run
 
 from hpcdask.comm import Comm, connect
 from hpcdask.errors import CommClosedError
-from hpcdask.messages import CallReturned, Frames, KeyLost, KeyValues
+from hpcdask.messages import CallReturned, Frames, KeyValues
+from hpcdask.messages.client import KeyLost
 from hpcdask.wire.serialize import dumps, loads
 
 

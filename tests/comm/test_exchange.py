@@ -21,12 +21,12 @@ from hpcdask.messages import (
     DataMissing,
     FetchKeys,
     Frames,
-    KeyLost,
     KeyValues,
     RegisterPeer,
     TaskErred,
     Version,
 )
+from hpcdask.messages.client import KeyLost
 from hpcdask.places import current_worker
 from hpcdask.wire import compression
 from hpcdask.wire.serialize import loads

@@ -14,7 +14,8 @@ from endpoints import OPTIONS, Ear, connected, eventually, run
 
 from hpcdask.comm import Comm, Listener, connect, listen
 from hpcdask.errors import CommClosedError
-from hpcdask.messages import KeyLost, Reply
+from hpcdask.messages import Reply
+from hpcdask.messages.client import KeyLost
 
 
 class Elsewhere:

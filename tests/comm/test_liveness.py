@@ -11,7 +11,8 @@ import pytest
 from endpoints import LOCAL, Ear, connected, eventually, listening, run, shake_hands, stranger
 
 from hpcdask.comm import liveness, tcp
-from hpcdask.messages import CallReturned, Frames, KeyLost
+from hpcdask.messages import CallReturned, Frames
+from hpcdask.messages.client import KeyLost
 
 only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux' TCP")
 

@@ -29,7 +29,8 @@ from endpoints import (
 
 from hpcdask.comm import Comm, connect, tcp_listener
 from hpcdask.comm.options import CommOptions
-from hpcdask.messages import OPCODES, KeyLost
+from hpcdask.messages import OPCODES
+from hpcdask.messages.client import KeyLost
 from hpcdask.wire import codec, framing
 from hpcdask.wire.framing import Limits, frame_parts
 from hpcdask.wire.handshake import CHALLENGE_LENGTH, HELLO_LENGTH, MAGIC, PROOF_LENGTH, Dialler

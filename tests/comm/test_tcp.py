@@ -40,7 +40,8 @@ from endpoints import (
 from hpcdask.comm import Listener, connect, listen, tcp, tcp_listener
 from hpcdask.comm.options import CommOptions
 from hpcdask.errors import AuthenticationError, CommClosedError, ConfigError, HandshakeError
-from hpcdask.messages import OPCODES, CallReturned, Frames, KeyLost, Reply
+from hpcdask.messages import OPCODES, CallReturned, Frames, Reply
+from hpcdask.messages.client import KeyLost
 from hpcdask.wire import compression
 from hpcdask.wire.framing import Limits, frame_parts
 
@@ -572,7 +573,7 @@ PEER = """
     import asyncio, sys
     from hpcdask.comm import connect
     from hpcdask.comm.options import CommOptions
-    from hpcdask.messages import KeyLost
+    from hpcdask.messages.client import KeyLost
     async def main():
         comm = await connect(sys.argv[1], CommOptions(token=b"t" * 32))
         comm.start(print, print)

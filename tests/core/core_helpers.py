@@ -12,25 +12,27 @@ from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.validation import validate_scheduler, validate_worker
 from hpcdask.core.worker_state import WorkerState
 from hpcdask.messages import (
-    CancelKeys,
     ComputeTask,
-    DataScattered,
     DefineFunction,
     Dependency,
     FreeKeys,
     Function,
     Message,
     PlacedValue,
-    PlanScatter,
     RegisterWorker,
-    ReleaseKeys,
-    SubmitTasks,
-    TaskDone,
     TaskErred,
     TaskError,
     TaskFinished,
     TaskSpec,
     Version,
+)
+from hpcdask.messages.client import (
+    CancelKeys,
+    DataScattered,
+    PlanScatter,
+    ReleaseKeys,
+    SubmitTasks,
+    TaskDone,
 )
 from hpcdask.wire.codec import decode, encode
 

@@ -10,16 +10,14 @@ from core_helpers import BOOM, A, B, C, cancel, plan, release, sent, started, su
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.messages import (
     DataMissing,
-    DataScattered,
     Heartbeat,
-    KeepUntilDone,
     KeysAdded,
     PlacedValue,
     TaskErred,
     TaskFinished,
     Version,
-    WantKeys,
 )
+from hpcdask.messages.client import DataScattered, KeepUntilDone, WantKeys
 
 KEYS = [f"k{i}" for i in range(8)]
 

@@ -25,23 +25,25 @@ from hpcdask.core.returning import QUIET, UNCLAIMED
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.messages import (
     ComputeTask,
-    DataScattered,
     Function,
     HeldRun,
     HeldValue,
-    KeyCancelled,
     KeysAdded,
     KeysDropped,
     PlacedValue,
     RegisterWorker,
     Restriction,
-    SubmitTasks,
-    TaskDone,
     TaskErred,
-    TaskFailed,
     TaskFinished,
     TaskSpec,
     Version,
+)
+from hpcdask.messages.client import (
+    DataScattered,
+    KeyCancelled,
+    SubmitTasks,
+    TaskDone,
+    TaskFailed,
     WantKeys,
 )
 

@@ -18,7 +18,8 @@ from core_helpers import (
 
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.validation import validate_scheduler
-from hpcdask.messages import ComputeTask, Function, WantKeys
+from hpcdask.messages import ComputeTask, Function
+from hpcdask.messages.client import WantKeys
 
 MANY = [f"x{number}" for number in range(10)]
 

@@ -19,7 +19,8 @@ from core_helpers import (
 
 from hpcdask.core.explaining import explain
 from hpcdask.core.scheduler_state import SchedulerState
-from hpcdask.messages import Restriction, SubmitTasks, TaskSpec
+from hpcdask.messages import Restriction, TaskSpec
+from hpcdask.messages.client import SubmitTasks
 
 
 def restricted(state: SchedulerState, restriction: Restriction, *keys: str) -> None:

@@ -14,11 +14,7 @@ from core_helpers import (
 )
 
 from hpcdask.core.functions import KEPT_FUNCTIONS
-from hpcdask.messages import (
-    DefineFunction,
-    ForgetFunctions,
-    Function,
-)
+from hpcdask.messages import DefineFunction, ForgetFunctions, Function
 
 
 def test_a_function_goes_once_to_each_worker() -> None:

@@ -37,13 +37,10 @@ from hpcdask.messages import (
     KeysDropped,
     Message,
     Restriction,
-    SubmitTasks,
-    TaskDone,
-    TaskFailed,
     TaskSpec,
     Version,
-    WantKeys,
 )
+from hpcdask.messages.client import SubmitTasks, TaskDone, TaskFailed, WantKeys
 
 ACTOR = Restriction((), False, (), True)
 MEANT = definition_of(F.function_id, b"")

@@ -26,16 +26,8 @@ from core_helpers import (
 
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.errors import KilledWorker
-from hpcdask.messages import (
-    ComputeTask,
-    DataMissing,
-    Dependency,
-    KeyLost,
-    KeysAdded,
-    TaskFailed,
-    TaskFinished,
-    Version,
-)
+from hpcdask.messages import ComputeTask, DataMissing, Dependency, KeysAdded, TaskFinished, Version
+from hpcdask.messages.client import KeyLost, TaskFailed
 
 
 def test_the_task_of_a_lost_worker_moves_to_another() -> None:

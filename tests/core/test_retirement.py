@@ -29,11 +29,11 @@ from hpcdask.messages import (
     KeysAdded,
     NotAcquired,
     Restriction,
-    SubmitTasks,
     TakeBack,
     TaskSpec,
     Version,
 )
+from hpcdask.messages.client import SubmitTasks
 
 END = CloseWorker("it has retired")
 X = Version("x", 1)

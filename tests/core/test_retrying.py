@@ -18,7 +18,7 @@ from core_helpers import (
 )
 
 from hpcdask.core.scheduler_state import SchedulerState
-from hpcdask.messages import KeyLost, TaskFailed
+from hpcdask.messages.client import KeyLost, TaskFailed
 
 
 def failed(*, wanted: tuple[str, ...] = ("x", "y")) -> SchedulerState:

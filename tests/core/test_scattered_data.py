@@ -24,18 +24,8 @@ from core_helpers import (
 )
 
 from hpcdask.errors import LostDataError
-from hpcdask.messages import (
-    DataScattered,
-    Dependency,
-    HeldValue,
-    KeysAdded,
-    KeysDropped,
-    PlacedValue,
-    TaskDone,
-    TaskFailed,
-    Version,
-    WantKeys,
-)
+from hpcdask.messages import Dependency, HeldValue, KeysAdded, KeysDropped, PlacedValue, Version
+from hpcdask.messages.client import DataScattered, TaskDone, TaskFailed, WantKeys
 
 
 def test_scattered_values_are_spread_and_their_client_is_told() -> None:

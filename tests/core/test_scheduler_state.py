@@ -29,17 +29,13 @@ from hpcdask.messages import (
     Dependency,
     FreeKeys,
     Heartbeat,
-    KeepUntilDone,
-    KeyCancelled,
     KeysAdded,
-    SubmitTasks,
     TaskErred,
-    TaskFailed,
     TaskFinished,
     TaskSpec,
     Version,
-    WantKeys,
 )
+from hpcdask.messages.client import KeepUntilDone, KeyCancelled, SubmitTasks, TaskFailed, WantKeys
 
 # -- Graphs ---------------------------------------------------------------------------------------
 

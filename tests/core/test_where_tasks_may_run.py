@@ -5,7 +5,8 @@ from __future__ import annotations
 from core_helpers import A, B, C, F, computed, finish, sent, started, worker_info
 
 from hpcdask.core.scheduler_state import SchedulerState
-from hpcdask.messages import Restriction, SubmitTasks, TaskSpec
+from hpcdask.messages import Restriction, TaskSpec
+from hpcdask.messages.client import SubmitTasks
 
 GPU = Restriction((), False, (("GPU", 1.0),))
 

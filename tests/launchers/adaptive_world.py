@@ -28,15 +28,12 @@ from hpcdask.messages import (
     GivenBack,
     KeysAdded,
     RegisterWorker,
-    ReleaseKeys,
-    SubmitTasks,
     TakeBack,
-    TaskDone,
-    TaskFailed,
     TaskFinished,
     TaskSpec,
     Version,
 )
+from hpcdask.messages.client import ReleaseKeys, SubmitTasks, TaskDone, TaskFailed
 from hpcdask.scheduler_plugins import SchedulerPlugins
 
 #: Seconds from the start of a job until its first worker registers, and until its last one does.

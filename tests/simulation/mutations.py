@@ -20,7 +20,8 @@ from hpcdask.core.lanes import Lane, Lanes
 from hpcdask.core.records import ClientRecord, Task, WorkerRecord
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.worker_state import HeldTask, WorkerState
-from hpcdask.messages import FreeKeys, GivenBack, KeysAdded, TaskFailed, TaskFinished, Version
+from hpcdask.messages import FreeKeys, GivenBack, KeysAdded, TaskFinished, Version
+from hpcdask.messages.client import TaskFailed
 
 Patch = pytest.MonkeyPatch
 Breakage = Callable[[Patch], None]

@@ -22,12 +22,12 @@ from hpcdask.messages import (
     GivenBack,
     RegisterWorker,
     Restriction,
-    SubmitTasks,
     TakeBack,
     TaskFinished,
     TaskSpec,
     Version,
 )
+from hpcdask.messages.client import SubmitTasks
 
 #: Seconds that tasks take, by the name of their function.
 MIXED = {"tick": 1e-4, "short": 1e-2, "long": 1.0}

@@ -23,7 +23,8 @@ from virtual_scheduler import TICK, VirtualScheduler
 from virtual_worker import Ledger, VirtualWorker
 
 from hpcdask.core.returning import LONGEST_HOLD, UNCLAIMED
-from hpcdask.messages import CancelKeys, RegisterClient, WantKeys
+from hpcdask.messages import RegisterClient
+from hpcdask.messages.client import CancelKeys, WantKeys
 
 #: Things that are done to a cluster, some of them faults, before it may come to rest.
 N_DEEDS = 60

@@ -20,7 +20,8 @@ from virtual_worker import Store, Stored
 from hpcdask.client.future import FutureState
 from hpcdask.client.retained import Retained
 from hpcdask.client.returning import tasks_to_tell
-from hpcdask.messages import (
+from hpcdask.messages import Message, PlacedValue, RegisterClient, Version
+from hpcdask.messages.client import (
     AllTold,
     CancelKeys,
     ClientClosing,
@@ -28,17 +29,13 @@ from hpcdask.messages import (
     KeepUntilDone,
     KeyCancelled,
     KeyLost,
-    Message,
-    PlacedValue,
     PlanScatter,
-    RegisterClient,
     ReleaseKeys,
     RetryKeys,
     ScatterPlan,
     SubmitTasks,
     TaskDone,
     TaskFailed,
-    Version,
     WantKeys,
     WantsRead,
 )

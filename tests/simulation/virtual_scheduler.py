@@ -15,35 +15,37 @@ from hpcdask.core.records import Task
 from hpcdask.core.scheduler_state import SchedulerState
 from hpcdask.core.validation import validate_scheduler
 from hpcdask.messages import (
-    AllTold,
-    CancelKeys,
-    ClientClosing,
     ComputeTask,
     DataMissing,
-    DataScattered,
     FreeKeys,
     GivenBack,
     Heartbeat,
     HeldRun,
     HeldValue,
-    KeepUntilDone,
     KeysAdded,
     KeysDropped,
     NotAcquired,
-    PlanScatter,
     RegisterClient,
     RegisterWorker,
-    ReleaseKeys,
-    RetryKeys,
-    ScatterPlan,
-    SubmitTasks,
     TaskErred,
     TaskFinished,
     TaskRescheduled,
     ThreadsLent,
     Version,
-    WantKeys,
     WorkerLeaving,
+)
+from hpcdask.messages.client import (
+    AllTold,
+    CancelKeys,
+    ClientClosing,
+    DataScattered,
+    KeepUntilDone,
+    PlanScatter,
+    ReleaseKeys,
+    RetryKeys,
+    ScatterPlan,
+    SubmitTasks,
+    WantKeys,
 )
 
 #: What a worker says to the scheduler, and the event that it is.
