@@ -76,7 +76,8 @@ if TYPE_CHECKING:
     from hpcdask.plugins.output import ForwardOutput, print, warn
     from hpcdask.plugins.uploading import UploadDirectory, UploadFile
     from hpcdask.scheduler import Scheduler
-    from hpcdask.worker import Worker, get_worker
+    from hpcdask.worker import Worker
+    from hpcdask.worker_view import get_worker
 
     BaseActorFuture = ActorFuture
     CancelledError = FutureCancelledError
@@ -156,7 +157,7 @@ _WHERE = {
     "UploadFile": "plugins.uploading",
     "Scheduler": "scheduler",
     "Worker": "worker",
-    "get_worker": "worker",
+    "get_worker": "worker_view",
 }
 #: Other names of the same things, as dask.distributed has them.
 _ALIASES = {

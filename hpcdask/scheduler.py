@@ -224,7 +224,7 @@ class Scheduler(Service):
     def local_directory(self) -> str:
         """Folder for files on this host; made when first asked for, and removed at the end."""
         if self._folder is None:
-            from hpcdask.worker import own_folder, remove_leftovers
+            from hpcdask.scratch import own_folder, remove_leftovers
 
             scratch = hosts.local_directory(self.settings["worker.local-directory"])
             remove_leftovers(scratch)

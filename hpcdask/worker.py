@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -56,13 +54,13 @@ from hpcdask.messages import (
     WorkersGone,
 )
 from hpcdask.peers import Peers
-from hpcdask.places import current_place, current_worker
 from hpcdask.resources import checked_resources
-from hpcdask.service import Lifetime, Service
+from hpcdask.scratch import own_folder, remove_leftovers
+from hpcdask.service import Lifetime
 from hpcdask.tracebacks import to_exception
 from hpcdask.versions import software
-from hpcdask.wire.arguments import Stored
-from hpcdask.wire.serialize import dumps
+from hpcdask.worker_view import WorkerView
+from hpcdask.worker_view import get_worker as get_worker
 
 if TYPE_CHECKING:
     from hpcdask.plugin_host import PluginHost
@@ -77,7 +75,7 @@ _AWAY = 5.0
 _STUCK = 0.1
 
 
-class Worker(Service):
+class Worker(WorkerView):
     """Runs tasks and holds their values.
 
     What is not given is as `hpcdask.config` has it, below ``worker``.
@@ -546,6 +544,11 @@ class Worker(Service):
         else:
             self._link.comm.send(CallReturned(message.request, result))  # type: ignore[arg-type]
 
+    def _say(self, message: Message) -> None:
+        """Tell the scheduler something, behind what it is to be told already."""
+        self.state.outbox.append(message)
+        self._act()
+
     # -- Plugins ----------------------------------------------------------------------------------
 
     @property
@@ -611,66 +614,6 @@ class Worker(Service):
     def _on_comm(self, comm: Comm) -> None:
         self._exchange.serve(comm)
 
-    # -- For tasks --------------------------------------------------------------------------------
-
-    @property
-    def scheduler_id(self) -> str:
-        """Id of the scheduler, which has several addresses."""
-        return "" if self._link is None else self._link.registered.scheduler_id
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The values held here, by key, but for actors."""
-        held = self._held()
-        return {key: value for key, value in held if not issubclass(type(value), Stored)}
-
-    @property
-    def actors(self) -> dict[str, Any]:
-        """The actors that live here, by key: the objects themselves."""
-        held = [(key, value) for key, value in self._held() if issubclass(type(value), Stored)]
-        return {key: value.instance for key, value in held if hasattr(value, "instance")}
-
-    def _held(self) -> list[tuple[str, Any]]:
-        tasks = list(self.state.tasks.values())  # at once: a task may ask in its thread
-        return [(task.key, task.value) for task in tasks if task.state == "memory"]
-
-    def get_current_task(self) -> str:
-        """Return the key of the task that calls this.
-
-        Raises
-        ------
-        ValueError
-            If the calling code runs in no task.
-        """
-        place = current_place()
-        if place is None:
-            raise ValueError("get_current_task() works within a task only")
-        return place.key
-
-    def log_event(self, topic: str | Iterable[str], msg: Any) -> None:
-        """Log an event, from a task for example; see `Client.log_event`.
-
-        Parameters
-        ----------
-        topic : str or iterable of str
-            One or several.
-        msg : object
-            What has happened: anything that can be pickled. A dict arrives with the address of
-            this worker under "worker". While the worker has lost its scheduler, it is lost too.
-        """
-        from hpcdask.messages.shared import LogEvent  # few programs log any
-
-        topics = (topic,) if isinstance(topic, str) else tuple(topic)
-        if isinstance(msg, dict):
-            msg = {**msg, "worker": self.address}
-        assert self.loop is not None
-        self.loop.call_soon_threadsafe(self._say, LogEvent(0, topics, dumps(msg)))
-
-    def _say(self, message: Message) -> None:
-        """Tell the scheduler something, behind what it is to be told already."""
-        self.state.outbox.append(message)
-        self._act()
-
     def __repr__(self) -> str:
         return f"<Worker {self.address!r}, {self.nthreads} threads, {self.status}>"
 
@@ -697,42 +640,6 @@ async def _any_within(seconds: float, *work: Coroutine[Any, Any, Any]) -> bool:
     return bool(done)
 
 
-def own_folder(scratch: str, of: str) -> tuple[str, int]:
-    """Make a folder, and lock it by a file descriptor, which the kernel closes if we are killed."""
-    while True:
-        path = tempfile.mkdtemp(prefix=f"{of}-", dir=scratch)
-        descriptor = _lock_folder(path)
-        if descriptor is not None and os.path.isdir(path):
-            return path, descriptor
-        # Another worker took it for a leftover before it was locked.
-
-
-def remove_leftovers(scratch: str) -> None:
-    """Remove the folders of workers that were killed together with their nanny, and the like."""
-    for name in os.listdir(scratch):
-        if name.startswith(("worker-", "scheduler-")):
-            path = os.path.join(scratch, name)
-            descriptor = _lock_folder(path, is_needed=True)
-            if descriptor is not None:
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(descriptor)
-
-
-def _lock_folder(path: str, is_needed: bool = False) -> int | None:
-    """Open and lock a folder; None if it is gone, or the lock `is_needed` and cannot be had."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # taken; or a file system that knows no locks
-        if is_needed:
-            os.close(descriptor)
-            return None
-    return descriptor
-
-
 def _rss() -> int:
     """Resident memory of this process, in bytes."""
     try:
@@ -742,22 +649,3 @@ def _rss() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().rss)
-
-
-def get_worker() -> Worker:
-    """Return the worker that runs the calling task.
-
-    Raises
-    ------
-    ValueError
-        If the calling thread runs no task.
-
-    Examples
-    --------
-    >>> def where():
-    ...     return get_worker().address
-    """
-    worker = current_worker()
-    if worker is None:
-        raise ValueError("get_worker() works within a task only; no task runs in this thread")
-    return worker  # type: ignore[no-any-return]

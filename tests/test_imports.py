@@ -17,6 +17,7 @@ PACKAGE = ROOT / "hpcdask"
 # `_version` is a constant and open to all.
 INNER = {"errors", "messages"}
 ABOVE_SHELLS = INNER | {
+    "scratch",
     "threads",
     "descriptors",
     "grants",
@@ -78,6 +79,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "trusted_files": set(),
     "descriptors": set(),
     "grants": set(),
+    "scratch": set(),
     "walltime": set(),
     "host": {"errors", "grants"},
     "network": {"errors"},
@@ -100,8 +102,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         ABOVE_SHELLS
         | COMMON
         | SHELLS
-        | {"exchange", "membership", "requests", "scheduler_plugins"},
+        | {"exchange", "membership", "requests", "scheduler_plugins", "worker_view"},
     ),
+    "worker_view": ABOVE_SHELLS | COMMON | {"worker"},
     # The process that a nanny starts: a worker and its log.
     "worker_process": ABOVE_SHELLS | COMMON | {"worker"},
     # A bare Client() starts a LocalCluster; that import is within the function that does it.
