@@ -56,12 +56,7 @@ from hpcdask.messages.client import (
 )
 from hpcdask.messages.shared import LogEvent
 from hpcdask.peers import Peers
-from hpcdask.rendezvous import (
-    Contact,
-    remove_scheduler_file,
-    resolve_token,
-    write_scheduler_file,
-)
+from hpcdask.rendezvous import Contact, remove_scheduler_file, resolve_token, write_scheduler_file
 from hpcdask.requests import ClientRequests
 from hpcdask.scheduler_plugins import SchedulerPlugins
 from hpcdask.service import Service

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from hpcdask.restarts import (
-    HEALTHY,
-    MAX_FAILED_STARTS,
-    MAX_PAUSE,
-    MAX_PAUSE_CUT_OFF,
-    Restarts,
-)
+from hpcdask.restarts import HEALTHY, MAX_FAILED_STARTS, MAX_PAUSE, MAX_PAUSE_CUT_OFF, Restarts
 
 
 def pauses_of_deaths(lives: list[float]) -> list[float]:

@@ -19,12 +19,7 @@ from hpcdask.client.loop import uncarried
 from hpcdask.client.plugin_calls import PluginCalls
 from hpcdask.client.reasons import why_pending
 from hpcdask.client.streaming import CHUNK, Submission, chunked, conditions
-from hpcdask.client.submission import (
-    fresh_key,
-    pack_arguments,
-    pack_function,
-    pure_key,
-)
+from hpcdask.client.submission import fresh_key, pack_arguments, pack_function, pure_key
 from hpcdask.errors import WaitTimeoutError
 from hpcdask.messages import Function, TaskSpec
 from hpcdask.messages.client import CancelKeys, SubmitTasks

@@ -6,97 +6,44 @@ import asyncio
 import logging
 import os
 import secrets
-import threading
 import time
 import warnings
 import weakref
-from collections import deque
-from collections.abc import Coroutine, Generator, Iterable
-from functools import partial
+from collections.abc import Generator
 from types import TracebackType
 from typing import Any, TypeVar
 
 from hpcdask import config, with_dask
-from hpcdask import host as hosts
 from hpcdask._version import __version__
 from hpcdask.client import collecting, first_things, returning
-from hpcdask.client.future import Callbacks, Future, FutureState, until_done
-from hpcdask.client.loop import (
-    CarriedError,
-    Wake,
-    is_in_loop,
-    is_of_parent,
-    limited,
-    run_sync,
-    shared_loop,
-)
+from hpcdask.client.conversation import Conversation
+from hpcdask.client.future import FutureState, until_done
+from hpcdask.client.loop import is_of_parent, limited, shared_loop
 from hpcdask.client.operations import Operations
 from hpcdask.client.place import OF_CLIENTS, find_place, with_meaning
 from hpcdask.client.reasons import why_pending
-from hpcdask.client.registered import RegisteredPlugins, plugin_failed
+from hpcdask.client.registered import RegisteredPlugins
 from hpcdask.client.registry import clients, defaults
-from hpcdask.client.retained import Retained
 from hpcdask.client.subscriptions import Subscriptions
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
-from hpcdask.messages import PROTOCOL_VERSION, Message, PluginFailed, RegisterClient
-from hpcdask.messages.client import (
-    AskTaskStream,
-    AwaitWorkers,
-    ClientClosing,
-    CountLeft,
-    GatherKeys,
-    Inspect,
-    KeepUntilDone,
-    KeyCancelled,
-    KeyLost,
-    LocateKeys,
-    PlanScatter,
-    ReleaseKeys,
-    SchedulerClosing,
-    SubmitTasks,
-    TaskDone,
-    TaskFailed,
-    WantKeys,
-    WantsRead,
-)
-from hpcdask.messages.shared import EventLogged, GetEvents, GetMetadata
-from hpcdask.peers import Peers, RequestFailedError, Requests
+from hpcdask.messages import PROTOCOL_VERSION, RegisterClient
+from hpcdask.messages.client import ClientClosing
+from hpcdask.peers import Peers
 from hpcdask.places import current_worker
-from hpcdask.tracebacks import to_exception
 from hpcdask.versions import VersionMismatchWarning, software
 
 log = logging.getLogger("hpcdask.client")
 
-#: Keys that one message releases at most: a million at a time would keep both ends from all else.
-_RELEASES = 2500
-#: Seconds after news of tasks in which keys that are let go are collected. A program that waits for
-#: one task after the other lets one go with each, and would wait for the loop to tell of it.
-_RELEASES_WAIT = 0.005
-
 C = TypeVar("C", bound="Connection")
 
-#: Requests that may be made twice.
-_MERE_QUESTIONS = {
-    AskTaskStream,
-    AwaitWorkers,
-    CountLeft,
-    GatherKeys,
-    GetEvents,
-    GetMetadata,
-    Inspect,
-    LocateKeys,
-    PlanScatter,
-}
 
-
-class Connection:
+class Connection(Conversation):
     """What a client is made of before it has anything to say; see `hpcdask.Client`."""
 
     #: Whether it is a launcher's, and of no interest to users.
     _is_internal = False
-    loop: asyncio.AbstractEventLoop
     _peers: Peers
     _actor_peers: Peers  # by which actors are called
     _starting: asyncio.Task[Any] | None
@@ -180,24 +127,13 @@ class Connection:
         self._cluster_options = with_meaning(cluster_options, OF_CLIENTS)
         self._made_in = current_worker()  # in a task
         self._owns_cluster = False
-        self._futures: dict[str, FutureState] = {}
-        self._retained = Retained(self._futures)
+        self._have_nothing_said()
         self._retains = True  # unless it turns out that there is no way back
-        self._kept: dict[str, FutureState] = {}  # what fire_and_forget holds until it is done
-        self._lock = threading.RLock()
-        self._outbox: list[Message] = []
-        self._released: deque[str] = deque()  # keys whose handles were dropped, one entry each
-        self._flushing, self._releasing = Wake(), Wake()
         self._submissions = 0
-        self._wants = 0  # number of the last want that was queued
-        self._wants_read = 0  # of the last that the scheduler had read when it sent what comes now
-        self._wants_known = 0  # of the last that it is known to have read
-        self._told_again = 0  # number of the last want that was told after a loss
         self._link: Link | None = None
         self._scheduler_ids: set[str] = set()  # of all that it has been connected with
         self._absence: returning.Absence | None = None  # the last one
         self._returning: asyncio.Task[None] | None = None
-        self._requests = Requests()
         self._operations = Operations()  # of locks, queues and what else is shared
         self._subscriptions = Subscriptions(self)
         self._plugins = RegisteredPlugins()
@@ -207,7 +143,6 @@ class Connection:
         self._set_as_default = set_as_default
         self._starting = None
         self._closing: asyncio.Task[None] | None = None
-        self._callbacks = Callbacks()
         self._ending = ""  # why it is closed
         self._is_of_parent = False  # whether it was made before this process was forked
         self._process = "", 0  # of a worker's client: the worker's nanny and pid
@@ -236,11 +171,6 @@ class Connection:
     def _start_soon(self) -> None:
         self._starting = self.loop.create_task(self._start())
         self._starting.add_done_callback(_retrieve)
-
-    @property
-    def asynchronous(self) -> bool:
-        """Whether methods return awaitables: if it was made so, or when called on its loop."""
-        return self._asynchronous or is_in_loop(self.loop)
 
     # -- Life -------------------------------------------------------------------------------------
 
@@ -430,229 +360,7 @@ class Connection:
         """Id of the scheduler, which has several addresses."""
         return "" if self._link is None else self._link.registered.scheduler_id
 
-    # -- Talking to the scheduler -----------------------------------------------------------------
-
-    def _seconds(self, timeout: float | str | None) -> float | None:
-        return timeout if timeout is None else hosts.parse_timedelta(timeout)
-
-    def _sync(self, work: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
-        if self._is_of_parent:  # in this process its loop does not run
-            work.close()
-            self._check_open()
-        return run_sync(self.loop, work, timeout)
-
-    def _maybe_sync(
-        self,
-        work: Coroutine[Any, Any, Any],
-        timeout: float | None = None,
-        asynchronous: bool | None = None,
-    ) -> Any:
-        """An awaitable for asynchronous clients, or if one is asked for; else what it gives."""
-        if self.asynchronous or asynchronous:
-            return limited(work, timeout)
-        return self._sync(work, timeout)
-
-    def _submit(self, message: SubmitTasks) -> None:
-        """Queue tasks; called under the lock, with the states of their futures at hand."""
-        self._check_open()
-        if self._retains:
-            message = self._retained.keep(message)
-        self._send(message)
-
-    def _send(self, message: Message) -> None:
-        """Queue a message from any thread; all that is queued leaves together, at once."""
-        self._check_open()
-        with self._lock:
-            self._outbox.append(message)
-        self._requests_flush()
-
-    def _requests_flush(self) -> None:
-        self._flushing.ask(self.loop, self._flush)
-
-    def _flush(self) -> None:
-        if self.status != "running" or self._link is None or self._link.comm.closed:
-            return  # it is done again once there is a connection
-        self._flushing.is_due = False
-        with self._lock:
-            messages, self._outbox = self._outbox, []
-        self._link.comm.send_now(messages)
-
-    def _flush_releases(self) -> None:
-        """Tell what was let go: not too much at once, so that others get their turn on the loop."""
-        self._releasing.is_due = False  # before the look: what is let go from now on asks again
-        if self._released and self.status == "running":
-            with self._lock:
-                self._release_some_keys()
-            self._flush()
-            if self._released:
-                self._releasing.ask(self.loop, self._flush_releases)
-
-    def _release_keys(self) -> None:
-        """Queue the news of all keys that were let go; the lock is held."""
-        while self._released:
-            self._release_some_keys()
-
-    def _release_some_keys(self) -> None:
-        gone = []
-        for _ in range(min(len(self._released), _RELEASES)):
-            key = self._released.popleft()
-            state = self._futures.get(key)
-            if state is not None:
-                state.refs -= 1
-                if not state.refs:
-                    del self._futures[key]
-                    gone.append(key)
-                    if state.let_go():  # by another thread than the one that waits
-                        self.loop.call_soon_threadsafe(state.tell_waiters)
-        if gone:
-            self._outbox.append(ReleaseKeys(tuple(gone)))
-
-    async def _ask(self, make: Any, *fields: Any) -> Any:
-        """Send the request ``make(number, *fields)`` and wait for its answer.
-
-        While there is no connection it waits; one that only asks is sent again after a loss.
-        """
-        while True:
-            number, future = self._requests.new()
-            try:
-                self._send(make(number, *fields))
-                return await future
-            except RequestFailedError as exc:
-                raise CarriedError(to_exception(exc.error)) from None
-            except CommClosedError:
-                if make not in _MERE_QUESTIONS or self.status == "closed":
-                    raise
-            finally:
-                future.cancel()
-                del future  # it holds an error that was raised here, and so this frame
-
-    async def _has_been_read(self) -> None:
-        """Wait until the scheduler has read all that was queued so far, and told what follows."""
-        await self._ask(AwaitWorkers, 0, 0.0)
-
-    @property
-    def _has_unknown_wants(self) -> bool:
-        return self._wants > self._wants_known
-
-    async def _wants_are_known(self) -> None:
-        """Wait until the scheduler has read all wants that were queued so far."""
-        number = self._wants
-        if number > self._wants_known:
-            await self._has_been_read()
-            self._wants_known = max(self._wants_known, number)
-
-    def _on_batch(self, batch: list[Message]) -> None:
-        if not self._releasing.is_due:
-            self._releasing.is_due = True
-            self.loop.call_later(_RELEASES_WAIT, self._flush_releases)
-        for message in batch:
-            kind = type(message)
-            if kind is WantsRead:
-                self._wants_read = message.want
-            elif kind is TaskDone:
-                state = self._meant_by(message)
-                if state is not None and state.status != "finished":
-                    state.value = message.value
-                    state.end("finished")
-                elif state is not None and state.value is None:  # found again by another scheduler
-                    state.value = message.value
-            elif kind is TaskFailed:
-                state = self._meant_by(message)
-                if state is not None:
-                    state.error = message.error
-                    state.end("error")
-            elif kind is KeyLost:
-                state = self._meant_by(message)
-                if state is not None:
-                    state.lost()
-            elif kind is KeyCancelled:
-                state = self._meant_by(message)
-                if state is not None and not (message.is_unknown and self._outlives(state)):
-                    state.reason = message.reason
-                    state.end("cancelled")
-            elif kind is EventLogged:
-                self._subscriptions.happened(message)
-            elif kind is PluginFailed:
-                plugin_failed(message)
-            elif kind is SchedulerClosing:
-                assert self._link is not None
-                if self.status != "closed":  # who has asked for it waits for the very end
-                    self._link.comm.close()
-                    self._is_over(f"the scheduler is gone ({message.reason})")
-                    return
-            else:
-                self._requests.answered(message)
-
-    def _meant_by(self, message: Any) -> FutureState | None:
-        """The state of a message's key, unless the message is about an earlier life of the key."""
-        state = self._futures.get(message.key)
-        return state if state is not None and state.since <= self._wants_read else None
-
-    def _outlives(self, state: FutureState) -> bool:
-        """Whether a future that was done before a loss stays so: another scheduler knows nothing
-        of it, but what it became is here."""
-        return state.since <= self._told_again and (
-            state.status == "error" or state.value is not None
-        )
-
-    # -- Futures ----------------------------------------------------------------------------------
-
-    def _hold(self, key: str) -> FutureState:
-        """Count one more future of a key, which the scheduler should know."""
-        with self._lock:
-            state = self._futures.get(key)
-            if state is None:
-                self._check_open()
-                self._wants += 1
-                state = self._wanted(key, None)
-                self._send(WantKeys((key,), self._wants))
-            state.refs += 1
-            return state
-
-    def _wanted(self, key: str, state: FutureState | None) -> FutureState:
-        """Begin a life of a key with the want of number `_wants`; a cancelled one begins anew."""
-        if state is None:
-            state = self._futures[key] = FutureState(key)
-        state.since = self._wants
-        state.reason = ""
-        state.status = "pending"
-        return state
-
-    def _check_open(self) -> None:
-        """Raise CommClosedError if nothing can be sent; before anything is noted that would be."""
-        if self.status == "closed":
-            why = f", since {self._ending}" if self._ending else ""  # else by the program itself
-            raise CommClosedError(f"client {self.name} is closed{why}; make a new Client")
-
-    def _let_go(self, key: str) -> None:
-        self._released.append(key)
-        if self._is_open:
-            self._releasing.ask(self.loop, self._flush_releases)
-
-    def _keep_until_done(self, keys: Iterable[str]) -> None:
-        """Let tasks run to their end, whatever becomes of their futures and of the scheduler."""
-        keys = tuple(dict.fromkeys(keys))
-        with self._lock:
-            self._send(KeepUntilDone(keys))
-            found = [self._futures.get(key) for key in keys if key not in self._kept]
-            states = [state for state in found if state is not None]
-            for state in states:
-                state.refs += 1
-                self._kept[state.key] = state
-        for state in states:
-            state.when_done(self._keep_no_more)
-
-    def _keep_no_more(self, state: FutureState) -> None:
-        if self._kept.pop(state.key, None) is not None:
-            if state.status == "error":  # nobody else may ever ask for it
-                self._callbacks.put(partial(_tell_of_failure, state))
-            self._let_go(state.key)
-
-    def _future(self: Any, state: FutureState) -> Future:
-        """A handle for a state that was counted already."""
-        future = Future.__new__(Future)
-        future.client, future.key, future._state = self, state.key, state
-        return future
+    # -- Results ----------------------------------------------------------------------------------
 
     async def _all_done(
         self, states: list[FutureState], timeout: float | None, first: bool = False
@@ -677,10 +385,6 @@ class Connection:
         except WaitTimeoutError as late:
             why = await why_pending(self, states, timeout or 0)
             raise WaitTimeoutError(f"{late}{why}") from None
-
-
-def _tell_of_failure(state: FutureState) -> None:
-    log.warning("%s, which was fired and forgotten, failed: %r", state.key, state.exception())
 
 
 def _retrieve(starting: asyncio.Task[Any]) -> None:

@@ -29,11 +29,7 @@ from hpcdask.jobqueue.keeper import Keeper
 from hpcdask.jobqueue.pooled import PooledCluster
 from hpcdask.jobqueue.queue import Queue
 from hpcdask.jobqueue.records import Limits
-from hpcdask.jobqueue.scheduler_job import (
-    SCHEDULER,
-    SchedulerInJob,
-    scheduler_job_of,
-)
+from hpcdask.jobqueue.scheduler_job import SCHEDULER, SchedulerInJob, scheduler_job_of
 from hpcdask.jobqueue.systems import refuse_foreign_commands
 from hpcdask.jobqueue.table import JobTable, summary
 from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, refuse_dashboard

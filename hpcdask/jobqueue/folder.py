@@ -20,12 +20,7 @@ import psutil
 
 from hpcdask import network
 from hpcdask.errors import ConfigError, LaunchError, RendezvousError
-from hpcdask.rendezvous import (
-    create_private,
-    make_private_folder,
-    read_private,
-    replace_private,
-)
+from hpcdask.rendezvous import create_private, make_private_folder, read_private, replace_private
 
 #: Seconds after which a claim to a cluster is void; making it good takes a moment.
 _CLAIM = 60.0

@@ -10,14 +10,7 @@ from xml.etree import ElementTree
 
 from hpcdask.errors import ConfigError
 from hpcdask.jobqueue.amounts import counted, format_walltime
-from hpcdask.jobqueue.answers import (
-    complete,
-    in_words,
-    indices,
-    no_listing,
-    of_shell_code,
-    reads,
-)
+from hpcdask.jobqueue.answers import complete, in_words, indices, no_listing, of_shell_code, reads
 from hpcdask.jobqueue.job_spec import JobSpec
 from hpcdask.jobqueue.shell import become_ranks, comment, run_by_mpi, start_workers
 from hpcdask.jobqueue.status import Answer, End, JobStatus, Phase

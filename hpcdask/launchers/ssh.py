@@ -19,13 +19,7 @@ from hpcdask.comm import connect
 from hpcdask.comm.addresses import parse_address, parse_ports
 from hpcdask.dialling import SchedulerPlace, refuse_taken_file
 from hpcdask.errors import ConfigError, HpcdaskError, LaunchError
-from hpcdask.launchers.cluster import (
-    PATIENCE,
-    RETIREMENT,
-    Cluster,
-    refuse_dashboard,
-    settled_token,
-)
+from hpcdask.launchers.cluster import PATIENCE, RETIREMENT, Cluster, refuse_dashboard, settled_token
 from hpcdask.launchers.local import check_worker_options
 from hpcdask.launchers.process import first_of, stop_signals
 from hpcdask.launchers.scheduler_access import SchedulerThere
@@ -41,11 +35,7 @@ from hpcdask.launchers.ssh_hosts import (
 from hpcdask.launchers.ssh_link import SSHLink
 from hpcdask.launchers.units import UnitShape, given_memory
 from hpcdask.nanny import Nanny
-from hpcdask.rendezvous import (
-    Contact,
-    remove_scheduler_file,
-    write_scheduler_file,
-)
+from hpcdask.rendezvous import Contact, remove_scheduler_file, write_scheduler_file
 from hpcdask.resources import checked_resources
 from hpcdask.scheduler import Scheduler
 from hpcdask.worker_class import is_ours, path_of

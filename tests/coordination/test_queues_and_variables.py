@@ -12,15 +12,7 @@ import pytest
 from losses import Program, cut
 from waiting import on_a_loop, wait_until
 
-from hpcdask import (
-    Client,
-    Event,
-    Future,
-    LocalCluster,
-    Queue,
-    Variable,
-    WaitTimeoutError,
-)
+from hpcdask import Client, Event, Future, LocalCluster, Queue, Variable, WaitTimeoutError
 
 
 def produce(name: str, numbers: range) -> None:

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from core_helpers import (
-    DEFINE,
-    A,
-    B,
-    F,
-    release,
-    sent,
-    started,
-    submit,
-)
+from core_helpers import DEFINE, A, B, F, release, sent, started, submit
 
 from hpcdask.core.functions import KEPT_FUNCTIONS
 from hpcdask.messages import DefineFunction, ForgetFunctions, Function

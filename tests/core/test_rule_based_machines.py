@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hpcdask.core.validation import validate_worker
-from hpcdask.core.worker_state import (
-    Abandon,
-    Execute,
-    Fetch,
-    NotStarted,
-    Raised,
-    Ran,
-    WorkerState,
-)
+from hpcdask.core.worker_state import Abandon, Execute, Fetch, NotStarted, Raised, Ran, WorkerState
 from hpcdask.messages import (
     ComputeTask,
     Dependency,

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from core_helpers import (
-    A,
-    B,
-    assert_sent,
-    computed,
-    finish,
-    sent,
-    started,
-    submit,
-    worker_info,
-)
+from core_helpers import A, B, assert_sent, computed, finish, sent, started, submit, worker_info
 
 from hpcdask.messages import GivenBack, TakeBack, ThreadsLent, Version
 
