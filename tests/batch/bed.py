@@ -37,8 +37,8 @@ def why_not(*commands: str) -> str:
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports on which nothing listens, below those from which the system takes its own."""
-    found: list[int] = []
+    """Different ports on which nothing listens, below those that the system takes by itself."""
+    found: dict[int, None] = {}
     while len(found) < n:
         port = random.randrange(10_000, 30_000)
         with socket.socket() as probe:
@@ -46,8 +46,8 @@ def free_ports(n: int) -> list[int]:
                 probe.bind(("", port))
             except OSError:
                 continue
-        found.append(port)
-    return found
+        found[port] = None
+    return list(found)
 
 
 #: Gives a command the name and the /etc/hosts of a host.

@@ -6,23 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
+from clients import client
 
-from hpcdask import Client, LocalCluster
+from hpcdask import LocalCluster
+
+__all__ = ["client"]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(n_workers=2, threads_per_worker=2, memory_limit=0) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Client]:
-    with Client(cluster) as client:
-        yield client
-    # Whatever a test does: when its client has gone, nothing of it is left on the scheduler.
-    wait_until(lambda: not cluster.scheduler.state.tasks, 20, "the scheduler forgets all tasks")
 
 
 @pytest.fixture

@@ -60,6 +60,17 @@ def test_futures_are_found_in_containers_and_travel_in_objects(client: Client) -
     assert client.get(graph, ["z", "x"], timeout=10) == [3, 1]
 
 
+def run_program(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def test_a_future_is_found_again_by_a_client_in_another_process(
     client: Client, tmp_path: Path
 ) -> None:
@@ -74,14 +85,7 @@ def test_a_future_is_found_again_by_a_client_in_another_process(
         "    assert future.client is client\n"
         "    print(future.key, future.result(timeout=10))\n"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    out = run_program(program, tmp_path)
     assert (out.stdout, out.stderr) == ("two 2\n", "")
 
 
@@ -182,13 +186,6 @@ def test_a_program_may_end_with_futures_in_hand(client: Client, tmp_path: Path) 
         "executor = client.get_executor()\n"
         "calls = [executor.submit(time.sleep, 60)]\n"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    out = run_program(program, tmp_path)
     assert out.returncode == 0
     assert out.stderr == ""

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from waiting import wait_until
+from clients import client
 
-from hpcdask import Client, LocalCluster
+from hpcdask import LocalCluster
+
+__all__ = ["client"]
 
 pytest.importorskip("dask.base")
 
@@ -17,13 +19,6 @@ pytest.importorskip("dask.base")
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Client]:
-    with Client(cluster) as client:
-        yield client
-    wait_until(lambda: not cluster.scheduler.state.tasks, 20, "the scheduler forgets all tasks")
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def slurm_here(slurm: Bed, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
     yield use(slurm, monkeypatch)
-    assert not [line for line in slurm.squeue() if line[1].startswith("hpcdask")], "jobs are left"
+    # All of them have been cancelled by now; Slurm may still clear up after them.
+    assert not ours(slurm, "-t", "pending,running"), "jobs are left"
+    wait_until(lambda: not ours(slurm), PATIENCE, "all jobs are out of the queue")
+
+
+def ours(slurm: Bed, *words: str) -> list[str]:
+    """Names of the jobs of clusters that are in the queue."""
+    return [line[1] for line in slurm.squeue(*words) if line[1].startswith("hpcdask")]
 
 
 def running(cluster: JobQueueCluster) -> list[str]:
