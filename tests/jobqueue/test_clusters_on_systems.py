@@ -182,13 +182,13 @@ def test_a_pool_has_a_partition_of_its_own_and_comes_with_the_task_that_needs_it
         cluster.adapt(maximum=2, pool="gpu", interval="0.1s", keep_idle="0s")
         there = client.submit(os.getenv, "SLURM_JOB_PARTITION")
         assert there.result(timeout=PATIENCE) == "debug"
-        assert [line[1] for line in slurm_here.squeue()] == ["hpcdask"]
+        assert ours(slurm_here) == ["hpcdask"]
         there = client.submit(os.getenv, "SLURM_JOB_PARTITION", resources={"GPU": 1}, key="gpu")
         assert there.result(timeout=PATIENCE) == "short"
         [job] = [job for job in cluster.jobs() if job.pool == "gpu"]
         assert Path(job.log).name == f"hpcdask-gpu-{job.id}.log"
         # What is left to do others can do.
-        wait_until(lambda: [line[1] for line in slurm_here.squeue()] == ["hpcdask"], PATIENCE)
+        wait_until(lambda: ours(slurm_here) == ["hpcdask"], PATIENCE)
         assert there.result(timeout=PATIENCE) == "short"
         assert running(cluster) == list(cluster.workers)
 
