@@ -25,6 +25,7 @@ from hpcdask.client.reasons import why_pending
 from hpcdask.client.registered import RegisteredPlugins
 from hpcdask.client.registry import clients, defaults
 from hpcdask.client.subscriptions import Subscriptions
+from hpcdask.comm import peers_have_closed
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
@@ -35,6 +36,9 @@ from hpcdask.places import current_worker
 from hpcdask.versions import VersionMismatchWarning, software
 
 log = logging.getLogger("hpcdask.client")
+
+#: Seconds for the other ends of connections to be closed, too.
+_GOODBYE = 2.0
 
 C = TypeVar("C", bound="Connection")
 
@@ -266,6 +270,8 @@ class Connection(Conversation):
             self._link.comm.close()
             self._hang_up()
         self._give_up("the client was closed")
+        if self._asynchronous:  # whose loop may end now
+            await peers_have_closed(_GOODBYE)
         if self._owns_cluster and self.cluster is not None:
             await self.cluster._close()
 

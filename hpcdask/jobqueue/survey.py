@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from hpcdask.comm import connect
+from hpcdask.comm import connect, peers_have_closed
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, HpcdaskError, StatusError
 from hpcdask.jobqueue.clearing import system_of
@@ -166,6 +166,7 @@ async def _scheduler(
         return None, (), 0
     finally:
         await access.close("it was only a question")
+        await peers_have_closed(_CONNECTS)
 
 
 def _contact(folder: ClusterFolder) -> Contact | None:

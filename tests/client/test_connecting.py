@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -294,6 +296,27 @@ def test_a_connection_that_fails_after_the_cluster_was_made_leaves_nothing(
     monkeypatch.setattr("hpcdask.client.connection.reach_scheduler", fail)
     with pytest.raises(CommClosedError, match="cannot reach it"):
         Client(n_workers=1, threads_per_worker=1)
+
+
+def test_a_client_on_a_loop_that_ends_with_it_leaves_no_socket_open(cluster: LocalCluster) -> None:
+    async def use_it() -> list[int]:
+        address, token = cluster.scheduler_address, cluster._token
+        async with Client(address, token=token, asynchronous=True) as client:
+            futures = client.map(increment, range(4), workers=[0, 1])
+            return await client.gather(futures, direct=True)
+
+    def sockets() -> set[str]:
+        files = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        return {os.readlink(file) for file in files if os.path.islink(file)}
+
+    gc.disable()  # which would close them some time later
+    try:
+        before = sockets()
+        for _ in range(10):
+            assert asyncio.run(use_it()) == [1, 2, 3, 4]
+        wait_until(lambda: not sockets() - before)  # those of the cluster, which is here too
+    finally:
+        gc.enable()
 
 
 def test_a_client_is_not_sent_anywhere(cluster: LocalCluster) -> None:

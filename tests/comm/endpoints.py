@@ -10,14 +10,20 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
+import msgpack
+
 from hpcdask.comm import Comm, Listener, connect, listen
 from hpcdask.comm.addresses import parse_address
 from hpcdask.comm.options import CommOptions
 from hpcdask.errors import CommClosedError
+from hpcdask.messages.client import KeyLost
 from hpcdask.wire import handshake
+from hpcdask.wire.codec import encode
 
 LOCAL = "tcp://127.0.0.1:0"
 TOKEN, OTHER_TOKEN = b"t" * 32, b"o" * 32
+#: The number of `KeyLost`, for who writes messages by hand.
+KEY_LOST: int = msgpack.unpackb(encode([KeyLost("x")])[0])[0]
 OPTIONS = CommOptions(token=TOKEN, connect_timeout=10, handshake_timeout=5)
 
 T = TypeVar("T")

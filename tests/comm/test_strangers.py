@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 import pytest
 from endpoints import (
+    KEY_LOST,
     OPTIONS,
     OTHER_TOKEN,
     TOKEN,
@@ -29,7 +30,6 @@ from endpoints import (
 
 from hpcdask.comm import Comm, connect, tcp_listener
 from hpcdask.comm.options import CommOptions
-from hpcdask.messages import OPCODES
 from hpcdask.messages.client import KeyLost
 from hpcdask.wire import codec, framing
 from hpcdask.wire.framing import Limits, frame_parts
@@ -67,7 +67,7 @@ FIRST_WORDS = {
     "a hello of an unknown mode": MAGIC + b"?" + bytes(32),
     "a hello without token": MAGIC + b"-" + bytes(32),
     "a message without a handshake": b"".join(
-        map(bytes, frame_parts(msgpack.packb([OPCODES.index(KeyLost), ("x",)]), [], Limits()))
+        map(bytes, frame_parts(msgpack.packb([KEY_LOST, ("x",)]), [], Limits()))
     ),
 }
 
