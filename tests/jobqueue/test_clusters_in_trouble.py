@@ -61,11 +61,13 @@ def n_submissions(cluster: SLURMCluster) -> int:
 
 
 def until(condition: Callable[[], object], cluster: SLURMCluster) -> None:
-    """As `wait_until`, and show the jobs if it fails."""
+    """As `wait_until`, and show the jobs and what they have written if it fails."""
     try:
         wait_until(condition, PATIENCE)
     except AssertionError as exc:
-        raise AssertionError(f"{exc}; there is\n{cluster.jobs()!r}") from None
+        jobs = cluster.jobs()
+        logs = [f"{job.log}:\n{Path(job.log).read_text()}" for job in jobs if job.log]
+        raise AssertionError("\n".join([f"{exc}; there is\n{jobs!r}", *logs])) from None
 
 
 def test_nothing_is_lost_by_walltimes_requeues_and_nodes_that_go_down(slurm, start, tmp_path):
