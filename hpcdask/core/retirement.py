@@ -88,6 +88,13 @@ class Retirement(Transitions):
         for worker, moves in self.leaving.items():
             self._move_away(worker, [t for t, move in moves.items() if move.target == address])
 
+    def _copies_are_gone(self, address: str, tasks: list[Task]) -> None:
+        """A worker has these values no more, by which they may have been safe."""
+        for worker, moves in self.leaving.items():
+            held = [task for task in tasks if worker in task.who_has]
+            moved = [t for t in held if moves.setdefault(t, _Move()).target in ("", address)]
+            self._move_away(worker, moved)
+
     def _somebody_stays(self) -> None:
         """A worker has come where there was none: values can move that nobody could take."""
         for worker, moves in self.leaving.items():

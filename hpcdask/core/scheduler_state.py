@@ -127,12 +127,11 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
         for task in runs:
             self._leave_worker(task)
             self._move(task, "waiting")
-        lost = []
-        for task in sorted(worker.has_what, key=lambda task: task.priority):
-            if self._drop_copy(task, worker):
-                lost.append(task)
+        held = sorted(worker.has_what, key=lambda task: task.priority)
+        lost = [task for task in held if self._drop_copy(task, worker)]
         if self.leaving:
             self._target_lost(address)
+            self._copies_are_gone(address, held)
         self._memory_to_released(lost)
         for task in killed:
             self._err(task, killed_worker(task, worker, how))
@@ -218,6 +217,8 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
         if not self.work_stealing or not has_free_thread(worker) or worker.is_leaving:
             return
         tasks = self.loaded.tasks_for(worker, patience)
+        if self._unreachable:  # those are where their inputs are, since others cannot get them
+            tasks = [task for task in tasks if task not in self._unreachable]
         if not tasks:
             return
         victim = tasks[0].worker
@@ -339,7 +340,7 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
     ) -> None:
         """All of a graph is there: what nobody wants of it by now may go."""
         client.generations.pop(msg.submission, None)
-        if client.is_returning or self._hold_until:  # others who come back may build on it
+        if client.is_returning or self._has_predecessor:  # others who come may build on it
             for task in (*tasks, *(hold.wants if hold is not None else ())):
                 task.add_client(self._until_told(client))
         if hold is not None:
@@ -532,16 +533,16 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
             self._settle()
 
     def _copies_lost(self, worker: WorkerRecord, versions: tuple[Version, ...]) -> None:
-        lost = []
+        held: dict[Task, None] = {}
         for version in versions:
             self._drop_kept(worker, version)
             self._leave_plans(worker, version)
             task = self.tasks.get(version.key)
-            is_held = (
-                task is not None and task.attempt == version.attempt and worker in task.who_has
-            )
-            if is_held and task is not None and self._drop_copy(task, worker):
-                lost.append(task)
+            if task is not None and task.attempt == version.attempt and worker in task.who_has:
+                held[task] = None
+        lost = [task for task in held if self._drop_copy(task, worker)]
+        if self.leaving:
+            self._copies_are_gone(worker.address, list(held))
         self._memory_to_released(lost)
         self._recover(lost)
 

@@ -23,6 +23,7 @@ from core_helpers import (
 from hpcdask.core.definition import definition_of
 from hpcdask.core.returning import QUIET, UNCLAIMED
 from hpcdask.core.scheduler_state import SchedulerState
+from hpcdask.core.validation import validate_scheduler
 from hpcdask.messages import (
     ComputeTask,
     Function,
@@ -156,6 +157,16 @@ def test_a_graph_whose_end_comes_after_all_is_told_stays_for_clients_that_come_l
     assert "d" not in sent(state)
     assert state.tasks["y"].state == "processing"
     assert state.tasks.keys() == {"y", "z", "v"}
+
+
+def test_who_comes_back_to_the_same_scheduler_has_others_keep_nothing() -> None:
+    state = started(A)
+    state.client_joined(0.0, "d")
+    state.client_returned(0.0, "d")
+    submit(state, {"y": [], "z": ["y"]}, wanted=["y"], submission=4)
+    validate_scheduler(state)
+    assert state.tasks["y"].state == "processing"
+    assert state.tasks.keys() == {"y"}
 
 
 def test_what_another_definition_gave_is_not_believed() -> None:

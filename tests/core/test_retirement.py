@@ -27,6 +27,7 @@ from hpcdask.messages import (
     Dependency,
     GivenBack,
     KeysAdded,
+    KeysDropped,
     NotAcquired,
     Restriction,
     TakeBack,
@@ -141,6 +142,29 @@ def test_only_what_a_lost_worker_was_to_save_is_asked_of_others() -> None:
     assert {len(keys) for keys in asked.values()} == {2}
     state.worker_lost(2.1, B)
     assert {d.key for d in sent(state)[C][0].dependencies} == asked[B]
+
+
+@pytest.mark.parametrize("how", ["its holder dies", "its holder drops it"])
+def test_a_value_that_was_safe_elsewhere_moves_when_it_is_so_no_more(how) -> None:
+    state = started(A)
+    submit(state, {"x": [], "y": []})
+    finish(state, A, "x")
+    for address in (B, C):
+        state.worker_joined(1.0, worker_info(address))
+    state.keys_added(1.1, B, KeysAdded((X,)))
+    state.worker_leaving(2.0, A, "enough")  # and stays for what it runs
+    sent(state)
+    if how == "its holder dies":
+        state.worker_lost(3.0, B)
+    else:
+        state.keys_dropped(3.0, B, KeysDropped((X,)))
+    [(target, asked)] = sent(state).items()
+    assert asked == [TAKE_X]
+    finish(state, A, "y")
+    sent(state)
+    state.keys_added(4.0, target, KeysAdded((X,)))
+    state.keys_added(4.0, target, KeysAdded((Version("y", state.tasks["y"].attempt),)))
+    assert sent(state) == {A: [END]}
 
 
 # -- Those that are killed before they are done ---------------------------------------------------

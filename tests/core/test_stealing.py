@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core_helpers import A, B, assert_sent, computed, finish, sent, started, submit, worker_info
 
-from hpcdask.messages import GivenBack, TakeBack, ThreadsLent, Version
+from hpcdask.messages import DataMissing, GivenBack, TakeBack, ThreadsLent, Version
 
 
 def test_a_worker_that_joins_gets_what_another_has_not_started() -> None:
@@ -82,6 +82,24 @@ def test_what_is_given_back_goes_to_who_asked_for_it_although_its_input_is_elsew
     (message,) = sent(state)[A]
     state.given_back(2.1, A, GivenBack(message.versions))
     assert computed(state, B) == ["y1"]
+
+
+def test_what_others_could_not_get_the_inputs_of_stays_where_these_are() -> None:
+    state = started(A)
+    submit(state, {"x": [], "y0": ["x"], "y1": ["x"]})
+    finish(state, A, "x")
+    sent(state)
+    state.worker_joined(1.0, worker_info(B))
+    [asked] = sent(state)[A]
+    assert [version.key for version in asked.versions] == ["y1"]
+    state.given_back(1.1, A, GivenBack(asked.versions))
+    [version] = [Version(t.key, t.attempt) for t in state.workers[B].processing]
+    missing = DataMissing(*version, Version("x", 1), A, "no answer")
+    state.data_missing(1.2, B, missing)
+    assert [task.key for task in state.workers[A].processing] == ["y0", "y1"]
+    sent(state)
+    state.tick(2.0)
+    assert sent(state) == {}
 
 
 def test_a_worker_whose_threads_are_busy_with_what_was_given_up_gets_no_task() -> None:

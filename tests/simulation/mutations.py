@@ -40,15 +40,15 @@ FIRST_SEEDS = {
     "a_leaving_worker_ends_before_its_values_are_safe": 16,
     "a_dropped_value_still_counts_as_held": 6,
     "an_old_copy_counts_as_the_present_value": 16,
-    "what_others_want_is_cancelled_too": 68,
+    "what_others_want_is_cancelled_too": 17,
     "half_a_graph_of_a_lost_client_is_kept": 15,
-    "scattered_data_that_nobody_takes_stays": 32,
+    "scattered_data_that_nobody_takes_stays": 17,
     "what_a_client_wanted_before_its_return_is_kept": 6,
-    "a_value_is_believed_to_be_of_any_life_of_its_key": 293,
-    "the_next_holder_is_never_asked": 35,
+    "a_value_is_believed_to_be_of_any_life_of_its_key": 41,
+    "the_next_holder_is_never_asked": 22,
     "a_run_does_not_wait_for_resources": 5,
     "resources_of_an_abandoned_run_are_never_put_back": 5,
-    "a_copy_that_was_to_be_saved_is_not_asked_for": 22,
+    "a_copy_that_was_to_be_saved_is_not_asked_for": 17,
 }
 
 

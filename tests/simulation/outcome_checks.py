@@ -57,9 +57,10 @@ def _check_error(
         return
     exception = pickle.loads(error.exception)  # type: ignore[arg-type]
     if isinstance(exception, LostDataError):
-        # Of the data itself, or of a task that could not reach it.
+        # Of the data itself, or of a task that could not reach it, or an actor.
         inputs = recipes.ancestors(error.key)
         is_data = any(recipes.by_key[k].function == DATA for k in inputs)
+        is_data = is_data or recipes.has_actor(error.key)
         # A client that cancels a key and loses its connection relies on it once more when it is
         # back, if it has not been told.
         assert is_data or inputs & simulation.uncovered or may_be_cancelled, error.key

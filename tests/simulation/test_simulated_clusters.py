@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -37,6 +40,22 @@ def test_a_seed_happens_in_the_same_way_again() -> None:
     first, second = (live_through(17, n_deeds=100) for _ in range(2))
     assert first.trace.lines() == second.trace.lines()
     assert first.random.random() == second.random.random()
+
+
+def test_a_seed_happens_in_the_same_way_in_another_process() -> None:
+    """Whose strings have other hashes, in the order of which a table has its tasks."""
+    program = "from simulator import live_through; print(live_through(18).trace.lines())"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    lives = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**env, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "012"
+    }
+    assert len(lives) == 1
 
 
 @pytest.mark.parametrize("deed", deeds(), ids=lambda deed: deed.name)

@@ -289,7 +289,8 @@ class VirtualScheduler(Process):
 
     def values(self) -> list[Task]:
         """Tasks whose values are on workers."""
-        return [task for task in self.state.tasks.values() if task.state == "memory"]
+        found = [task for task in self.state.tasks.values() if task.state == "memory"]
+        return sorted(found, key=lambda task: task.key)  # the table has them by their hash
 
     def copy(self, tasks: list[Task], n: int, branching_factor: int) -> None:
         """Have so many workers hold values."""
