@@ -149,4 +149,4 @@ for name in "${failed[@]}"; do
     printf 'FAILED: [%s]\n' "$name"
     grep -aE '^(FAILED|ERROR) ' "${outputs[$name]}" | cut -c 1-300
 done >&2
-exit "$((${#failed[@]} ? ${codes[${failed[0]}]} : 0))"
+((${#failed[@]} == 0)) || exit "${codes[${failed[0]}]}"
