@@ -99,8 +99,9 @@ def test_nothing_is_lost_by_walltimes_requeues_and_nodes_that_go_down(slurm, sta
     [id, _] = sorted(both)
     slurm.run("scontrol", "requeue", id)
     until(lambda: states(again, [id]) == {"pending"}, again)
-    # It would be due again two minutes later.
-    slurm.run("scontrol", "update", f"JobId={id}", "StartTime=now")
+    # It would be due again two minutes later, since a late word about the end of its first life
+    # would be taken for one about the second.
+    slurm.run("scontrol", "update", f"JobId={id}", "StartTime=now+15")
     until(lambda: f"{id}r1" in again.workers, again)
     assert theirs.gather(in_again, timeout=PATIENCE) == VALUES
     assert count_runs(tmp_path / "again") == N, "nothing is computed twice"

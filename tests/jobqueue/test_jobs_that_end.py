@@ -243,9 +243,9 @@ def test_the_results_of_a_job_outlive_it(request, cluster, name):
 def test_a_job_that_is_requeued_leaves_its_results_and_joins_again(request, cluster):
     case = case_of(request, cluster, "requeue")
     assert isinstance(case.bed, Slurm)
-    # It would be due again two minutes later.
+    # It would be due again two minutes later, so that late words about its first life find nothing.
     wait_until(lambda: "PENDING" in case.job.state, PATIENCE, f"end of its first life: {case.job}")
-    case.bed.run("scontrol", "update", f"JobId={case.job.id}", "StartTime=now")
+    case.bed.run("scontrol", "update", f"JobId={case.job.id}", "StartTime=now+15")
     cluster.await_worker("requeuer1")
     assert case.ending.says in case.job.log
     here = {"workers": ["requeuer1"]}
