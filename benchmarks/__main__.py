@@ -82,6 +82,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--systems", metavar="A,B", help=f"of {', '.join(SYSTEMS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="what the JSON file has of other rows goes into the table",
+    )
     parser.add_argument("--readme", type=Path, help="file to put the table into")
     arguments = parser.parse_args()
     try:
@@ -103,9 +108,15 @@ def main() -> int:
     if result["machine"]["load_before"] > 0.5:
         print("The machine is busy (load above 0.5): figures will be off.", file=sys.stderr)
     samples, errors = measure_all(arguments.rows, arguments.systems, arguments.rounds)
+    rows = arguments.rows
+    if arguments.keep:
+        before = json.loads(arguments.json.read_text())
+        samples += [sample for sample in before["samples"] if sample["row"] not in rows]
+        errors += [error for error in before["errors"] if error["row"] not in rows]
+        rows = [row for row in ROWS if any(sample["row"] == row for sample in samples)]
     result |= {"samples": samples, "errors": errors}
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    table = report.table(samples, arguments.rows)
+    table = report.table(samples, rows)
     print(f"{table}\n\n{report.how_measured(result)}")
     for error in errors:
         print("FAILED {row} on {system}, round {round}: {error}".format_map(error))

@@ -40,15 +40,17 @@ def transfer_once(client: Any, nbytes: int) -> float:
     return seconds(both)
 
 
-def arrays_apart(client: Any, nbytes: int, tries: int = 10) -> list[Any]:
-    """Two arrays, each on a worker of its own only; a scheduler is free to do otherwise."""
-    for _ in range(tries):
-        arrays: list[Any] = client.map(make_array, [nbytes] * 2, [1, 2], pure=False)
-        expect(client.gather([client.submit(ends_of, a, pure=False) for a in arrays]), [[1], [2]])
-        holders = [tuple(found) for found in client.who_has(arrays).values()]
-        if [len(found) for found in holders] == [1, 1] and len(set(holders)) == 2:
-            return arrays
-    raise AssertionError(f"never were two arrays on two workers, at last {holders}")
+def arrays_apart(client: Any, nbytes: int) -> list[Any]:
+    """Two arrays, each on a worker of its own only."""
+    workers = sorted(client.scheduler_info()["workers"])
+    arrays = [
+        client.submit(make_array, nbytes, number, workers=[worker], pure=False)
+        for number, worker in enumerate(workers, 1)
+    ]
+    for number, (array, worker) in enumerate(zip(arrays, workers, strict=True), 1):
+        expect(client.submit(ends_of, array, workers=[worker], pure=False).result(), [number])
+    expect([list(found) for found in client.who_has(arrays).values()], [[w] for w in workers])
+    return arrays
 
 
 def measure_scatter(module: ModuleType, nbytes: int = 512_000_000) -> Series:
