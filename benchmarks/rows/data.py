@@ -49,7 +49,8 @@ def arrays_apart(client: Any, nbytes: int) -> list[Any]:
     ]
     for number, (array, worker) in enumerate(zip(arrays, workers, strict=True), 1):
         expect(client.submit(ends_of, array, workers=[worker], pure=False).result(), [number])
-    expect([list(found) for found in client.who_has(arrays).values()], [[w] for w in workers])
+    found = client.who_has(arrays)
+    expect([list(found[array.key]) for array in arrays], [[worker] for worker in workers])
     return arrays
 
 
