@@ -105,15 +105,20 @@ def main() -> int:
         "rounds": arguments.rounds,
         "settings": {name: system.settings for name, system in SYSTEMS.items()},
     }
+    if arguments.keep and not arguments.json.is_file():
+        sys.exit(f"--keep: there is no {arguments.json}; measure all rows first")
     if result["machine"]["load_before"] > 0.5:
         print("The machine is busy (load above 0.5): figures will be off.", file=sys.stderr)
+    before = json.loads(arguments.json.read_text()) if arguments.keep else None
     samples, errors = measure_all(arguments.rows, arguments.systems, arguments.rounds)
-    rows = arguments.rows
-    if arguments.keep:
-        before = json.loads(arguments.json.read_text())
-        samples += [sample for sample in before["samples"] if sample["row"] not in rows]
-        errors += [error for error in before["errors"] if error["row"] not in rows]
-        rows = [row for row in ROWS if any(sample["row"] == row for sample in samples)]
+    if before is not None:
+        measured = {(row, system) for row in arguments.rows for system in arguments.systems}
+        kept = [s for s in before["samples"] if (s["row"], s["system"]) not in measured]
+        samples += kept
+        errors += [e for e in before["errors"] if (e["row"], e["system"]) not in measured]
+        result["kept"] = {"of": before["machine"]["date"], "rows": sorted({s["row"] for s in kept})}
+    has_any = {each["row"] for each in (*samples, *errors)}
+    rows = [row for row in ROWS if row in has_any]
     result |= {"samples": samples, "errors": errors}
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     table = report.table(samples, rows)

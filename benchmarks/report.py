@@ -114,6 +114,10 @@ def table(samples: list[dict[str, Any]], row_names: Iterable[str]) -> str:
 
 def how_measured(result: dict[str, Any]) -> str:
     machine, packages = result["machine"], result["versions"]
+    kept = ""
+    if "kept" in result:
+        names, when = ", ".join(result["kept"]["rows"]), result["kept"]["of"][:16]
+        kept = f" Measured before, in a run of {when}: {names}."
     return (
         f"Measured {machine['date'][:10]} on {machine['cores']} cores of {machine['cpu']} with "
         f"{machine['memory_gb']} GB, {machine['kernel']}, Python {packages['python']}, distributed "
@@ -121,7 +125,7 @@ def how_measured(result: dict[str, Any]) -> str:
         f"medians of {result['rounds']} round(s), in which the systems take turns. The columns *x* "
         "say how many times better hpcdask is; *must* is what it has to reach, *aim* what is "
         "worked towards. What each line measures is in `docs/performance.md`. Absolute figures "
-        "wander from run to run, ratios hold. Again with `python -m benchmarks`."
+        f"wander from run to run, ratios hold. Again with `python -m benchmarks`.{kept}"
     )
 
 

@@ -253,10 +253,13 @@ class Peers:
         if task is not None:
             _close(task)
 
-    def close(self) -> None:
-        """Close all connections."""
+    def close(self) -> list[Comm]:
+        """Close all connections, and return them."""
+        dialled = [task for task in self._peers.values() if task.done() and not task.cancelled()]
+        comms = [task.result().comm for task in dialled if task.exception() is None]
         for address in list(self._peers):
             self.forget(address)
+        return comms
 
     async def _peer(self, address: str) -> Peer:
         task = self._peers.get(address)

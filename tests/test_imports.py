@@ -236,14 +236,24 @@ def test_an_inward_import_is_allowed(file: str, source: str) -> None:
     assert outward_imports(PACKAGE / file, source) == []
 
 
-def test_importing_hpcdask_loads_nothing_that_is_not_used_yet() -> None:
-    code = "import hpcdask, sys; print(*sys.modules)"
+def loaded_by(module: str) -> set[str]:
+    """All modules that are there once one is imported."""
     run = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    assert HEAVY & set(run.stdout.split()) == set()
+    return set(run.stdout.split())
+
+
+def test_importing_hpcdask_loads_nothing_that_is_not_used_yet() -> None:
+    assert HEAVY & loaded_by("hpcdask") == set()
+
+
+@pytest.mark.parametrize("module", ["hpcdask.worker_process", "hpcdask.nanny"])
+def test_a_worker_starts_without_what_only_clients_say(module: str) -> None:
+    messages = {name for name in loaded_by(module) if name.startswith("hpcdask.messages")}
+    assert messages == {"hpcdask.messages"}

@@ -1,4 +1,4 @@
-"""A client's connection with its scheduler: its life, its messages, and the futures it holds."""
+"""A client's connection with its scheduler: how it begins, breaks, and ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpcdask.client.reasons import why_pending
 from hpcdask.client.registered import RegisteredPlugins
 from hpcdask.client.registry import clients, defaults
 from hpcdask.client.subscriptions import Subscriptions
-from hpcdask.comm import peers_have_closed
+from hpcdask.comm import Comm, ends_of_all
 from hpcdask.comm.options import CommOptions
 from hpcdask.dialling import Link, SchedulerPlace, reach_scheduler
 from hpcdask.errors import CommClosedError, WaitTimeoutError
@@ -131,7 +131,7 @@ class Connection(Conversation):
         self._cluster_options = with_meaning(cluster_options, OF_CLIENTS)
         self._made_in = current_worker()  # in a task
         self._owns_cluster = False
-        self._have_nothing_said()
+        self._prepare_conversation()
         self._retains = True  # unless it turns out that there is no way back
         self._submissions = 0
         self._link: Link | None = None
@@ -227,9 +227,8 @@ class Connection(Conversation):
         self._unreachable.clear()
         link.comm.start(self._on_batch, self._on_closed)
 
-    def _hang_up(self) -> None:
-        self._peers.close()
-        self._actor_peers.close()
+    def _hang_up(self) -> list[Comm]:
+        return [*self._peers.close(), *self._actor_peers.close()]
 
     async def _introduce(self, scheduler: str, options: CommOptions) -> RegisterClient:
         returns = self.status == "reconnecting"
@@ -240,17 +239,18 @@ class Connection(Conversation):
         """Let go of all futures and disconnect; a LocalCluster that the client made ends too."""
         limit = self._timeout if timeout is None else self._seconds(timeout)
         if self.asynchronous:
-            return limited(self._close(), limit)
+            return limited(self._close(limit), limit)
         if is_of_parent(self.loop) or (self._closing is not None and self._closing.done()):
             return None
         return self._sync(self._close(), limit)
 
-    async def _close(self) -> None:
+    async def _close(self, limit: float | None = None) -> None:
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._close_once())
+            self._closing = asyncio.get_running_loop().create_task(self._close_once(limit))
         await asyncio.shield(self._closing)
 
-    async def _close_once(self) -> None:
+    async def _close_once(self, limit: float | None) -> None:
+        comms: list[Comm] = []
         for task in (self._starting, self._returning):
             if task is not None and not task.done():
                 task.cancel()
@@ -268,12 +268,12 @@ class Connection(Conversation):
                 defaults.remove(reference)
         if self._link is not None:
             self._link.comm.close()
-            self._hang_up()
+            comms = [self._link.comm, *self._hang_up()]
         self._give_up("the client was closed")
-        if self._asynchronous:  # whose loop may end now
-            await peers_have_closed(_GOODBYE)
         if self._owns_cluster and self.cluster is not None:
             await self.cluster._close()
+        if self._asynchronous:  # whose loop may end now
+            await ends_of_all(comms, _GOODBYE if limit is None else min(_GOODBYE, limit / 2))
 
     def _give_up(self, reason: str) -> None:
         """Nothing will come any more."""

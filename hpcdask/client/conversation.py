@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from functools import partial
@@ -65,7 +65,7 @@ _MERE_QUESTIONS = {
 }
 
 
-class Conversation:
+class Conversation(ABC):
     """Messages of a client, sent from any thread and read on its loop; see `Connection`."""
 
     name: str
@@ -78,7 +78,7 @@ class Conversation:
     _retains: bool  # what it has submitted, for another scheduler
     _subscriptions: Subscriptions
 
-    def _have_nothing_said(self) -> None:
+    def _prepare_conversation(self) -> None:
         self._futures: dict[str, FutureState] = {}
         self._retained = Retained(self._futures)
         self._kept: dict[str, FutureState] = {}  # what fire_and_forget holds until it is done

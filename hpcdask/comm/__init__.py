@@ -1,8 +1,8 @@
 """Connections that carry messages, and addresses."""
 
-from hpcdask.comm.base import Comm, Listener, OnBatch, OnClosed
+from hpcdask.comm.base import Comm, Listener, OnBatch, OnClosed, ends_of_all
 from hpcdask.comm.connect import connect, listen
-from hpcdask.comm.tcp import SilenceError, peers_have_closed
+from hpcdask.comm.tcp import SilenceError
 
 __all__ = [
     "Comm",
@@ -11,6 +11,6 @@ __all__ = [
     "OnClosed",
     "SilenceError",
     "connect",
+    "ends_of_all",
     "listen",
-    "peers_have_closed",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hpcdask.comm.options import CommOptions
@@ -18,6 +18,16 @@ log = logging.getLogger("hpcdask.comm")
 OnBatch = Callable[[list[Message]], None]
 #: Gets the reason when a connection has ended, once.
 OnClosed = Callable[[CommClosedError], None]
+
+
+async def ends_of_all(comms: Iterable[Comm], limit: float) -> None:
+    """Wait until closed connections are so at both ends, for at most `limit` seconds.
+
+    An event loop that ends before then leaves their sockets open.
+    """
+    ends = [comm._ended for comm in comms]
+    if ends:
+        await asyncio.wait(ends, timeout=limit)
 
 
 class Comm(abc.ABC):

@@ -13,7 +13,6 @@ import os
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -33,6 +32,7 @@ from hpcdask.wire import codec, compression, framing, handshake
 #: Small frames are read through one buffer for all connections of a thread: a thousand workers
 #: with one each would cost 256 MB.
 _SCRATCH_SIZE = 256 * 1024
+_of_thread = threading.local()
 #: Seconds for which one connection is read before others get their turn, what its messages cause
 #: included.
 _READING = 0.005
@@ -53,17 +53,6 @@ _LINGER = 5.0
 _QUESTIONS = 4
 
 
-class _OfThread(threading.local):
-    """What all connections of a thread share."""
-
-    def __init__(self) -> None:
-        self.scratch = memoryview(bytearray(_SCRATCH_SIZE))
-        self.lingering: weakref.WeakSet[TCPComm] = weakref.WeakSet()  # closed by us alone
-
-
-_of_thread = _OfThread()
-
-
 class TCPComm(Comm):
     """An authenticated connection over a non-blocking socket."""
 
@@ -77,7 +66,9 @@ class TCPComm(Comm):
         self._codec = None if self.same_host else _codec(options.compression)
         self.compresses = self._codec is not None
         self._reader = framing.FrameReader(options.limits)
-        self._scratch = _of_thread.scratch
+        if not hasattr(_of_thread, "scratch"):
+            _of_thread.scratch = memoryview(bytearray(_SCRATCH_SIZE))
+        self._scratch: memoryview = _of_thread.scratch
         self._queue: deque[memoryview] = deque()
         self._queued = 0  # bytes
         self._writing = False
@@ -315,7 +306,6 @@ class TCPComm(Comm):
         self._wake_drained()
         self._loop.add_reader(self._sock.fileno(), self._discard_ready)
         self._linger = self._loop.call_later(_LINGER, self._lingered, self._queued)
-        _of_thread.lingering.add(self)
         if not self._queue and not self._packing:
             self._say_goodbye()
 
@@ -343,7 +333,6 @@ class TCPComm(Comm):
         if self._ended.done():
             return
         self._ended.set_result(None)
-        _of_thread.lingering.discard(self)
         self._loop.remove_reader(self._sock.fileno())
         if self._writing:
             self._loop.remove_writer(self._sock.fileno())
@@ -355,17 +344,6 @@ class TCPComm(Comm):
         self._queued = 0
         self._wake_drained()
         self._sock.close()
-
-
-async def peers_have_closed(limit: float) -> None:
-    """Wait until all connections that this loop has closed are at their end, for `limit` seconds.
-
-    A loop that ends before leaves them open.
-    """
-    loop = asyncio.get_running_loop()
-    ends = [comm._ended for comm in _of_thread.lingering if comm._loop is loop]
-    if ends:
-        await asyncio.wait(ends, timeout=limit)
 
 
 def _codec(name: str | None) -> compression.Codec | None:

@@ -90,10 +90,16 @@ class Retirement(Transitions):
 
     def _copies_are_gone(self, address: str, tasks: list[Task]) -> None:
         """A worker has these values no more, by which they may have been safe."""
-        for worker, moves in self.leaving.items():
-            held = [task for task in tasks if worker in task.who_has]
-            moved = [t for t in held if moves.setdefault(t, _Move()).target in ("", address)]
-            self._move_away(worker, moved)
+        again: dict[WorkerRecord, list[Task]] = {}
+        for task in tasks:
+            for worker in task.who_has:
+                moves = self.leaving.get(worker)
+                if moves is not None:
+                    move = moves.setdefault(task, _Move())
+                    if move.target in ("", address):
+                        again.setdefault(worker, []).append(task)
+        for worker, some in again.items():
+            self._move_away(worker, some)
 
     def _somebody_stays(self) -> None:
         """A worker has come where there was none: values can move that nobody could take."""
@@ -105,12 +111,12 @@ class Retirement(Transitions):
 
         Its time may be short: what cannot be computed again comes first, then what is small.
         """
-        unsafe = sorted((t for t in tasks if not _is_safe(t)), key=_in_order_of_need)
         moves = self.leaving[worker]
+        for task in tasks:
+            moves[task].target = ""
+        unsafe = sorted((t for t in tasks if not _is_safe(t)), key=_in_order_of_need)
         targets = list(islice(self.lanes.open.workers, _MAX_TARGETS)) if unsafe else []
         if not targets:
-            for task in unsafe:
-                moves[task].target = ""
             return
         shares: dict[str, list[Task]] = {}
         for task in unsafe:

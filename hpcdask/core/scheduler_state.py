@@ -216,9 +216,8 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
         """Ask another worker for tasks that it has not started, if this one has nothing to do."""
         if not self.work_stealing or not has_free_thread(worker) or worker.is_leaving:
             return
-        tasks = self.loaded.tasks_for(worker, patience)
-        if self._unreachable:  # those are where their inputs are, since others cannot get them
-            tasks = [task for task in tasks if task not in self._unreachable]
+        hopeless = {t for t, tried in self._unreachable.items() if worker.address in tried}
+        tasks = self.loaded.tasks_for(worker, patience, hopeless)
         if not tasks:
             return
         victim = tasks[0].worker
@@ -572,7 +571,9 @@ class SchedulerState(Keeping, Scattering, Copying, Rescheduling, Retrying, Actor
     ) -> None:
         """Two workers cannot talk: run the task where the value is, or compute that elsewhere."""
         self._vacated[worker] = None
-        times = self._unreachable[task] = self._unreachable.get(task, 0) + 1
+        tried = self._unreachable.setdefault(task, [])
+        tried.append(worker.address)
+        times = len(tried)
         is_all_there_is = value.function is None or value.lane.is_actor
         if times > (_MAX_UNREACHABLE if is_all_there_is else _HOPELESS):
             self._err(task, out_of_reach(task, value, worker, source))

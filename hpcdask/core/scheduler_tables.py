@@ -41,7 +41,8 @@ class SchedulerTables:
         self.held: dict[Task, None] = {}
         #: Tasks in state waiting that asked to be run again, and who has run them last.
         self.resting: dict[Task, WorkerRecord] = {}
-        self._unreachable: dict[Task, int] = {}  # how often an input was out of reach
+        #: Addresses of workers that could not reach an input, each time it was tried.
+        self._unreachable: dict[Task, list[str]] = {}
         #: Tasks in state released that nothing refers to, and that an event had no time to forget.
         self.doomed: dict[Task, None] = {}
         self.drop_at_once = _AT_ONCE

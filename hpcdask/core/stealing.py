@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from itertools import islice
 
 from hpcdask.core.placement import transfer_time
@@ -42,7 +43,9 @@ class Loaded:
             worker.is_loaded = False
             self._ring.remove(worker)
 
-    def tasks_for(self, thief: WorkerRecord, patience: bool) -> list[Task]:
+    def tasks_for(
+        self, thief: WorkerRecord, patience: bool, hopeless: Collection[Task] = ()
+    ) -> list[Task]:
         """Choose tasks of one loaded worker that an idle one should have.
 
         Parameters
@@ -50,6 +53,8 @@ class Loaded:
         patience : bool
             Whether to leave alone who is expected to be through soon. On a timer this is not asked:
             who still has tasks waiting then is slower than expected.
+        hopeless : collection of Task
+            Of which it cannot get the inputs.
         """
         best, most = None, _WORTH_IT if patience else -1.0
         for _ in range(min(len(self._ring), _MAX_WORKERS)):
@@ -60,7 +65,9 @@ class Loaded:
                 worker.is_loaded = False
             elif worker is not thief and (delay := _delay(worker)) > most:
                 best, most = worker, delay
-        return [] if best is None else _surplus(best, thief, most + (0.0 if patience else _SLOW))
+        if best is None:
+            return []
+        return _surplus(best, thief, most + (0.0 if patience else _SLOW), hopeless)
 
 
 def _delay(worker: WorkerRecord) -> float:
@@ -68,7 +75,9 @@ def _delay(worker: WorkerRecord) -> float:
     return worker.occupancy / worker.nthreads if worker.nthreads else math.inf
 
 
-def _surplus(worker: WorkerRecord, thief: WorkerRecord, delay: float) -> list[Task]:
+def _surplus(
+    worker: WorkerRecord, thief: WorkerRecord, delay: float, hopeless: Collection[Task]
+) -> list[Task]:
     """Tasks that would start earlier at the thief: those that were sent last, about half."""
     waiting = worker.n_runnable - worker.nthreads
     n_wanted = (waiting - len(worker.recalled) + 1) // 2
@@ -81,7 +90,7 @@ def _surplus(worker: WorkerRecord, thief: WorkerRecord, delay: float) -> list[Ta
         waiting -= 1
         lane = task.lane
         may_run = thief in lane.workers and lane.placement.has_room(thief)
-        if may_run and _transfer(task, thief) < delay:
+        if may_run and task not in hopeless and _transfer(task, thief) < delay:
             chosen.append(task)
     return chosen
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from hpcdask.comm import connect, peers_have_closed
+from hpcdask.comm import connect, ends_of_all
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError, HpcdaskError, StatusError
 from hpcdask.jobqueue.clearing import system_of
@@ -157,7 +157,9 @@ async def _scheduler(
 
     async def ask() -> tuple[Sequence[Member], int]:
         # Who refuses is not there any more; a client would wait for it.
-        (await connect(contact.address, place.options(), _CONNECTS, was_there=True)).close()
+        comm = await connect(contact.address, place.options(), _CONNECTS, was_there=True)
+        comm.close()
+        await ends_of_all([comm], _CONNECTS)
         return await access.members((), 0.0), await access.run(keepers, state.name)
 
     try:
@@ -166,7 +168,6 @@ async def _scheduler(
         return None, (), 0
     finally:
         await access.close("it was only a question")
-        await peers_have_closed(_CONNECTS)
 
 
 def _contact(folder: ClusterFolder) -> Contact | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -102,6 +103,19 @@ def elsewhere(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     yield path, process
     process.kill()
     process.wait(10)
+
+
+def test_an_asynchronous_client_of_a_scheduler_that_hangs_closes_in_time(
+    elsewhere: tuple[Path, subprocess.Popen[bytes]],
+) -> None:
+    path, process = elsewhere
+
+    async def use() -> None:
+        client = await Client(scheduler_file=path, asynchronous=True, timeout=20)
+        with stopped(process.pid):
+            await client.close(timeout=1)  # raises if it takes longer
+
+    asyncio.run(use())
 
 
 def test_a_scheduler_that_hangs_keeps_nobody_beyond_the_timeout(

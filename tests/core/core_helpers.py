@@ -36,7 +36,7 @@ from hpcdask.messages.client import (
 )
 from hpcdask.wire.codec import decode, encode
 
-A, B, C = "tcp://10.0.0.1:1", "tcp://10.0.0.2:1", "tcp://10.0.0.3:1"
+A, B, C, D = (f"tcp://10.0.0.{number}:1" for number in range(1, 5))
 F = Function(b"f" * 16, "f", b"code of f")
 DEFINE = DefineFunction(*F)
 BOOM = TaskError(b"pickled ValueError", (("script.py", 3, "f"),), "x", A)

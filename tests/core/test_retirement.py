@@ -7,6 +7,7 @@ from core_helpers import (
     A,
     B,
     C,
+    D,
     F,
     computed,
     finish,
@@ -165,6 +166,26 @@ def test_a_value_that_was_safe_elsewhere_moves_when_it_is_so_no_more(how) -> Non
     state.keys_added(4.0, target, KeysAdded((X,)))
     state.keys_added(4.0, target, KeysAdded((Version("y", state.tasks["y"].attempt),)))
     assert sent(state) == {A: [END]}
+
+
+def test_a_value_whose_copies_are_lost_one_after_the_other_moves_again() -> None:
+    state = started(A)
+    submit(state, {"x": [], "y": []})
+    finish(state, A, "x", "y")
+    for address in (B, C, D):
+        state.worker_joined(1.0, worker_info(address))
+    sent(state)
+    state.worker_leaving(2.0, A, "enough")
+    asked = {m.dependencies[0].key: address for address, [m] in sent(state).items()}
+    others = [address for address in (B, C, D) if address != asked["x"]]
+    last = next(address for address in others if address != asked["y"])
+    for address in (asked["x"], last):  # and `y` is on its way
+        state.keys_added(3.0, address, KeysAdded((X,)))
+    state.worker_lost(4.0, asked["x"])
+    assert sent(state) == {}
+    state.worker_lost(5.0, last)
+    [(_, messages)] = sent(state).items()
+    assert [d.key for m in messages for d in m.dependencies] == ["x"]
 
 
 # -- Those that are killed before they are done ---------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core_helpers import A, B, assert_sent, computed, finish, sent, started, submit, worker_info
+from core_helpers import A, B, C, assert_sent, computed, finish, sent, started, submit, worker_info
 
 from hpcdask.messages import DataMissing, GivenBack, TakeBack, ThreadsLent, Version
 
@@ -84,22 +84,27 @@ def test_what_is_given_back_goes_to_who_asked_for_it_although_its_input_is_elsew
     assert computed(state, B) == ["y1"]
 
 
-def test_what_others_could_not_get_the_inputs_of_stays_where_these_are() -> None:
+def test_what_a_worker_cannot_get_the_inputs_of_is_not_taken_back_for_it_and_all_else_is() -> None:
     state = started(A)
-    submit(state, {"x": [], "y0": ["x"], "y1": ["x"]})
+    submit(state, {"x": [], **{f"y{i}": ["x"] for i in range(5)}})
     finish(state, A, "x")
     sent(state)
     state.worker_joined(1.0, worker_info(B))
-    [asked] = sent(state)[A]
-    assert [version.key for version in asked.versions] == ["y1"]
-    state.given_back(1.1, A, GivenBack(asked.versions))
-    [version] = [Version(t.key, t.attempt) for t in state.workers[B].processing]
-    missing = DataMissing(*version, Version("x", 1), A, "no answer")
-    state.data_missing(1.2, B, missing)
-    assert [task.key for task in state.workers[A].processing] == ["y0", "y1"]
+    asked = sent(state)[A][0].versions
+    assert [version.key for version in asked] == ["y4", "y3"]
+    for version in asked:
+        state.given_back(1.1, A, GivenBack((version,)))
+        task = state.tasks[version.key]
+        assert task.worker is state.workers[B]
+        missing = DataMissing(task.key, task.attempt, Version("x", 1), A, "no answer")
+        state.data_missing(1.2, B, missing)
+    assert [task.key for task in state.workers[A].processing] == ["y0", "y1", "y2", "y4", "y3"]
     sent(state)
     state.tick(2.0)
-    assert sent(state) == {}
+    asked = sent(state)[A][0].versions
+    assert [version.key for version in asked] == ["y2", "y1"]
+    state.worker_joined(3.0, worker_info(C))  # which has not tried
+    assert [version.key for version in sent(state)[A][0].versions] == ["y3"]
 
 
 def test_a_worker_whose_threads_are_busy_with_what_was_given_up_gets_no_task() -> None:

@@ -1,7 +1,7 @@
 """A client of a simulated cluster: what it asked for, and what it has been told.
 
 What it keeps to come back after a loss, and what it tells then, is decided by the real client's
-code: for that some names here are those of `hpcdask.client.connection.Connection`.
+code: for that some names here are those of `hpcdask.client.conversation.Conversation`.
 """
 
 from __future__ import annotations
