@@ -388,6 +388,12 @@ class Membership:
             "remove_worker", scheduler=scheduler, worker=address, stimulus_id=stimulus
         )
 
+    @property
+    def n_ready(self) -> int:
+        """How many workers there are that have set up their plugins."""
+        is_equipped = self._scheduler.requests.plugins.is_equipped
+        return sum(map(is_equipped, self.workers))
+
     async def until(self, happened: Callable[[], bool], timeout: float) -> bool:
         """Wait for something that workers' coming and going decides."""
         loop = asyncio.get_running_loop()

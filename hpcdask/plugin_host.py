@@ -123,7 +123,8 @@ class PluginHost:
         try:
             await work
         except RAISED as exc:
-            self._say(Failure(request, to_task_error(exc, worker=self._address)))
+            if not self._is_closed:  # else it is by that, and who has asked sees us end
+                self._say(Failure(request, to_task_error(exc, worker=self._address)))
         else:
             self._say(CallReturned(request, _OK))
 
@@ -137,7 +138,8 @@ class PluginHost:
                 if self.registrations.get(message.name) != message.registration:
                     plugin = await self._replace(message)
         except RAISED as exc:
-            tell(message.name, "setup", exc, self._address)
+            if not self._is_closed:
+                tell(message.name, "setup", exc, self._address)
             raise
         finally:
             slow.cancel()

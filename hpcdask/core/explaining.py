@@ -135,7 +135,7 @@ def _no_worker(state: Transitions, task: Task) -> Iterable[str]:
 def _processing(state: Transitions, task: Task) -> Iterable[str]:
     worker = task.worker
     assert worker is not None
-    yield f"It was sent to {_called(worker)}, as attempt {task.attempt}."
+    yield f"It was sent to {_called(worker)}."
     if task.missing:
         inputs = [d.key for d in task.dependencies if d.state != "memory"]
         yield (
@@ -145,7 +145,7 @@ def _processing(state: Transitions, task: Task) -> Iterable[str]:
     else:
         before = sum(o.priority < task.priority and not o.missing for o in worker.processing)
         if before < worker.nthreads:
-            yield f"It is among the first for its {_plural(worker.nthreads, 'thread')}."
+            yield f"The worker has {_plural(worker.nthreads, 'thread')}: it runs, or is about to."
         else:
             yield (
                 f"{before} tasks that were sent there come before it, for "

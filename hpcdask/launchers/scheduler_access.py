@@ -225,9 +225,9 @@ async def _retire(
 
 async def _count_workers(n_workers: int, timeout: float, dask_scheduler: Scheduler) -> int:
     """How many there are, as soon as there are `n_workers`."""
-    workers = dask_scheduler.workers
-    await dask_scheduler.members.until(lambda: len(workers) >= n_workers, timeout)
-    return len(workers)
+    members = dask_scheduler.members
+    await members.until(lambda: members.n_ready >= n_workers, timeout)
+    return members.n_ready
 
 
 async def _members(known: set[str], timeout: float, dask_scheduler: Scheduler) -> list[Member]:

@@ -115,10 +115,9 @@ class ClusterRequests:
         return Reply(msg.request, tuple(retired))
 
     async def _await_workers(self, name: str, msg: AwaitWorkers) -> Reply:
-        await self._scheduler.members.until(
-            lambda: len(self._scheduler.workers) >= msg.n_workers, msg.timeout
-        )
-        return Reply(msg.request, len(self._scheduler.workers))
+        members = self._scheduler.members
+        await members.until(lambda: members.n_ready >= msg.n_workers, msg.timeout)
+        return Reply(msg.request, members.n_ready)
 
     async def _restart(self, name: str, msg: RestartWorkers) -> Reply:
         """Forget all tasks, and give every nanny's worker a new process."""
@@ -160,7 +159,9 @@ class ClusterRequests:
         ended = {(info.nanny, info.pid) for info in old}
 
         def missing() -> set[str]:
-            present = (worker.info for worker in self._scheduler.state.workers.values())
+            is_equipped = self._scheduler.requests.plugins.is_equipped
+            workers = self._scheduler.state.workers.values()
+            present = (worker.info for worker in workers if is_equipped(worker.address))
             return nannies - {w.nanny for w in present if (w.nanny, w.pid) not in ended}
 
         await self._scheduler.members.until(lambda: not missing(), timeout)

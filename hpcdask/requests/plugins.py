@@ -38,6 +38,8 @@ class PluginRequests:
         self._registries = {"worker": PluginRegistry(), "nanny": PluginRegistry()}
         self._clients: dict[str, str] = {}  # who has registered what
         self._under_way: set[asyncio.Task[None]] = set()  # on those that have come
+        #: Setups that go before all else, by the address of the worker.
+        self._equipping: dict[str, set[asyncio.Task[None]]] = {}
         self.answers: Answers = {UnregisterPlugin: self._unregister}
         self.events: Events = {RegisterPlugin: self._register}
 
@@ -53,7 +55,20 @@ class PluginRequests:
             asked = self._calls.ask(comm, functools.partial(_tear_down, name))
             self._spawn(self._calls.outcome(address, asked))
         for plugin in self._registries[kind].missing(there):
-            self._watch(plugin, address, self._set_up(plugin, comm, holds=True))
+            task = self._watch(plugin, address, comm, self._set_up(plugin, comm, holds=True))
+            if kind == "worker":
+                self._equipping.setdefault(address, set()).add(task)
+                task.add_done_callback(functools.partial(self._equipped, address))
+
+    def _equipped(self, address: str, task: asyncio.Task[None]) -> None:
+        self._equipping[address].discard(task)
+        if not self._equipping[address]:
+            del self._equipping[address]
+            self._scheduler.members.progress.set()
+
+    def is_equipped(self, address: str) -> bool:
+        """Whether a worker has set up what it was to set up before all else, or could not."""
+        return address not in self._equipping
 
     def _set_up(self, plugin: Plugin, comm: Comm, holds: bool) -> asyncio.Future[Any]:
         def message(request: int) -> SetUpPlugin:
@@ -61,17 +76,20 @@ class PluginRequests:
 
         return self._calls.ask(comm, message)
 
-    def _watch(self, plugin: Plugin, address: str, asked: asyncio.Future[Any]) -> None:
+    def _watch(
+        self, plugin: Plugin, address: str, comm: Comm, asked: asyncio.Future[Any]
+    ) -> asyncio.Task[None]:
         """Tell a client if its plugin cannot be set up while nobody waits for that."""
 
         async def watch() -> None:
             error = await self._calls.outcome(address, asked)
-            if isinstance(error, TaskError):
+            if isinstance(error, TaskError) and not comm.closed:  # else it has ended meanwhile
                 self.failed(PluginFailed(plugin.name, plugin.registration, "setup", error))
 
         task = self._spawn(watch())
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+        return task
 
     def failed(self, message: PluginFailed) -> None:
         """A plugin has raised on a worker or a nanny, which has logged it."""
@@ -99,14 +117,15 @@ class PluginRequests:
         if self._registries[msg.kind].registered(plugin, msg.idempotent):
             log.info("plugin %r of each %s, from client %s", msg.name, msg.kind, client)
             asked = [
-                (address, self._set_up(plugin, comm, holds=msg.again))
+                (address, comm, self._set_up(plugin, comm, holds=msg.again))
                 for address, comm in self._there(msg.kind)
             ]
         if msg.again:
-            for address, future in asked:
-                self._watch(plugin, address, future)
+            for address, comm, future in asked:
+                self._watch(plugin, address, comm, future)
         else:
-            work = self._outcomes(msg.request, {msg.kind: asked})
+            answers = [(address, future) for address, _, future in asked]
+            work = self._outcomes(msg.request, {msg.kind: answers})
             self._spawn(self._reply(client, msg.request, work))
 
     async def _reply(

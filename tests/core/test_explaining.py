@@ -100,8 +100,8 @@ def test_a_task_with_a_worker_tells_where_and_how_many_come_first() -> None:
     state = started(A)
     submit(state, {"x": [], "y": []}, retries=2)
     assert explain(state, "x") == (
-        f"'x' is with a worker. It was sent to worker 'name of {A}' ({A}), as attempt "
-        f"{state.tasks['x'].attempt}. It is among the first for its 1 thread. "
+        f"'x' is with a worker. It was sent to worker 'name of {A}' ({A}). "
+        "The worker has 1 thread: it runs, or is about to. "
         "If it raises it is tried again, 2 times more."
     )
     assert "1 tasks that were sent there come before it, for 1 thread" in explain(state, "y")

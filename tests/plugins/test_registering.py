@@ -52,6 +52,18 @@ class Records(WorkerPlugin):
         self.moves.append((key, start, finish, repr(kwargs.get("exception"))))
 
 
+class Waits(WorkerPlugin):
+    """Is set up when a file is there."""
+
+    def __init__(self, go: Path) -> None:
+        self.go = go
+
+    async def setup(self, worker: Any) -> None:
+        while not self.go.exists():
+            await asyncio.sleep(0.01)
+        worker.has_waited = True
+
+
 class Sees(SchedulerPlugin):
     name = "sees"
 
@@ -135,17 +147,17 @@ def test_a_worker_that_comes_later_runs_no_task_before_its_plugins_are_set_up(
 ) -> None:
     gate = tmp_path / "gate"
 
-    class Waits(WorkerPlugin):
+    class WaitsThere(WorkerPlugin):
         def setup(self, worker: Any) -> None:
             if worker.name == "2":
                 wait_for_file(gate)
             worker.has_waited = True
 
-    client.register_plugin(Waits(), name="waits", timeout=20)
+    client.register_plugin(WaitsThere(), name="waits", timeout=20)
     client.register_plugin(Marks(tmp_path / "notes"), name="marks", timeout=20)
     try:
         cluster.scale(3)
-        client.wait_for_workers(3, timeout=20)
+        wait_until(lambda: len(client.nthreads()) == 3, 20)
         future = client.submit(lambda: get_worker().has_waited, workers="2")
         others = client.map(abs, range(50))
         assert client.gather(others, timeout=20) == list(range(50))  # those that are there
@@ -158,6 +170,40 @@ def test_a_worker_that_comes_later_runs_no_task_before_its_plugins_are_set_up(
         gate.touch()
         client.retire_workers(names=["2"])
         cluster.scale(2)
+
+
+def test_who_waits_for_workers_finds_their_plugins_set_up(tmp_path: Path) -> None:
+    def have_waited(client: Client) -> list[bool]:
+        return list(client.run(lambda dask_worker: dask_worker.has_waited).values())
+
+    go = tmp_path / "go"
+    go.touch()
+    with LocalCluster(1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        client.register_plugin(Waits(go))
+        go.unlink()
+        cluster.scale(2)
+        wait_until(lambda: len(client.nthreads()) == 2, 20)
+        with pytest.raises(TimeoutError, match="1 of 2 workers"):
+            client.wait_for_workers(2, timeout=0.3)
+        go.touch()
+        client.wait_for_workers(2, timeout=20)
+        assert have_waited(client) == [True, True]
+        client.restart(timeout=30)
+        assert have_waited(client) == [True, True]
+
+
+def test_a_worker_that_ends_during_a_setup_is_no_failure_of_the_plugin(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    go = tmp_path / "go"
+    go.touch()
+    with LocalCluster(1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        client.register_plugin(Waits(go))
+        go.unlink()
+        cluster.scale(2)
+        wait_until(lambda: len(client.nthreads()) == 2, 20)
+        client.retire_workers([1], timeout=20)
+    assert "raised in setup" not in caplog.text
 
 
 def test_a_worker_in_the_place_of_one_that_died_has_the_plugins(
