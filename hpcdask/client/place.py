@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from hpcdask.client.registry import clients, clusters
 from hpcdask.comm.addresses import parse_address
 from hpcdask.dialling import SchedulerPlace
 from hpcdask.errors import ConfigError
+from hpcdask.world import launched_world
 
 if TYPE_CHECKING:
     from hpcdask.client.connection import Connection
@@ -63,11 +66,25 @@ async def find_place(client: Connection) -> SchedulerPlace:
         return replace(place, address=by_address, scheduler_file=by_file)
     from hpcdask.launchers.local import LocalCluster
 
+    _warn_of_many_clusters()
     options = {"dashboard_address": None, **client._cluster_options}
     client.cluster = LocalCluster(asynchronous=client._asynchronous, loop=client.loop, **options)
     client._owns_cluster = True
     await client.cluster
     return _place_of(client.cluster)
+
+
+def _warn_of_many_clusters() -> None:
+    """A program that `mpirun` starts as it is runs as often as there are ranks."""
+    with contextlib.suppress(ConfigError):
+        world = launched_world()
+        if world.size > 1 and world.rank == 0:
+            warnings.warn(
+                f"each of the {world.size} ranks of {world.launcher} runs this program and starts "
+                "a cluster of its own; for one cluster on all ranks start them with `hpc-dask run "
+                "PROGRAM`, or let the program begin with hpcdask.initialize()",
+                stacklevel=2,
+            )
 
 
 def _with_token_known_here(place: SchedulerPlace, worker: Any) -> SchedulerPlace:

@@ -130,6 +130,15 @@ class LocalCluster(SpecCluster):
             token=token,
         )
 
+    def __repr__(self) -> str:
+        state = getattr(self.scheduler, "state", None)  # none before it is started
+        workers = () if state is None else tuple(state.workers.values())
+        return (
+            f"{type(self).__name__}({self.name}, {self.scheduler_address!r}, "
+            f"workers={len(workers)}, threads={sum(w.info.nthreads for w in workers)}, "
+            f"{self.status})"
+        )
+
     @property
     def scheduler_info(self) -> dict[str, Any]:
         """What `Client.scheduler_info` tells, by now; empty before there is a scheduler."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import SupportsIndex
+
 from hpcdask import sizing
 from hpcdask.errors import ConfigError
 
@@ -10,8 +12,11 @@ def default_shape(
     n_workers: int | None, nthreads: int | None, cpus: int | None = None
 ) -> tuple[int, int]:
     """Numbers of workers and of threads of each, for `cpus`: by default those of this process."""
-    if (n_workers or 0) < 0 or (nthreads or 0) < 0:
-        raise ConfigError(f"a cluster cannot have {n_workers} workers of {nthreads} threads")
+    for what, number in (("workers", n_workers), ("threads for each worker", nthreads)):
+        if number is not None and not isinstance(number, SupportsIndex):
+            raise TypeError(f"the number of {what} is a whole one or None, not {number!r}")
+        if number is not None and number < 0:
+            raise ConfigError(f"a cluster cannot have {number} {what}")
     cpus = cpus or sizing.cpus_here()
     if n_workers is None and nthreads is None:
         # About the square root, so that neither the GIL nor copies between processes dominate.

@@ -298,6 +298,18 @@ def test_a_connection_that_fails_after_the_cluster_was_made_leaves_nothing(
         Client(n_workers=1, threads_per_worker=1)
 
 
+def test_a_bare_client_on_each_rank_of_a_launch_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
+    with pytest.warns(UserWarning, match=r"each of the 4 ranks of Open MPI .*hpc-dask run"):
+        client = Client(**options)
+    assert client.submit(increment, 1).result(timeout=10) == 2
+    client.close()
+
+
 def test_a_client_on_a_loop_that_ends_with_it_leaves_no_socket_open(cluster: LocalCluster) -> None:
     async def use_it() -> list[int]:
         address, token = cluster.scheduler_address, cluster._token

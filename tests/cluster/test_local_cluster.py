@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -294,3 +295,17 @@ def test_each_cluster_numbers_its_workers_from_0() -> None:
             assert list(cluster.workers) == ["0", "2"]
             with Client(cluster) as client:
                 assert client.submit(lambda: get_worker().name, workers=0).result(timeout=10) == "0"
+
+
+def test_a_cluster_shows_the_workers_that_are_there() -> None:
+    with LocalCluster(n_workers=2, threads_per_worker=3) as cluster, Client(cluster) as client:
+        assert "workers=2, threads=6, running" in repr(cluster)
+        client.retire_workers(["1"], timeout=20)
+        assert "workers=1, threads=3, running" in repr(cluster)
+    assert "workers=0, threads=0, closed" in repr(cluster)
+
+
+@pytest.mark.parametrize(("n", "error"), [(1.5, TypeError), ("2", TypeError), (-1, ConfigError)])
+def test_a_number_of_workers_is_a_whole_one(n: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="workers"):
+        LocalCluster(n_workers=n)
