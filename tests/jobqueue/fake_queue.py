@@ -108,6 +108,11 @@ class Queue(Slurm):
         """Let a job end by the hand of somebody else."""
         subprocess.run([*self.submit_command[:2], "cancel", id], check=True)
 
+    def logs(self) -> str:
+        """What all jobs have written."""
+        paths = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"{path.name}:\n{path.read_text()}" for path in paths)
+
     def end(self) -> list[str]:
         """Kill what runs, and return which jobs that were."""
         left = self.groups()
@@ -154,6 +159,8 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__POLL_INTERVAL", "0.2s")
     # Commands of a few lines need no rest.
     monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", functools.partial(Pace, burst=10_000))
+    # What a cluster leaves when jobs do not end in time is not to depend on how busy a machine is.
+    monkeypatch.setattr("hpcdask.jobqueue.cluster._LEAVING", 60.0)
     folder = tmp_path / "queue"
     folder.mkdir()
     made = Queue(folder)

@@ -60,7 +60,7 @@ def test_jobs_come_as_one_array_and_their_workers_bear_their_names(queue):
         assert repr(cluster.place.token) not in repr(cluster.place)
     assert "jobs=2 (2 running)" in text
     assert "<td>2 (2 running)</td>" in html
-    assert not folder.exists()
+    assert not folder.exists(), queue.logs()
     assert queue.groups() == {}
 
 
