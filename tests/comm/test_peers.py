@@ -30,13 +30,17 @@ from hpcdask.wire import codec, framing
 
 STALL = 0.3
 OPTIONS = CommOptions(token=TOKEN, stall_timeout=STALL)
+#: For what is not about silence: a busy machine is silent at times.
+PATIENT = CommOptions(token=TOKEN, stall_timeout=60)
 X = Version("x", 1)
 MIB = 2**20
 
 
 @asynccontextmanager
-async def peers(connect_timeout: float = 5.0) -> AsyncIterator[Peers]:
-    peers = Peers(OPTIONS, connect_timeout)
+async def peers(
+    options: CommOptions = OPTIONS, connect_timeout: float = 5.0
+) -> AsyncIterator[Peers]:
+    peers = Peers(options, connect_timeout)
     try:
         yield peers
     finally:
@@ -77,7 +81,7 @@ def test_many_requests_share_one_connection() -> None:
     worker = Answering()
 
     async def main() -> None:
-        async with listening(LOCAL, OPTIONS, worker) as (listener, comms), peers() as mine:
+        async with listening(LOCAL, OPTIONS, worker) as (listener, comms), peers(PATIENT) as mine:
             wanted = [[Version(f"x-{n}", n)] for n in range(20)]
             answers = await asyncio.gather(*(mine.fetch(listener.address, w) for w in wanted))
             assert [answer.values[0].key for answer in answers] == [f"x-{n}" for n in range(20)]
@@ -207,7 +211,7 @@ def test_what_is_stored_goes_in_portions() -> None:
     values.append(StoredValue("small", 10, b"small"))
 
     async def main() -> None:
-        async with listening(LOCAL, OPTIONS, worker) as (listener, _), peers() as mine:
+        async with listening(LOCAL, OPTIONS, worker) as (listener, _), peers(PATIENT) as mine:
             await mine.store(listener.address, values)
             stored = [m for m in worker.heard if type(m) is StoreKeys]
             keys = [[value.key for value in message.values] for message in stored]
@@ -218,8 +222,7 @@ def test_what_is_stored_goes_in_portions() -> None:
 
 def test_requests_to_a_worker_that_is_forgotten_fail_at_once() -> None:
     async def main() -> None:
-        options = CommOptions(token=TOKEN, stall_timeout=60)
-        async with listening(LOCAL, options) as (listener, comms), peers() as mine:
+        async with listening(LOCAL, PATIENT) as (listener, comms), peers(PATIENT) as mine:
             asking = asyncio.ensure_future(mine.fetch(listener.address, [X]))
             await eventually(lambda: comms and comms[0]._inbox)
             mine.forget(listener.address)
@@ -248,7 +251,7 @@ def test_dialling_a_worker_that_is_forgotten_fails_at_once() -> None:
 
 def test_a_request_that_is_cancelled_stays_cancelled() -> None:
     async def main() -> None:
-        async with listening(LOCAL, OPTIONS) as (listener, _), peers() as mine:
+        async with listening(LOCAL, OPTIONS) as (listener, _), peers(PATIENT) as mine:
             asking = asyncio.ensure_future(mine.fetch(listener.address, [X]))
             await asyncio.sleep(0)
             asking.cancel()
