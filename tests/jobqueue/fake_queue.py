@@ -159,8 +159,6 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__POLL_INTERVAL", "0.2s")
     # Commands of a few lines need no rest.
     monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", functools.partial(Pace, burst=10_000))
-    # What a cluster leaves when jobs do not end in time is not to depend on how busy a machine is.
-    monkeypatch.setattr("hpcdask.jobqueue.cluster._LEAVING", 60.0)
     folder = tmp_path / "queue"
     folder.mkdir()
     made = Queue(folder)

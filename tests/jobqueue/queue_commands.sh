@@ -18,6 +18,7 @@ start() { # start ID SCRIPT
         echo $$ >"$1.pid"
         bash "$2" >"$1.log" 2>&1 &
         while wait $!; code=$?; ((code > 128)) && kill -0 $! 2>/dev/null; do :; done
+        trap "" TERM # one that comes now, since the job has ended by itself, must not end mv
         echo $code >"$1.end.new"
         mv "$1.end.new" "$1.end"' job "$1" "$2" </dev/null >/dev/null 2>&1 &
 }

@@ -60,8 +60,6 @@ def queue(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("HPCDASK_JOBQUEUE__SLURM__POLL_INTERVAL", "0.2s")
     monkeypatch.setattr("hpcdask.jobqueue.commands.Pace", functools.partial(Pace, burst=10_000))
-    # What a cluster leaves when jobs do not end in time is not to depend on how busy a machine is.
-    monkeypatch.setattr("hpcdask.jobqueue.cluster._LEAVING", 60.0)
     folder = tmp_path / "queue"
     folder.mkdir()
     made = Queue(folder)
