@@ -29,6 +29,8 @@ from hpcdask.world import World
 
 #: Longest pause between two looks for a file, in seconds.
 _LONGEST_PAUSE = 1.0
+#: Times that the folder is removed, while others may still write into it.
+_REMOVALS = 10
 #: Seconds that others get at the end to read what was shared with them.
 _FAREWELL = 3.0
 
@@ -169,7 +171,7 @@ class FileRanks(Ranks):
         """Remove the folder, though others may be late."""
         if self._cleaner is not None:
             self._cleaner.join(_FAREWELL)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove_folder()
 
     def _remove(self, patience: float) -> None:
         expected = (self._n_shared + 1) * (self.world.size - 1) if self._session else 0
@@ -179,7 +181,13 @@ class FileRanks(Ranks):
 
         with contextlib.suppress(LaunchError):
             self._wait_until(look, patience, lambda: "the others")
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        for _ in range(_REMOVALS):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if not self._folder.exists():  # else one that looks for us has just written its name
+                return
 
     # -- Files ------------------------------------------------------------------------------------
 
