@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +173,9 @@ def test_a_worker_that_comes_later_runs_no_task_before_its_plugins_are_set_up(
         cluster.scale(2)
 
 
-def test_who_waits_for_workers_finds_their_plugins_set_up(tmp_path: Path) -> None:
-    def have_waited(client: Client) -> list[bool]:
-        return list(client.run(lambda dask_worker: dask_worker.has_waited).values())
-
+@pytest.fixture
+def setting_up(tmp_path: Path) -> Iterator[tuple[Client, Path]]:
+    """A client whose second worker sets a plugin up until a file is there."""
     go = tmp_path / "go"
     go.touch()
     with LocalCluster(1, threads_per_worker=1) as cluster, Client(cluster) as client:
@@ -183,26 +183,31 @@ def test_who_waits_for_workers_finds_their_plugins_set_up(tmp_path: Path) -> Non
         go.unlink()
         cluster.scale(2)
         wait_until(lambda: len(client.nthreads()) == 2, 20)
-        with pytest.raises(TimeoutError, match="1 of 2 workers"):
-            client.wait_for_workers(2, timeout=0.3)
-        go.touch()
-        client.wait_for_workers(2, timeout=20)
-        assert have_waited(client) == [True, True]
-        client.restart(timeout=30)
-        assert have_waited(client) == [True, True]
+        yield client, go
+
+
+def test_who_waits_for_workers_finds_their_plugins_set_up(
+    setting_up: tuple[Client, Path],
+) -> None:
+    def have_waited() -> list[bool]:
+        return list(client.run(lambda dask_worker: dask_worker.has_waited).values())
+
+    client, go = setting_up
+    with pytest.raises(TimeoutError, match="1 of 2 workers"):
+        client.wait_for_workers(2, timeout=0.3)
+    go.touch()
+    client.wait_for_workers(2, timeout=20)
+    assert have_waited() == [True, True]
+    client.restart(timeout=30)
+    assert have_waited() == [True, True]
 
 
 def test_a_worker_that_ends_during_a_setup_is_no_failure_of_the_plugin(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    setting_up: tuple[Client, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    go = tmp_path / "go"
-    go.touch()
-    with LocalCluster(1, threads_per_worker=1) as cluster, Client(cluster) as client:
-        client.register_plugin(Waits(go))
-        go.unlink()
-        cluster.scale(2)
-        wait_until(lambda: len(client.nthreads()) == 2, 20)
-        client.retire_workers([1], timeout=20)
+    client, _ = setting_up
+    client.retire_workers([1], timeout=20)
+    client.close()
     assert "raised in setup" not in caplog.text
 
 
