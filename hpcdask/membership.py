@@ -391,8 +391,8 @@ class Membership:
     @property
     def n_ready(self) -> int:
         """How many workers there are that have set up their plugins."""
-        is_equipped = self._scheduler.requests.plugins.is_equipped
-        return sum(map(is_equipped, self.workers))
+        equipping = self._scheduler.requests.plugins.equipping  # few, or none
+        return len(self.workers) - sum(address in self.workers for address in equipping)
 
     async def until(self, happened: Callable[[], bool], timeout: float) -> bool:
         """Wait for something that workers' coming and going decides."""

@@ -159,9 +159,9 @@ class ClusterRequests:
         ended = {(info.nanny, info.pid) for info in old}
 
         def missing() -> set[str]:
-            is_equipped = self._scheduler.requests.plugins.is_equipped
             workers = self._scheduler.state.workers.values()
-            present = (worker.info for worker in workers if is_equipped(worker.address))
+            equipping = self._scheduler.requests.plugins.equipping
+            present = (worker.info for worker in workers if worker.address not in equipping)
             return nannies - {w.nanny for w in present if (w.nanny, w.pid) not in ended}
 
         await self._scheduler.members.until(lambda: not missing(), timeout)

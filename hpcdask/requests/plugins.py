@@ -39,7 +39,7 @@ class PluginRequests:
         self._clients: dict[str, str] = {}  # who has registered what
         self._under_way: set[asyncio.Task[None]] = set()  # on those that have come
         #: Setups that go before all else, by the address of the worker.
-        self._equipping: dict[str, set[asyncio.Task[None]]] = {}
+        self.equipping: dict[str, set[asyncio.Task[None]]] = {}
         self.answers: Answers = {UnregisterPlugin: self._unregister}
         self.events: Events = {RegisterPlugin: self._register}
 
@@ -57,18 +57,14 @@ class PluginRequests:
         for plugin in self._registries[kind].missing(there):
             task = self._watch(plugin, address, comm, self._set_up(plugin, comm, holds=True))
             if kind == "worker":
-                self._equipping.setdefault(address, set()).add(task)
+                self.equipping.setdefault(address, set()).add(task)
                 task.add_done_callback(functools.partial(self._equipped, address))
 
     def _equipped(self, address: str, task: asyncio.Task[None]) -> None:
-        self._equipping[address].discard(task)
-        if not self._equipping[address]:
-            del self._equipping[address]
+        self.equipping[address].discard(task)
+        if not self.equipping[address]:
+            del self.equipping[address]
             self._scheduler.members.progress.set()
-
-    def is_equipped(self, address: str) -> bool:
-        """Whether a worker has set up what it was to set up before all else, or could not."""
-        return address not in self._equipping
 
     def _set_up(self, plugin: Plugin, comm: Comm, holds: bool) -> asyncio.Future[Any]:
         def message(request: int) -> SetUpPlugin:
