@@ -186,8 +186,9 @@ class FileRanks(Ranks):
     def _remove_folder(self) -> None:
         for _ in range(_REMOVALS):
             shutil.rmtree(self._folder, ignore_errors=True)
-            if not self._folder.exists():  # else one that looks for us has just written its name
+            if not os.path.exists(self._folder):
                 return
+            # One that looks for us has just written its name into it.
 
     # -- Files ------------------------------------------------------------------------------------
 
